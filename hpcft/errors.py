@@ -1,0 +1,70 @@
+"""What hpcft says when something is wrong: what, where, the value, the valid choices, a hint.
+
+Every refusal that a person can cause is a ``Refusal`` made of ``Problem``s; the command line prints all of
+them at once and exits with code 2. A programming mistake stays an ordinary exception with its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+EXIT_REFUSED = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    what: the sentence, with the key in it, for example ``parallel.tp: 3 does not divide the 8 GPUs of a node``.
+    where: ``file:line`` or the command-line word it came from.
+    value: what was given, as the person wrote it.
+    choices: what would have been valid.
+    hint: the next thing to type.
+    """
+
+    what: str
+    where: str = ""
+    value: str = ""
+    choices: tuple[str, ...] = ()
+    hint: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        if self.value:
+            lines.append(f"  value: {printable(self.value)}")
+        if self.choices:
+            lines.append(f"  valid: {', '.join(self.choices)}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class Refusal(Exception):
+    """Input that cannot be used; carries every problem found, not only the first."""
+
+    exit_code = EXIT_REFUSED
+
+    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def refuse(
+    what: str, *, where: str = "", value: object = "", choices: Iterable[object] = (), hint: str = ""
+) -> Refusal:
+    """A refusal of one problem, ready to be raised."""
+    return Refusal(Problem(what, where, str(value), tuple(str(choice) for choice in choices), hint))
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to ``word``, or an empty string when none is near."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else ""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """``text`` on one line without control characters (a terminal escape in a name must not run), cut at ``limit``."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

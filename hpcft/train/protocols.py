@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from hpcft.plan.plan import Plan
+from hpcft.train.precision import LossScale
 from hpcft.train.world import World
+
+
+class Window(Protocol):
+    """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+    documents: Sequence[int]
+
+
+class Windows(Protocol):
+    """All windows of one split, memory-mapped."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Window: ...
+
+    def trained_tokens(self, index: int) -> int:
+        """Trained tokens of one window, without reading its tokens."""
 
 
 @dataclass
@@ -19,7 +40,10 @@ class Batch:
 
     tokens, positions: int64 [rows, length]. labels: int64 [rows, length], already shifted (labels[t] is the
     token after tokens[t]), -100 where nothing is trained. Positions restart at 0 with every packed document.
-    lengths: documents' lengths, row by row, for kernels that want cumulative sequence lengths.
+    lengths: documents' lengths, row by row, summing to the length of the row (padding is a document of its own),
+    for kernels that want cumulative sequence lengths. trained: int64 [n], the flat indices (row × length + column)
+    whose label is trained; n is known on the host, so counting never waits for the device.
+    windows: which windows of the run these are, for messages.
     """
 
     tokens: torch.Tensor
@@ -27,6 +51,8 @@ class Batch:
     labels: torch.Tensor
     lengths: list[list[int]]
     packed: bool
+    trained: torch.Tensor
+    windows: tuple[int, ...] = ()
 
 
 @dataclass
@@ -40,8 +66,14 @@ class Loss:
 class Objective(Protocol):
     """A module of ``objectives/``: what a micro batch costs and what it counts."""
 
+    def units(self, windows: Windows, index: int) -> int:
+        """How many units (trained tokens for sft) window ``index`` counts, without building it.
+
+        So every rank knows the divisor of the whole global batch before its first forward pass, without a message.
+        """
+
     def count(self, batch: Batch) -> int:
-        """How many units (trained tokens for sft) the loss of this micro batch is summed over."""
+        """The units of this micro batch: the sum of ``units`` over its windows."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The summed loss of this micro batch; the loop divides it by the count over the whole global batch."""
@@ -63,9 +95,15 @@ class Shard:
 
 
 class Sharded(Protocol):
-    """A model made trainable by a strategy; the loop knows nothing else of parallelism."""
+    """A model made trainable by a strategy; the loop knows nothing else of parallelism.
+
+    scale: the loss scale (1 except in float16); backward multiplies by it and the gradients come out divided.
+    updates: AdamW steps done, which its bias correction depends on; fewer than optimizer steps where some were skipped.
+    """
 
     model: nn.Module
+    scale: LossScale
+    updates: int
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate gradients of ``loss``, already divided by the global count (summed over ranks, never averaged).
@@ -88,8 +126,8 @@ class Sharded(Protocol):
     def shards(self) -> Iterator[Shard]:
         """This rank's part of masters and moments, every element of the global state on exactly one rank."""
 
-    def load(self, read: ReadShard) -> None:
-        """Fill masters and moments from the global form, whatever layout wrote it."""
+    def load(self, read: ReadShard, updates: int) -> None:
+        """Fill masters and moments from the global form, whatever layout wrote it, after ``updates`` AdamW steps."""
 
 
 class ReadShard(Protocol):

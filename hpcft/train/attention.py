@@ -1,0 +1,148 @@
+"""Which attention runs, and how it learns where documents end in a packed window.
+
+On a GPU torch's own ``varlen_attn`` is registered with transformers when it really runs there; everything else
+is transformers' sdpa, which builds a block mask from positions that restart. That detection is silently off with
+a cache or with any mask (documents then attend to each other), so neither is ever passed, and a check proves it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcft.errors import refuse
+from hpcft.train.protocols import Batch
+
+VARLEN = "hpcft_varlen"
+DOCUMENT = 16  # tokens of the check's documents
+
+
+def choose_attention(wanted: str, config: Any, dtype: torch.dtype, device: torch.device) -> str:
+    """The name transformers is given: ``wanted``, or for ``auto`` the fastest that runs here for this model."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda" or dtype is torch.float32 or not _varlen_fits(config):
+        return "sdpa"
+    return VARLEN if _varlen_runs(config, dtype, device) else "sdpa"
+
+
+def _varlen_fits(config: Any) -> bool:
+    """The kernel knows neither soft caps, nor sinks, nor dropout; a model with them keeps sdpa or its own choice."""
+    text = config.get_text_config()
+    capped = getattr(text, "attn_logit_softcapping", None)
+    return not capped and not getattr(text, "attention_dropout", 0.0) and text.model_type != "gpt_oss"
+
+
+def _varlen_runs(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """One small forward and backward pass, which is the only honest way to ask a kernel."""
+    try:
+        register_varlen()
+        text = config.get_text_config()
+        heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads)
+        width = getattr(text, "head_dim", None) or text.hidden_size // heads
+        query, key, value = (
+            torch.randn(1, n, 32, width, dtype=dtype, device=device, requires_grad=True) for n in (heads, groups, groups)
+        )
+        bounds = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
+        out, _ = varlen(nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=20)
+        out.float().sum().backward()
+        return bool(torch.isfinite(query.grad).all())
+    except (ImportError, RuntimeError, TypeError, NotImplementedError):
+        return False
+
+
+def register_varlen() -> None:
+    """Make VARLEN known to transformers. Without a mask function of that name the model passes no mask."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(VARLEN, varlen)
+
+
+def varlen(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **ignored: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside documents. query: [rows, heads, length, width]; returns [rows, length, heads, width].
+
+    cu_seq_lens_q: int32, where documents begin in the flattened rows; without it each row is one document.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, length, width = query.shape
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=query.device)
+        max_length_q = length
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"scale": scaling}
+    if "window_size" in known:
+        options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
+    else:
+        options["is_causal"] = True
+    if key.shape[1] != heads:
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        else:
+            key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
+    flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value)]
+    out = varlen_attn(*flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
+    return out.view(rows, length, heads, width), None
+
+
+def document_arguments(batch: Batch) -> dict[str, Any]:
+    """What kernels for packed rows want besides the positions; transformers' names. Empty for unpacked rows."""
+    if not batch.packed or batch.tokens.device.type == "cpu":
+        return {}
+    lengths = torch.tensor([0, *(n for row in batch.lengths for n in row)], dtype=torch.int32)
+    bounds = lengths.cumsum(0, dtype=torch.int32).to(batch.tokens.device, non_blocking=True)
+    longest = max(n for row in batch.lengths for n in row)
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, vocabulary: int, name: str) -> None:
+    """Prove on this very model that a packed document sees nothing of the one before it. Raises Refusal otherwise.
+
+    The second document is run alone, packed, and joined to the first; packed must be as alone, not as joined.
+    """
+    device = next(model.parameters()).device
+    numbers = torch.Generator().manual_seed(0)
+    first, second = torch.randint(0, vocabulary, (2, DOCUMENT), generator=numbers)
+    training = model.training
+    model.eval()
+    alone = _second_logits(model, [second], device)
+    packed = _second_logits(model, [first, second], device)
+    joined = _second_logits(model, [torch.cat([first, second])], device)
+    model.train(training)
+    leak, whole_leak = float((packed - alone).abs().max()), float((joined - alone).abs().max())
+    noise = float(alone.abs().max()) * (1e-5 if next(model.parameters()).dtype is torch.float32 else 3e-2)
+    if leak > noise and leak > 0.2 * whole_leak:
+        raise refuse(
+            f"model.attention: with {name} the documents of a packed window see each other in this model: "
+            f"logits differ by {leak:.2g} from those of the document alone",
+            value=name,
+            hint="set data.packing: false",
+        )
+
+
+def _second_logits(model: nn.Module, documents: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    batch = Batch(
+        tokens=torch.cat(documents)[None].to(device),
+        positions=torch.cat([torch.arange(len(d)) for d in documents])[None].to(device),
+        labels=torch.empty(0),
+        lengths=[[len(d) for d in documents]],
+        packed=True,
+        trained=torch.empty(0, dtype=torch.int64),
+    )
+    out = model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False, **document_arguments(batch))
+    return out.logits[0, -DOCUMENT:].float()

@@ -1,0 +1,118 @@
+"""Windows become batches: padded, shifted, with restarting positions, a few steps ahead of the device.
+
+Worker threads only make batches early; which batch comes when is fixed by ``order``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from hpcft.train.order import Share, shares
+from hpcft.train.protocols import Batch, Window, Windows
+
+IGNORED = -100  # what torch's cross entropy leaves out
+PAD = 0  # any valid token: nothing trained ever attends to it
+AHEAD = 2  # batches made ahead per worker
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One micro batch and its place: ``share.position`` within the step's windows seeds its dropout."""
+
+    share: Share
+    batch: Batch
+
+
+def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = ()) -> Batch:
+    """One row per window, padded to the longest, on the CPU.
+
+    packed: positions restart with every document, and the padding is a document of its own. Unpacked rows count on
+    through their padding: attention is causal, so nothing before it sees it, and the kernel needs no mask.
+    """
+    length = max(len(window.tokens) for window in windows)
+    tokens = np.full((len(windows), length), PAD, dtype=np.int64)
+    labels = np.full((len(windows), length), IGNORED, dtype=np.int64)
+    positions = np.tile(np.arange(length, dtype=np.int64), (len(windows), 1))
+    lengths = []
+    for row, window in enumerate(windows):
+        n = len(window.tokens)
+        tokens[row, :n] = window.tokens
+        labels[row, : n - 1] = _next_tokens(window)
+        lengths.append([*window.documents, *([length - n] if n < length else [])])
+        if packed:
+            positions[row] = np.concatenate([np.arange(d) for d in lengths[row]])
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        lengths=lengths,
+        packed=packed,
+        trained=torch.from_numpy(np.flatnonzero(labels != IGNORED)),
+        windows=ids,
+    )
+
+
+def _next_tokens(window: Window) -> np.ndarray:
+    """int64 [n - 1]: the token after each one where it is trained and of the same document."""
+    starts = np.cumsum(np.asarray(window.documents, dtype=np.int64))[:-1]
+    trained = np.array(window.trained, dtype=bool)
+    trained[starts] = False
+    following = np.asarray(window.tokens, dtype=np.int64)[1:]
+    return np.where(trained[1:], following, IGNORED)
+
+
+def untrained(batch: Batch) -> Batch:
+    """The same batch with nothing to train: it takes part in a forward pass and counts nothing."""
+    return replace(batch, labels=torch.full_like(batch.labels, IGNORED), trained=batch.trained[:0])
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``, copied without waiting where that is possible."""
+    if device.type == "cpu":
+        return batch
+    moved = {
+        name: getattr(batch, name).pin_memory().to(device, non_blocking=True)
+        for name in ("tokens", "positions", "labels", "trained")
+    }
+    return replace(batch, **moved)
+
+
+def share_batches(
+    windows: Windows, step: tuple[int, ...], per_forward: int, rank: int, ranks: int, packed: bool
+) -> Iterator[Callable[[], Micro]]:
+    """This reader's micro batches of a step, each still to be made."""
+    for share in shares(step, per_forward, rank, ranks):
+        yield partial(_make, windows, share, packed)
+
+
+def _make(windows: Windows, share: Share, packed: bool) -> Micro:
+    return Micro(share, collate([windows[i] for i in share.windows], packed, share.windows))
+
+
+T = TypeVar("T")
+
+
+def ahead(makers: Iterable[Callable[[], T]], workers: int) -> Iterator[T]:
+    """The results of ``makers`` in their order, made up to AHEAD × workers early by ``workers`` threads."""
+    if workers < 1:
+        yield from (make() for make in makers)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for make in makers:
+            waiting.append(pool.submit(make))
+            if len(waiting) > AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,163 @@
+"""The model, from its folder to the form a strategy takes: loaded, adapted, told to recompute.
+
+Read ``prepare_model`` top down: the order of the calls is the order of what happens to the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcft.errors import refuse
+from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
+from hpcft.train.attention import VARLEN, check_packing, choose_attention, register_varlen
+from hpcft.train.precision import DTYPES
+from hpcft.train.world import World
+
+
+def prepare_model(plan: Plan, world: World) -> nn.Module:
+    """A transformers model, or a peft model of one, on this rank's device, the same on every rank.
+
+    Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
+    the compute type. The strategy turns trainable weights into working copies of the compute type.
+    """
+    config = load_config(plan.model)
+    attention = _agreed_attention(plan, config, world)
+    model = load_model(plan, config, attention, world.device)
+    if plan.tuner.kind == "lora":
+        model = add_adapters(model, plan.tuner, plan.train.seed)
+    recompute(model, plan.train.recomputation)
+    model.train()
+    if plan.data.packing:
+        check_packing(model, config.get_text_config().vocab_size, attention)
+    check_same(model, world)
+    return model
+
+
+def load_config(plan: ModelPlan) -> Any:
+    """The model's configuration, with the cache off: with it on, packed documents see each other."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            local_folder(plan), revision=plan.revision, local_files_only=True, trust_remote_code=plan.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise refuse(
+            f"model.path: the model's configuration cannot be read: {str(error).splitlines()[0]}",
+            value=plan.path,
+            hint="ranks run offline; submit downloads a hub name first, a folder must hold config.json",
+        ) from error
+    config.use_cache = False
+    return config
+
+
+def local_folder(plan: ModelPlan) -> str:
+    """Where the files are: the folder itself, or the hub name, which the hub's cache resolves offline."""
+    if plan.source != "modelscope" or Path(plan.path).is_dir():
+        return plan.path
+    from modelscope import snapshot_download
+
+    return str(snapshot_download(plan.path, revision=plan.revision, local_files_only=True))
+
+
+def load_model(plan: Plan, config: Any, attention: str, device: torch.device) -> nn.Module:
+    """The base model on ``device``: float32 when it is trained whole, else in the compute type."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
+    if attention == VARLEN:
+        register_varlen()
+    trust = plan.model.trust_remote_code
+    if plan.model.from_scratch:
+        torch.manual_seed(plan.train.seed)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            local_folder(plan.model),
+            config=config,
+            revision=plan.model.revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=trust,
+        )
+    model.config.use_cache = False
+    return model.to(device)
+
+
+def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
+    """Freeze the model and add LoRA as peft makes it; adapters are float32 and the same for the same seed."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = "all-linear" if tuner.target_modules == ("all-linear",) else list(tuner.target_modules)
+    initial = {"true": True, "false": False}.get(tuner.init_lora_weights, tuner.init_lora_weights)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuner.rank,
+        lora_alpha=tuner.alpha,
+        lora_dropout=tuner.dropout,
+        target_modules=targets,
+        modules_to_save=list(tuner.modules_to_save) or None,
+        bias=tuner.bias,
+        use_rslora=tuner.use_rslora,
+        use_dora=tuner.use_dora,
+        init_lora_weights=initial,
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise refuse(f"tuner: peft refuses these settings: {error}", hint="see tuner.target_modules") from error
+
+
+def recompute(model: nn.Module, policy: str) -> None:
+    """none: keep all activations; full: every decoder layer again in the backward pass; selective: every other one."""
+    if policy == "none":
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if policy == "selective":
+        layers = [m for m in model.modules() if isinstance(getattr(m, "gradient_checkpointing", None), bool)]
+        leaves = [m for m in layers if not any(n is not m and n in layers for n in m.modules())]
+        for layer in leaves[1::2]:
+            layer.gradient_checkpointing = False
+
+
+def check_same(model: nn.Module, world: World) -> None:
+    """Every rank must start from the same weights. Raises Refusal naming the ranks that differ from rank 0."""
+    if world.size == 1:
+        return
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().double()
+        digest.update(f"{name} {values.sum().item()!r} {values.square().sum().item()!r}\n".encode())
+    digests = world.gather_text(digest.hexdigest())
+    if strangers := [rank for rank, other in enumerate(digests) if other != digests[0]]:
+        raise refuse(
+            f"ranks {', '.join(map(str, strangers))} loaded other weights than rank 0",
+            hint="is the model's folder the same on every node, and is the software?",
+        )
+
+
+def _agreed_attention(plan: Plan, config: Any, world: World) -> str:
+    """What rank 0 found to run, said once in its log."""
+    chosen = choose_attention(plan.model.attention, config, DTYPES[plan.model.dtype], world.device)
+    chosen = world.broadcast_text(chosen)
+    if world.first:
+        print(f"attention: {chosen}" + ("" if plan.model.attention == chosen else f" (asked for: {plan.model.attention})"),
+              file=sys.stderr)
+    return chosen
+
+
+def go_offline() -> None:
+    """Ranks never ask a hub: what is not in the cache was not submitted."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"

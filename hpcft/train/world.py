@@ -1,0 +1,142 @@
+"""The process group: who this rank is, which device it drives, and the few messages ranks exchange.
+
+Two groups exist. The default one (NCCL on GPUs) carries tensors of the model. ``control`` is always gloo: what
+ranks agree on (stop, save, losses) never queues behind a kernel, and a dead peer is noticed at once.
+Nothing is pickled: control messages are numbers, or text as bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hpcft.errors import refuse
+from hpcft.plan.layout import Layout, Place
+from hpcft.plan.place import place_from_environment
+from hpcft.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among all. data_rank, data_size: which reader of data it is, of how many.
+
+    control is None in a world of one, where every exchange answers at once.
+    """
+
+    place: Place
+    layout: Layout
+    device: torch.device
+    data_rank: int
+    data_size: int
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.layout.world_size
+
+    @property
+    def first(self) -> bool:
+        """Is this the rank that writes what is written once?"""
+        return self.rank == 0
+
+    def exchange(self, row: Sequence[float]) -> list[list[float]]:
+        """Every rank's row of numbers, by rank: exact float64, the same on all ranks."""
+        if self.control is None:
+            return [list(row)]
+        mine = torch.tensor(row, dtype=torch.float64)
+        rows = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(rows, mine, group=self.control)
+        return [r.tolist() for r in rows]
+
+    def sum(self, row: Sequence[float]) -> list[float]:
+        """Column sums over ranks, added in the order of ranks."""
+        return [sum(column) for column in zip(*self.exchange(row), strict=True)]
+
+    def max(self, row: Sequence[float]) -> list[float]:
+        """Column maxima over ranks."""
+        return [max(column) for column in zip(*self.exchange(row), strict=True)]
+
+    def gather_text(self, text: str) -> list[str]:
+        """Every rank's text, by rank, on all ranks."""
+        if self.control is None:
+            return [text]
+        mine = _bytes(text)
+        lengths = [int(row[0]) for row in self.exchange([mine.numel()])]
+        padded = torch.zeros(max(max(lengths), 1), dtype=torch.uint8)
+        padded[: mine.numel()] = mine
+        texts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(texts, padded, group=self.control)
+        return [t[:n].numpy().tobytes().decode() for t, n in zip(texts, lengths, strict=True)]
+
+    def broadcast_text(self, text: str) -> str:
+        """Rank 0's text on all ranks; what the others pass is not looked at."""
+        if self.control is None:
+            return text
+        content = _bytes(text if self.first else "")
+        length = torch.tensor([content.numel()])
+        dist.broadcast(length, 0, group=self.control)
+        content = content if self.first else torch.empty(int(length), dtype=torch.uint8)
+        if length:
+            dist.broadcast(content, 0, group=self.control)
+        return content.numpy().tobytes().decode()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.exchange([0.0])
+
+
+def join(plan: Plan, environ: Mapping[str, str] | None = None) -> World:
+    """Find this process's place and meet the others. Raises Refusal where the allocation differs from the plan."""
+    place = place_from_environment(os.environ if environ is None else environ, plan.layout)
+    device = _device(plan, place)
+    return World(
+        place=place,
+        layout=plan.layout,
+        device=device,
+        data_rank=plan.layout.data_coordinate(place.rank),
+        data_size=plan.layout.data_parallel,
+        control=_meet(plan, place, device) if plan.layout.world_size > 1 else None,
+    )
+
+
+def _meet(plan: Plan, place: Place, device: torch.device) -> dist.ProcessGroup:
+    timeout = timedelta(seconds=plan.train.collective_timeout)
+    dist.init_process_group(
+        plan.resources.backend,
+        rank=place.rank,
+        world_size=plan.layout.world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    assert control is not None
+    return control
+
+
+def _device(plan: Plan, place: Place) -> torch.device:
+    """One GPU per rank: the only one this process sees, or the one with its number on the node."""
+    if plan.resources.accelerator == "cpu":
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    if seen != 1 and seen <= place.local_rank:
+        raise refuse(
+            f"rank {place.rank} is number {place.local_rank} on its node, but this process sees {seen} GPUs",
+            value=os.environ.get("CUDA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES is not set"),
+            hint="compare the GPUs asked for with the ranks per node: hpcft plan",
+        )
+    device = torch.device("cuda", 0 if seen == 1 else place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

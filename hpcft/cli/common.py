@@ -1,0 +1,90 @@
+"""What several verbs share: the words of a run, and the Plan that comes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from hpcft.config.cluster import ClusterProfile
+    from hpcft.config.load import Loaded
+    from hpcft.plan.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A run is described by a YAML file and any of its keys; click passes on what is no option of the verb itself.
+RUN_WORDS: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+RUN_EPILOG = "RUN is a YAML file and any key of it: --learning_rate 1e-4, train.learning_rate=1e-4, --dataset a b."
+
+
+def run_words(function: F) -> F:
+    """The argument that takes a YAML file and overrides."""
+    return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[RUN.yaml] [--key value]…")(function)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run from its words to its Plan."""
+
+    loaded: Loaded
+    cluster: ClusterProfile
+    cluster_file: str
+    plan: Plan
+
+    @property
+    def chosen(self) -> Mapping[str, tuple[str, str]]:
+        """Leaf → (value, origin) of everything that is not a default."""
+        from hpcft.config.load import leaf_sections
+
+        values = {}
+        for leaf, origin in self.loaded.origins.items():
+            section = leaf_sections()[leaf]
+            if origin != "default":
+                value = getattr(getattr(self.loaded.run, section) if section else self.loaded.run, leaf)
+                values[leaf] = (" ".join(map(str, value)) if isinstance(value, tuple) else str(value), origin)
+        return values
+
+
+def plan_run(words: Sequence[str]) -> Planned:
+    """Read the run and its cluster, decide; notes about words that have no effect go to stderr. Raises Refusal."""
+    from hpcft.config.load import load_cluster, load_run
+    from hpcft.plan.make import make_plan
+
+    loaded = load_run(words)
+    if loaded.run.name is None and loaded.file is not None and loaded.file.stem not in ("run", "hpcft"):
+        loaded = _named_by_file(loaded)
+    for note in loaded.notes:
+        click.echo(f"note: {note}", err=True)
+    cluster, shown = load_cluster(loaded.run.cluster, loaded.file)
+    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins))
+
+
+def _named_by_file(loaded: Loaded) -> Loaded:
+    import dataclasses
+    import re
+
+    assert loaded.file is not None
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.file.stem).strip("-._")[:64]
+    return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
+
+
+def store_folder(plan: Plan) -> Path:
+    """Where prepared data of ``plan`` lies, seen from this machine."""
+    return Path(os.path.expandvars(expand_default(plan.folders.store)))
+
+
+def run_folder(plan: Plan) -> Path:
+    """The folder of the run, seen from the submit directory."""
+    return Path(os.path.expandvars(expand_default(plan.folders.runs))) / plan.name
+
+
+def expand_default(text: str) -> str:
+    """``${NAME:-default}`` as the shell reads it; os.path.expandvars knows only ``${NAME}``."""
+    import re
+
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], text)

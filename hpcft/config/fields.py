@@ -1,0 +1,56 @@
+"""Small value types that both the run and the cluster profile use: safe names, durations, on-off words."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints
+
+# A name reaches file names, job names and `#SBATCH` lines: a newline there would run as code.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:,+@=-]{0,127}$"  # partitions, accounts, constraints
+SBATCH_OPTION = r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9._:,+@/%=-]+)?$"
+ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
+
+_DURATION = re.compile(r"^(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?$")
+
+
+def minutes(value: Any) -> Any:
+    """Slurm's time words in minutes: 90, "90", "1:30:00", "2-00:00:00", "2-12", "1h30m"; seconds are rounded up.
+
+    A value in no such form is returned as it is, for the model to refuse.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if units := re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text.lower()):
+            days, hours, mins = (int(part or 0) for part in units.groups())
+            if text:
+                return days * 1440 + hours * 60 + mins
+        if match := _DURATION.match(text):
+            return _slurm_minutes(match)
+    return value
+
+
+def _slurm_minutes(match: re.Match[str]) -> int:
+    """Slurm reads m, m:s, h:m:s, and after days d-h, d-h:m, d-h:m:s."""
+    parts = [int(part) for part in match.group("first", "second", "third") if part is not None]
+    if match["days"] is not None:
+        hours, mins, seconds = (*parts, 0, 0)[:3]
+        return int(match["days"]) * 1440 + hours * 60 + mins + (seconds > 0)
+    if len(parts) == 3:
+        return parts[0] * 60 + parts[1] + (parts[2] > 0)
+    return parts[0] + (len(parts) == 2 and parts[1] > 0)
+
+
+def clock(total: int) -> str:
+    """Minutes as Slurm writes them: 90 → 01:30:00, 2880 → 2-00:00:00."""
+    days, rest = divmod(total, 1440)
+    return (f"{days}-" if days else "") + f"{rest // 60:02d}:{rest % 60:02d}:00"
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
+Line = Annotated[str, StringConstraints(pattern=ONE_LINE)]
+Minutes = Annotated[int, BeforeValidator(minutes), Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

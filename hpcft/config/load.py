@@ -1,0 +1,295 @@
+"""From files and words to a run or a cluster profile: every problem at once, each value with its origin."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, rename
+from hpcft.config.cluster import ClusterProfile
+from hpcft.config.overrides import read_words
+from hpcft.config.run import RunConfig, Section
+from hpcft.config.source import COMMAND_LINE, Given, flatten, line_of, plain, read_yaml
+from hpcft.errors import Problem, Refusal, near, printable, refuse
+from hpcft.resources import templates
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run as configured. origins: leaf → where its value is from; notes: words set aside, each with its reason."""
+
+    run: RunConfig
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+    file: Path | None
+
+
+def sections() -> dict[str, tuple[str, ...]]:
+    """Section name → its leaves in order; the words on top of a run file stand under the empty name."""
+    table = {
+        name: tuple(field.annotation.model_fields)
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    return {"": tuple(name for name in RunConfig.model_fields if name not in table), **table}
+
+
+@functools.cache
+def leaf_sections() -> dict[str, str]:
+    """Leaf name → its section ("" on top)."""
+    return {leaf: section for section, leaves in sections().items() for leaf in leaves}
+
+
+@functools.cache
+def list_names() -> frozenset[str]:
+    """Every spelling of a leaf that takes several values."""
+    models = [RunConfig, *(RunConfig.model_fields[s].annotation for s in sections() if s)]
+    lists = {
+        leaf
+        for model in models
+        for leaf, field in typing.cast(type[BaseModel], model).model_fields.items()
+        if typing.get_origin(field.annotation) is tuple
+    }
+    return frozenset(lists | {alias for alias, leaf in ALIASES.items() if leaf in lists})
+
+
+def load_run(words: Sequence[str]) -> Loaded:
+    """The run that a command line describes: an optional YAML file and overrides in any spelling.
+
+    Raises Refusal with every problem found.
+    """
+    problems: list[Problem] = []
+    said = read_words(words, list_names(), problems)
+    if len(said.files) > 1:
+        problems.append(
+            Problem(
+                "more than one run file",
+                COMMAND_LINE,
+                " ".join(said.files),
+                hint="give one YAML file; it may say `extends: other.yaml`",
+            )
+        )
+    file = Path(said.files[0]) if said.files else None
+    layers = _file_layers(file, problems) if file else []
+    layers.append(dict(said.leaves))
+    leaves, notes = _merge(layers, problems)
+    run = _validate(RunConfig, _nest(leaves), {_path(leaf): given for leaf, given in leaves.items()}, problems)
+    if problems or run is None:
+        raise Refusal(problems)
+    run = _mark_local(run)
+    origins = {leaf: leaves[leaf].origin if leaf in leaves else "default" for leaf in leaf_sections()}
+    return Loaded(run, origins, tuple(notes), file)
+
+
+def _mark_local(run: RunConfig) -> RunConfig:
+    """``models/tiny`` reads like a hub name; where such a folder or file exists it becomes ``./models/tiny``."""
+
+    def local(name: str) -> str:
+        path = name.partition("#")[0]
+        return f"./{name}" if path[:1].isalnum() and Path(path).exists() else name
+
+    data = run.data.model_copy(
+        update={key: tuple(map(local, getattr(run.data, key))) for key in ("dataset", "val_dataset")}
+    )
+    return run.model_copy(
+        update={"model": run.model.model_copy(update={"model": local(run.model.model)}), "data": data}
+    )
+
+
+def load_cluster(name: str | None, beside: Path | None = None) -> tuple[ClusterProfile, str]:
+    """The cluster profile called ``name`` (a file, or a name), and where it was found.
+
+    None: ``cluster.yaml`` in the current folder or beside the run file, else ``local``: this machine without Slurm.
+    A name is looked up as ``clusters/<name>.yaml`` in the current folder, then among the profiles hpcft brings.
+    """
+    path = _find_cluster(name, beside)
+    tree, shown = read_yaml(path)
+    problems: list[Problem] = []
+    places: dict[tuple[str, ...], Given] = {
+        (str(key),): Given(value, line_of(tree, key, shown), str(key)) for key, value in tree.items()
+    }
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            places |= {(str(key), str(k)): Given(v, line_of(value, k, shown), f"{key}.{k}") for k, v in value.items()}
+    profile = _validate(ClusterProfile, plain(tree, shown), places, problems)
+    if profile is None:
+        raise Refusal(problems)
+    if profile.partition and profile.partitions and profile.partition not in profile.partitions:
+        raise refuse(
+            f"partition: {profile.partition} is not among the profile's partitions",
+            where=places[("partition",)].origin, choices=sorted(profile.partitions),
+        )  # fmt: skip
+    return profile, shown
+
+
+def cluster_names() -> list[str]:
+    """Names that load_cluster finds without a path."""
+    folders = (Path("clusters"), templates() / "clusters")
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def _find_cluster(name: str | None, beside: Path | None) -> Path:
+    if name is None:
+        own = [Path("cluster.yaml"), *([beside.parent / "cluster.yaml"] if beside else [])]
+        return next((path for path in own if path.is_file()), templates() / "clusters" / "local.yaml")
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    for folder in (Path("clusters"), *([beside.parent / "clusters"] if beside else []), templates() / "clusters"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    guess = near(name, cluster_names())
+    raise refuse(
+        "cluster: no such profile", value=name, choices=cluster_names(),
+        hint=f"did you mean {guess}?" if guess else "write one with: hpcft init --cluster",
+    )  # fmt: skip
+
+
+def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = ()) -> list[dict[str, Given]]:
+    """The file's leaves after those it extends, nearest last."""
+    tree, shown = read_yaml(file)
+    leaves = flatten(tree, shown, [name for name in sections() if name], problems)
+    extends = leaves.pop("extends", None)
+    layers: list[dict[str, Given]] = []
+    for base in _as_list(extends.value) if extends else []:
+        path = file.parent / str(base)
+        if path.resolve() in (*seen, file.resolve()):
+            raise refuse("extends: goes in a circle", where=extends.origin if extends else shown, value=str(base))
+        if not path.is_file():
+            problems.append(Problem("extends: no such file", extends.origin if extends else shown, str(base)))
+            continue
+        layers += _file_layers(path, problems, (*seen, file.resolve()))
+    return [*layers, leaves]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> tuple[dict[str, Given], list[str]]:
+    """Later layers win; names become ours; what is refused or unknown becomes a problem, what is set aside a note."""
+    merged: dict[str, Given] = {}
+    notes: list[str] = []
+    for layer in layers:
+        own: dict[str, Given] = {}
+        for word, given in layer.items():
+            leaf, value = rename(str(word), given.value)
+            if leaf in SET_ASIDE:
+                notes.append(f"{given.word} has no effect here: {SET_ASIDE[leaf]}")
+            elif leaf in REFUSED:
+                problems.append(
+                    Problem(f"{given.word}: not in this release", given.origin, str(given.value), hint=REFUSED[leaf])
+                )
+            elif leaf not in leaf_sections():
+                problems.append(_unknown(given, leaf))
+            elif leaf in own:
+                problems.append(
+                    Problem(
+                        f"{given.word}: says the same as {own[leaf].word} at {own[leaf].origin}",
+                        given.origin,
+                        hint="remove one of them",
+                    )
+                )
+            else:
+                own[leaf] = Given(value, given.origin, given.word)
+        merged |= own
+    return merged, notes
+
+
+def _unknown(given: Given, leaf: str) -> Problem:
+    guess = near(leaf, [*leaf_sections(), *ALIASES])
+    own = ALIASES.get(guess, guess)
+    section = leaf_sections().get(own, "")
+    hint = f"did you mean {guess}?" if guess else "every key is listed by: hpcft init --list"
+    if guess and (section or own != guess):
+        hint += f" (here: {section + '.' if section else ''}{own})"
+    return Problem(f"{given.word}: no such key", given.origin, printable(str(given.value)), hint=hint)
+
+
+def _path(leaf: str) -> tuple[str, ...]:
+    section = leaf_sections()[leaf]
+    return (section, leaf) if section else (leaf,)
+
+
+def _nest(leaves: Mapping[str, Given]) -> dict[str, Any]:
+    """Flat leaves as the nested form of RunConfig; a single value for a list becomes a list of one."""
+    nested: dict[str, Any] = {}
+    for leaf, given in leaves.items():
+        value = given.value
+        if leaf in list_names() and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            value = [value]
+        *sections_above, last = _path(leaf)
+        holder = nested.setdefault(sections_above[0], {}) if sections_above else nested
+        if value is None and not _optional(leaf):
+            continue  # `key:` with nothing behind it is "as if not said"
+        holder[last] = value
+    return nested
+
+
+def _optional(leaf: str) -> bool:
+    section = leaf_sections()[leaf]
+    model = RunConfig.model_fields[section].annotation if section else RunConfig
+    return type(None) in typing.get_args(typing.cast(type[BaseModel], model).model_fields[leaf].annotation)
+
+
+M = typing.TypeVar("M", bound=BaseModel)
+
+
+def _validate(model: type[M], data: Any, places: Mapping[tuple[str, ...], Given], problems: list[Problem]) -> M | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        seen: set[tuple[str, ...]] = set()
+        for detail in error.errors():  # a union complains once per member: the first one is enough
+            if (key := tuple(map(str, detail["loc"][:2]))) not in seen:
+                seen.add(key)
+                problems.append(_problem(model, detail, places))
+        return None
+
+
+def _problem(model: type[BaseModel], detail: Any, places: Mapping[tuple[str, ...], Given]) -> Problem:
+    """pydantic's complaint in our words, with the line it is about."""
+    path = tuple(str(part) for part in detail["loc"] if not isinstance(part, int))
+    known = next((path[:n] for n in (2, 1) if path[:n] in places), None)
+    given = places[known] if known else None
+    where, word = (given.origin, given.word) if given else ("", ".".join(path[:2]))
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "missing":
+            dataset = "dataset: [train.jsonl]"
+            examples = {"model": "model: Qwen/Qwen2.5-0.5B-Instruct", "dataset": dataset, "data": dataset}
+            return Problem(f"{'.'.join(path)}: missing", where, hint=f"add {examples.get(path[-1], path[-1] + ': …')}")
+        case "extra_forbidden":
+            guess = near(path[-1], model.model_fields)
+            return Problem(f"{word}: no such key", where, hint=f"did you mean {guess}?" if guess else "")
+        case "literal_error":
+            choices = tuple(part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(","))
+            guess = near(str(detail["input"]), choices)
+            return Problem(
+                f"{word}: no such value",
+                where,
+                str(detail["input"]),
+                choices,
+                f"did you mean {guess}?" if guess else "",
+            )
+        case "string_pattern_mismatch":
+            return Problem(
+                f"{word}: has characters that may not stand here",
+                where,
+                repr(detail["input"]),
+                hint=_pattern_hint(context["pattern"]),
+            )
+    return Problem(f"{word}: {detail['msg'][:1].lower()}{detail['msg'][1:]}", where, printable(str(detail["input"])))
+
+
+def _pattern_hint(pattern: str) -> str:
+    if "x1f" in pattern:
+        return "one line without control characters"
+    if pattern.startswith("^--"):
+        return "an sbatch option such as --mail-type=END"
+    return "letters, digits and . _ - only, no spaces, no newline"

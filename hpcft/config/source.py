@@ -1,0 +1,102 @@
+"""YAML with line numbers: what was said, and where.
+
+Every leaf keeps its origin (``run.yaml:14``, ``command line``), so that each later complaint can point at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcft.errors import Problem, Refusal, printable, refuse
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Given:
+    """One value that somebody gave. origin: ``file:line`` or ``command line``; word: the key as they spelt it."""
+
+    value: Any
+    origin: str
+    word: str
+
+
+def read_yaml(path: Path) -> tuple[Any, str]:
+    """The file's value with line numbers, and the name to quote it by. Raises Refusal with file:line."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    shown = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise refuse(f"cannot be read: {error.strerror}", where=shown, hint="give the path of a YAML file") from error
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise refuse("not UTF-8 text", where=f"{shown}:{line}", hint="save the file as UTF-8") from error
+    try:
+        tree = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise refuse(
+            f"not valid YAML: {error.problem or error.context}",
+            where=f"{shown}:{mark.line + 1}" if mark else shown,
+            hint="a key may stand once in its section" if "duplicate" in str(error.problem) else "",
+        ) from error
+    except (YAMLError, ValueError) as error:
+        raise refuse(f"not valid YAML: {printable(str(error))}", where=shown) from error
+    if not isinstance(tree, Mapping):
+        raise refuse("holds no keys", where=shown, hint="hpcft init writes a starter with every key explained")
+    return tree, shown
+
+
+def line_of(tree: Any, key: Any, shown: str) -> str:
+    """``file:line`` of ``key`` in a mapping that read_yaml gave."""
+    positions = getattr(getattr(tree, "lc", None), "data", None) or {}
+    return f"{shown}:{positions[key][0] + 1}" if key in positions else shown
+
+
+def plain(value: Any, where: str) -> Any:
+    """YAML's value as plain Python. Raises Refusal at a YAML tag, which could stand for any object."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, where) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise refuse("YAML tags and dates are not read here", where=where, value=value, hint="put the value in quotes")
+
+
+def flatten(tree: Any, shown: str, sections: Collection[str], problems: list[Problem]) -> dict[str, Given]:
+    """Leaves of a run file by their own spelling. A leaf may stand in its section or on top.
+
+    A scalar under a section's name is the leaf of that name (``model: Qwen/…``).
+    """
+    leaves: dict[str, Given] = {}
+
+    def add(holder: Any, key: str, value: Any, word: str) -> None:
+        where = line_of(holder, key, shown)
+        if key in leaves:
+            problems.append(
+                Problem(f"{word}: given twice, also at {leaves[key].origin}", where, hint="remove one of them")
+            )
+            return
+        try:
+            leaves[key] = Given(plain(value, where), where, word)
+        except Refusal as refusal:
+            problems.extend(refusal.problems)
+
+    for key, value in tree.items():
+        name = str(key)
+        if name in sections and (value is None or isinstance(value, Mapping)):
+            for inner, item in (value or {}).items():
+                add(value, inner, item, f"{name}.{inner}")
+        else:
+            add(tree, name, value, name)
+    return leaves

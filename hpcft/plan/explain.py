@@ -1,0 +1,165 @@
+"""The Plan in words, each derived number with its arithmetic: what ``hpcft plan`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+
+from hpcft.config.fields import clock
+from hpcft.plan.estimate import USUAL_UTILISATION, model_config, parameters, seconds_per_step
+from hpcft.plan.plan import Plan, Source
+from hpcft.plan.prepared import PreparedFacts, steps_per_epoch, total_steps
+
+LABEL = 12  # columns of the left margin
+
+
+def explain(plan: Plan, facts: PreparedFacts | None, chosen: Mapping[str, tuple[str, str]]) -> str:
+    """The page. facts: counts of the prepared data, None before it is prepared; chosen: leaf → (value, origin)."""
+    sections = [
+        [("run", f"{plan.name}   (plan {plan.fingerprint}, hpcft {plan.hpcft})"), *_model(plan)],
+        [*_layout(plan), *_batch(plan), *_data(plan, facts), *_steps(plan, facts)],
+        [*_cluster(plan), *_paths(plan)],
+        [("environment", _table((v.name, v.value, v.reason) for v in plan.environment))],
+    ]
+    if chosen:
+        sections.append([("you said", _table((leaf, value, origin) for leaf, (value, origin) in chosen.items()))])
+    return "\n\n".join("\n".join(_line(label, text) for label, text in section) for section in sections) + "\n"
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<{LABEL}}" + text.replace("\n", "\n" + " " * LABEL)
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    table = list(rows)
+    first = max((len(row[0]) for row in table), default=0)
+    second = min(32, max((len(row[1]) for row in table), default=0))
+    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c}" for a, b, c in table)
+
+
+def _model(plan: Plan) -> list[tuple[str, str]]:
+    model, tuner = plan.model, plan.tuner
+    revision = f" at {model.revision}" if model.revision else ""
+    start = "random weights" if model.from_scratch else f"from {model.source}{revision}"
+    trained = "every weight is trained"
+    if tuner.kind == "lora":
+        trained = (
+            f"LoRA of rank {tuner.rank} on {', '.join(tuner.target_modules)}, scaled by "
+            + (f"{tuner.alpha:g} / √{tuner.rank}" if tuner.use_rslora else f"{tuner.alpha:g} / {tuner.rank}")
+            + f", dropout {tuner.dropout:g}"
+        )
+    precision = f"{model.dtype} compute, float32 masters and moments; recomputation {plan.train.recomputation}"
+    return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision)]
+
+
+def _layout(plan: Plan) -> list[tuple[str, str]]:
+    layout = plan.layout
+    unit = "ranks on CPUs" if plan.resources.accelerator == "cpu" else "GPUs"
+    axes = " × ".join(f"{axis.name} {axis.degree}" for axis in layout.axes)
+    nodes = f"{layout.nodes} node{'s' if layout.nodes > 1 else ''}"
+    return [
+        (
+            "layout",
+            f"{nodes} × {layout.ranks_per_node} {unit} = {layout.world_size} ranks; {plan.train.strategy}: {axes}",
+        )
+    ]
+
+
+def _batch(plan: Plan) -> list[tuple[str, str]]:
+    batch, length = plan.batch, plan.data.max_length
+    return [
+        (
+            "batch",
+            f"{batch.micro_windows} windows × {batch.accumulation} accumulation × {plan.layout.data_parallel} ranks "
+            f"= {batch.global_windows} windows\n"
+            f"× {length:,} tokens ≤ {batch.global_windows * length:,} tokens an optimizer step",
+        )
+    ]
+
+
+def _source(source: Source) -> str:
+    rows = f", {source.rows} rows" if source.rows else ""
+    weight = f", weight {source.weight:g}" if source.weight is not None else ""
+    origin = (
+        "" if source.source == "local" else f" ({source.source}{' at ' + source.revision if source.revision else ''})"
+    )
+    return f"{source.path}{origin}{rows}{weight}"
+
+
+def _data(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
+    data = plan.data
+    kind = "packed" if data.packing else "one record each"
+    how = f"windows of ≤ {data.max_length:,} tokens, {kind}; longer records: {data.truncation}"
+    lines = [*(_source(source) for source in data.train), how]
+    if data.validation:
+        lines.append("validation: " + "; ".join(_source(source) for source in data.validation))
+    elif data.validation_ratio:
+        lines.append(f"validation: {data.validation_ratio:.1%} of the rows")
+    if facts:
+        share = facts.trained_tokens / max(1, facts.tokens)
+        lines.append(f"prepared: {facts.windows:,} windows, {facts.tokens:,} tokens of which {share:.0%} are trained")
+    else:
+        lines.append("not prepared yet; submit does it first, or: hpcft prepare")
+    return [("data", "\n".join(lines))]
+
+
+def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
+    optim = plan.optim
+    lines = []
+    steps = None
+    if facts:
+        steps, epoch = total_steps(plan, facts.windows), steps_per_epoch(plan, facts.windows)
+        division = f"⌈{facts.windows:,} windows / {plan.batch.global_windows}⌉ = {epoch:,} steps an epoch"
+        lines.append(
+            division
+            if optim.max_steps > 0
+            else f"{division} × {optim.num_train_epochs:g} epochs = {steps:,} optimizer steps"
+        )
+    if optim.max_steps > 0:
+        lines.append(f"max_steps: {optim.max_steps:,} optimizer steps")
+    elif not facts:
+        lines.append(f"{optim.num_train_epochs:g} epochs; the count of steps is known once the data is prepared")
+    warm = f"{optim.warmup_steps} steps" if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
+    if steps and not optim.warmup_steps:
+        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {-(-optim.warmup_ratio * steps // 1):.0f} steps"
+    lines.append(f"learning rate {optim.learning_rate:g}, {optim.schedule}, warm-up {warm}")
+    return [("steps", "\n".join(lines)), *_time(plan, steps)]
+
+
+def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:
+    resources = plan.resources
+    lines = [
+        f"limit {clock(resources.time_minutes)}; ranks are warned {resources.signal_lead} s before it, save and requeue"
+    ]
+    config = model_config(plan)
+    weights = parameters(config) if config else None
+    if weights and (seconds := seconds_per_step(plan, weights)):
+        size = f"{weights / 1e9:.2f} B weights"
+        text = f"about {seconds:.2g} s an optimizer step at {USUAL_UTILISATION:.0%} of the peak ({size})"
+        lines.append(f"{text}; {steps * seconds / 3600:.2g} h for {steps:,} steps" if steps else text)
+    return [("time", "\n".join(lines))]
+
+
+def _cluster(plan: Plan) -> list[tuple[str, str]]:
+    r = plan.resources
+    asked = [f"partition {r.partition}" if r.partition else "", f"account {r.account}" if r.account else ""]
+    asked += [
+        f"{r.gpus_per_node} GPUs a node ({r.gpu_request})" if r.gpus_per_node else "",
+        f"{r.cpus_per_task} cores a rank",
+    ]
+    asked += [f"memory {r.memory} a node" if r.memory and r.memory != "0" else "", "whole nodes" if r.exclusive else ""]
+    preempted = {
+        "requeue": "when preempted: saved, requeued, resumed",
+        "cancel": "when preempted: this partition cancels; the run requeues itself if the site lets it",
+        "none": "this partition does not preempt",
+    }[r.preemption]
+    return [("cluster", f"{r.cluster}: " + ", ".join(part for part in asked if part) + f"\n{preempted}")]
+
+
+def _paths(plan: Plan) -> list[tuple[str, str]]:
+    run = PurePosixPath(plan.folders.runs) / plan.name
+    save = f"every {plan.checkpoint.save_steps} steps" if plan.checkpoint.save_steps else "at the end and when stopped"
+    return [
+        ("paths", f"run {run}, prepared data {plan.folders.store}"),
+        ("checkpoints", f"{save}; the newest {plan.checkpoint.keep} that verify are kept, and the best"),
+    ]

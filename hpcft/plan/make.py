@@ -1,0 +1,331 @@
+"""``make_plan``: the only place that decides. A run and a cluster in, a Plan out; it reads nothing else.
+
+Neither Slurm, nor the environment, nor the home directory is looked at, so that the same two files give the same
+Plan on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from hpcft import __version__
+from hpcft.catalog import LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
+from hpcft.config.cluster import ClusterProfile
+from hpcft.config.fields import clock
+from hpcft.config.run import Data, Model, RunConfig, Train
+from hpcft.errors import Problem, Refusal, near, refuse
+from hpcft.plan.batch import plan_batch
+from hpcft.plan.fabric import environment
+from hpcft.plan.layout import Axis, Layout
+from hpcft.plan.plan import (
+    SCHEMA,
+    Budgets,
+    CheckpointPlan,
+    DataPlan,
+    Folders,
+    ModelPlan,
+    OptimPlan,
+    Plan,
+    Resources,
+    Source,
+    TrainPlan,
+    TunerPlan,
+)
+
+
+def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str] | None = None) -> Plan:
+    """Decide everything. origins: leaf → ``file:line``, used in complaints only.
+
+    Raises Refusal where the run and the cluster do not fit together, with every problem found.
+    """
+    where = dict(origins or {})
+    problems = [*_check_words(run, where), *_check_resources(run, cluster, where)]
+    if problems:
+        raise Refusal(problems)
+    layout = _layout(run, cluster, where)
+    train = run.train
+    micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
+    return Plan(
+        schema=SCHEMA,
+        hpcft=__version__,
+        name=run_name(run),
+        model=_model(run.model, cluster),
+        tuner=_tuner(run),
+        data=_data(run, OBJECTIVES[run.task].rows),
+        batch=plan_batch(
+            data_parallel=layout.data_parallel,
+            max_length=run.data.max_length,
+            global_windows=train.global_batch_size,
+            micro=micro,
+            accumulation=train.gradient_accumulation_steps,
+            eval_windows=train.per_device_eval_batch_size,
+            where=where.get("global_batch_size", ""),
+        ),
+        optim=_optim(train, run.tuner.tuner_type),
+        train=_train(run),
+        checkpoint=_checkpoint(run, where),
+        layout=layout,
+        resources=_resources(run, cluster, layout),
+        budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
+        environment=environment(
+            fabric=cluster.fabric,
+            accelerator=cluster.accelerator,
+            interface=cluster.interface,
+            ib_hcas=cluster.ib_hcas,
+            nodes=layout.nodes,
+            cpus_per_rank=_cpus_per_rank(cluster, layout),
+            dataloader_workers=run.data.dataloader_num_workers,
+            hf_home=cluster.hf_home,
+            node_cache=cluster.node_cache,
+            own=cluster.environment,
+        ),
+        folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
+    )
+
+
+def run_name(run: RunConfig) -> str:
+    """The given name, else model and tuner: ``qwen2.5-7b-instruct-lora``."""
+    if run.name:
+        return run.name
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(run.model.model.rstrip("/")).name).strip("-._").lower()
+    return f"{stem or 'run'}-{run.tuner.tuner_type}"[:64]
+
+
+def _check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
+    """Strategy and objective against the catalog."""
+    problems = []
+    for leaf, word, known, later in (
+        ("strategy", run.parallel.strategy, STRATEGIES, LATER_STRATEGIES),
+        ("task", run.task, OBJECTIVES, LATER_OBJECTIVES),
+    ):
+        if word in known:
+            continue
+        guess = near(word, [*known, *later])
+        hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
+        what = "not in this release" if word in later else "no such value"
+        problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
+    for leaf, degree in (("tp", run.parallel.tp), ("dp_replicate", run.parallel.dp_replicate)):
+        if degree > 1:
+            problems.append(
+                Problem(f"parallel.{leaf}: this release spreads data only", where.get(leaf, ""), str(degree), ("1",),
+                        "more ranks through nodes and nproc_per_node")
+            )  # fmt: skip
+    return problems
+
+
+def _check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
+    """Nodes, ranks, partition and time against the profile."""
+    problems = []
+    ask = run.slurm
+
+    def wrong(leaf: str, what: str, value: object, choices: tuple[str, ...] = (), hint: str = "") -> None:
+        problems.append(Problem(f"slurm.{leaf}: {what}", where.get(leaf, ""), str(value), choices, hint))
+
+    partition = ask.partition or cluster.partition
+    limits = cluster.partitions.get(partition) if partition else None
+    if partition and cluster.partitions and limits is None:
+        guess = near(partition, cluster.partitions)
+        wrong("partition", f"{cluster.name} has no such partition", partition, tuple(sorted(cluster.partitions)),
+              f"did you mean {guess}?" if guess else "")  # fmt: skip
+    most = cluster.gpus_per_node or cluster.cores_per_node
+    per_node = ask.nproc_per_node or most
+    if per_node > most:
+        unit = "GPUs" if cluster.gpus_per_node else "cores"
+        wrong("nproc_per_node", f"a node of {cluster.name} has {most} {unit}", per_node, (f"1 … {most}",))
+    nodes = ask.nodes or 1
+    bounds = [n for n in (cluster.max_nodes, limits.max_nodes if limits else None) if n is not None]
+    if cluster.scheduler == "none" and nodes > 1:
+        wrong("nodes", "this machine is one node", nodes, ("1",), "give a cluster profile: --cluster NAME")
+    elif bounds and nodes > min(bounds):
+        wrong("nodes", f"{partition or cluster.name} gives at most {min(bounds)} nodes to a job", nodes)
+    time = ask.time or cluster.time
+    if limits and limits.max_time and time > limits.max_time:
+        wrong(
+            "time",
+            f"{partition} allows at most {clock(limits.max_time)}",
+            clock(time),
+            hint="the run requeues itself at the limit and goes on",
+        )
+    if time * 60 <= cluster.signal_lead + 60:
+        wrong(
+            "time",
+            f"shorter than the warning of {cluster.signal_lead} s before its end and a minute to train",
+            clock(time),
+        )
+    return problems
+
+
+def _layout(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> Layout:
+    nodes = run.slurm.nodes or 1
+    per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
+    return Layout(nodes, per_node, (Axis("dp", nodes * per_node // run.parallel.tp), Axis("tp", run.parallel.tp)))
+
+
+def _cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
+    """A rank's share of the cores: by its GPUs' share of the node, so that a half-used node leaves half its cores."""
+    share = cluster.gpus_per_node or layout.ranks_per_node
+    return max(1, cluster.cores_per_node // max(share, layout.ranks_per_node))
+
+
+def source_of(name: str, use_hf: bool) -> str:
+    """Where a name is from. A path starts with / . ~ or $, ends like a data file, or is no ``owner/name``."""
+    modelscope = ("AI-ModelScope/", "swift/", "LLM-Research/", "modelscope/", "iic/")
+    if re.search(r"^[/.~$]|\.(jsonl?|csv|parquet|txt|ndjson)(\.gz)?$", name) or not re.fullmatch(
+        r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name
+    ):
+        return "local"
+    return "modelscope" if name.startswith(modelscope) or not use_hf else "huggingface"
+
+
+def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
+    source = source_of(model.model, model.use_hf)
+    default = "float32" if cluster.accelerator == "cpu" else "bfloat16"
+    if model.trust_remote_code and source != "local" and not model.revision:
+        raise refuse("model.trust_remote_code: runs code from the hub, so the revision must be pinned",
+                     value=model.model, hint="add revision: COMMIT")  # fmt: skip
+    return ModelPlan(
+        path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
+        dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
+        attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
+    )  # fmt: skip
+
+
+def _tuner(run: RunConfig) -> TunerPlan:
+    tuner = run.tuner
+    return TunerPlan(
+        kind=tuner.tuner_type, rank=tuner.lora_rank, alpha=tuner.lora_alpha, dropout=tuner.lora_dropout,
+        target_modules=tuner.target_modules, modules_to_save=tuner.modules_to_save, bias=tuner.lora_bias,
+        use_rslora=tuner.use_rslora, use_dora=tuner.use_dora, init_lora_weights=tuner.init_weights,
+    )  # fmt: skip
+
+
+def _data(run: RunConfig, rows: str) -> DataPlan:
+    data, model = run.data, run.model
+    source = source_of(model.model, model.use_hf)
+    return DataPlan(
+        train=_sources(data, data.dataset, data.interleave_prob, model.use_hf),
+        validation=_sources(data, data.val_dataset, (), model.use_hf),
+        validation_ratio=data.split_dataset_ratio,
+        tokenizer=model.model, tokenizer_source=source, tokenizer_revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        chat_template=data.chat_template, system=data.system,
+        model_name=data.model_name, model_author=data.model_author,
+        train_on=data.train_on, max_length=data.max_length, truncation=data.truncation_strategy, packing=data.packing,
+        seed=run.train.seed if data.data_seed is None else data.data_seed,
+        max_untrained_rows=data.max_untrained_rows, rows=rows, workers=data.dataset_num_proc,
+    )  # fmt: skip
+
+
+def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use_hf: bool) -> tuple[Source, ...]:
+    if weights and len(weights) != len(names):
+        raise refuse(
+            f"data.interleave_prob: {len(weights)} weights for {len(names)} datasets",
+            value=weights,
+            hint="give one per dataset",
+        )
+    return tuple(_source(name, weights[i] if weights else None, use_hf) for i, name in enumerate(names))
+
+
+def _source(name: str, weight: float | None, use_hf: bool) -> Source:
+    """``path#500``, ``owner/name:subset#500``, and ms-swift's ``HF::`` and ``MS::`` in front."""
+    text, rows = name, None
+    if match := re.fullmatch(r"(.+)#([^/#]*)", name):
+        text = match[1]
+        if not match[2].isdigit() or int(match[2]) < 1:
+            raise refuse("data.dataset: the part after # is a number of rows", value=name, hint=f"write {text}#500")
+        rows = int(match[2])
+    for prefix, hub in (("HF::", True), ("MS::", False)):
+        if text.startswith(prefix):
+            text, use_hf = text[len(prefix) :], hub
+    source = source_of(text, use_hf)
+    subset = None
+    if source != "local" and ":" in text:
+        text, _, subset = text.partition(":")
+    return Source(path=text, rows=rows, source=source, subset=subset, weight=weight)
+
+
+def _optim(train: Train, kind: str) -> OptimPlan:
+    return OptimPlan(
+        learning_rate=train.learning_rate or (1e-4 if kind == "lora" else 1e-5),
+        schedule=train.lr_scheduler_type, warmup_steps=train.warmup_steps, warmup_ratio=train.warmup_ratio,
+        min_lr_ratio=train.min_lr_ratio, decay_ratio=train.lr_decay_ratio, weight_decay=train.weight_decay,
+        beta1=train.adam_beta1, beta2=train.adam_beta2, epsilon=train.adam_epsilon, max_grad_norm=train.max_grad_norm,
+        num_train_epochs=train.num_train_epochs, max_steps=train.max_steps or -1,
+    )  # fmt: skip
+
+
+def _train(run: RunConfig) -> TrainPlan:
+    train = run.train
+    evaluates = bool(run.data.val_dataset or run.data.split_dataset_ratio)
+    every = run.checkpoint.save_steps if train.eval_steps is None else train.eval_steps
+    return TrainPlan(
+        objective=run.task, objective_module=OBJECTIVES[run.task].module,
+        strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
+        seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
+        nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
+        early_stopping_patience=train.early_stopping_patience,
+        dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,
+    )  # fmt: skip
+
+
+def _checkpoint(run: RunConfig, where: Mapping[str, str]) -> CheckpointPlan:
+    checkpoint = run.checkpoint
+    if not (run.data.val_dataset or run.data.split_dataset_ratio):
+        for leaf, wanted in (("load_best_model_at_end", checkpoint.load_best_model_at_end),
+                             ("early_stopping_patience", run.train.early_stopping_patience)):  # fmt: skip
+            if wanted:
+                raise refuse(f"{leaf}: there is nothing to evaluate on", where=where.get(leaf, ""), value=wanted,
+                             hint="add val_dataset, or split_dataset_ratio: 0.02")  # fmt: skip
+    return CheckpointPlan(
+        save_steps=checkpoint.save_steps, keep=checkpoint.save_total_limit,
+        load_best_at_end=checkpoint.load_best_model_at_end, resume=checkpoint.resume_from_checkpoint,
+    )  # fmt: skip
+
+
+def _runs(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> str:
+    said = where.get("output_dir", "default") != "default" or run.checkpoint.output_dir != "runs"
+    return run.checkpoint.output_dir if said or not cluster.runs else cluster.runs
+
+
+def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resources:
+    ask = run.slurm
+    partition = ask.partition or cluster.partition
+    limits = cluster.partitions.get(partition) if partition else None
+    return Resources(
+        cluster=cluster.name, job_name=run_name(run), partition=partition,
+        account=ask.account or cluster.account, qos=ask.qos or cluster.qos,
+        constraint=ask.constraint or cluster.constraint, reservation=ask.reservation,
+        nodes=layout.nodes, tasks_per_node=layout.ranks_per_node, cpus_per_task=_cpus_per_rank(cluster, layout),
+        gpus_per_node=layout.ranks_per_node if cluster.gpus_per_node else 0, gpu_type=cluster.gpu_type,
+        gpu_request=cluster.gpu_request if cluster.gpus_per_node else "none",
+        memory=ask.mem or cluster.mem, exclusive=cluster.exclusive if ask.exclusive is None else ask.exclusive,
+        time_minutes=ask.time or cluster.time, signal_lead=cluster.signal_lead, requeue=True,
+        preemption=limits.preemption if limits else "requeue", extra=cluster.extra, setup=cluster.setup,
+        launcher=cluster.launcher, accelerator=cluster.accelerator,
+        backend="gloo" if cluster.accelerator == "cpu" else "nccl", prepare=cluster.prepare, template=cluster.template,
+    )  # fmt: skip
+
+
+def replan(
+    plan: Plan, *, nodes: int | None = None, nproc_per_node: int | None = None, time_minutes: int | None = None
+) -> Plan:
+    """The same run on another layout: batch, data and schedule stay; raises Refusal where the batch does not divide.
+
+    Only the allocation changes: the global batch is kept, so the losses are those of the first layout.
+    """
+    old = plan.layout
+    nodes, per_node = nodes or old.nodes, nproc_per_node or old.ranks_per_node
+    layout = Layout(nodes, per_node, (Axis("dp", nodes * per_node // old.degree("tp")), Axis("tp", old.degree("tp"))))
+    batch = plan_batch(
+        data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
+        micro=None, accumulation=None, eval_windows=plan.batch.eval_windows,
+    )  # fmt: skip
+    held = plan.resources
+    resources = dataclasses.replace(
+        held, nodes=nodes, tasks_per_node=per_node, gpus_per_node=per_node if held.gpus_per_node else 0,
+        time_minutes=time_minutes or held.time_minutes,
+    )  # fmt: skip
+    return dataclasses.replace(plan, layout=layout, batch=batch, resources=resources)

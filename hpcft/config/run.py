@@ -17,7 +17,7 @@ from hpcft.config.fields import Fraction, Line, Minutes, Name, Word
 class Section(BaseModel):
     """A group of leaves; frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built once, when used
 
 
 class Model(Section):
@@ -209,8 +209,8 @@ class RunConfig(Section):
     )
     model: Model
     data: Data
-    tuner: Tuner = Tuner()
-    train: Train = Train()
-    parallel: Parallel = Parallel()
-    checkpoint: Checkpoint = Checkpoint()
-    slurm: Slurm = Slurm()
+    tuner: Tuner = Field(default_factory=Tuner)
+    train: Train = Field(default_factory=Train)
+    parallel: Parallel = Field(default_factory=Parallel)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    slurm: Slurm = Field(default_factory=Slurm)

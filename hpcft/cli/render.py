@@ -1,0 +1,60 @@
+"""``hpcft render``: the sbatch script, for reading, for checking in, for ``sbatch``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+
+import click
+
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+
+
+@click.command("render", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here instead of stdout.")
+@click.option("--check", type=click.Path(path_type=Path), help="Exit 1 where FILE is not what would be rendered.")
+@click.option("--diff", type=click.Path(path_type=Path), help="Show how FILE differs; exit 1 where it does.")
+@run_words
+def command(words: tuple[str, ...], output: Path | None, check: Path | None, diff: Path | None) -> None:
+    """Write the sbatch script of a run. Same YAML, same bytes; it runs, and runs again, with plain sbatch."""
+    from hpcft.launch.render import render
+
+    plan = plan_run(words).plan
+    text = render(plan, Path(plan.resources.template) if plan.resources.template else None)
+    if check or diff:
+        _compare(text, check or diff or Path(), show=diff is not None)
+    elif output is None:
+        click.echo(text, nl=False)
+    else:
+        _write(output, text)
+        click.echo(f"wrote {output}; next: sbatch {output}", err=True)
+
+
+def _compare(text: str, file: Path, show: bool) -> None:
+    from hpcft.errors import refuse
+
+    try:
+        there = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise refuse("cannot be read", where=str(file), value=error, hint="write it with: hpcft render -o") from error
+    if there == text:
+        click.echo(f"{file} is what this run renders", err=True)
+        return
+    if show:
+        lines = difflib.unified_diff(
+            there.splitlines(keepends=True), text.splitlines(keepends=True), str(file), "rendered now"
+        )
+        click.echo("".join(lines), nl=False)
+    click.echo(f"{file} differs from what this run renders; next: hpcft render … -o {file}", err=True)
+    sys.exit(1)
+
+
+def _write(path: Path, text: str) -> None:
+    from hpcft.errors import refuse
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise refuse(f"cannot be written: {error.strerror}", where=str(path)) from error

@@ -21,6 +21,7 @@ from hpcft.errors import refuse
 from hpcft.run.ledger import JOB_VARIABLE, attempt_of, job_of, restart_of
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.job import job_state
+from hpcft.slurm.states import State
 
 LOCAL = "local-"
 
@@ -93,7 +94,10 @@ def alive(who: Holder) -> bool:
     """Is the holder's job queued or running, or its process there? Raises Refusal where that cannot be found out."""
     if who.local:
         return _process_alive(who)
-    return not job_state(who.job).over
+    state = job_state(who.job)
+    if state is State.UNKNOWN:
+        raise refuse(f"the run is held by job {who.job}, and Slurm cannot be asked whether that job still lives")
+    return state.alive
 
 
 def _refuse_if_held(paths: RunPaths, before: Holder, mine: Holder) -> None:

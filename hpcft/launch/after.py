@@ -1,0 +1,152 @@
+"""When a job step has ended: ask ledger and Slurm, decide, requeue if that is the decision, and say why.
+
+Exit code 0: done · 10: start a new job step in this allocation · 20: requeued, leave quietly · 30: stop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from hpcft.launch.begin import allocated_nodes
+from hpcft.launch.decide import Action, Decision, Ending, Facts, decide
+from hpcft.launch.entry import read_plan, run, say
+from hpcft.plan.plan import Plan
+from hpcft.run import lease
+from hpcft.run.ledger import Event, Ledger, attempt_of, job_of, read_events
+from hpcft.run.paths import RunPaths
+from hpcft.slurm.cause import Cause, why_signalled
+from hpcft.slurm.commands import SlurmAway, call
+from hpcft.slurm.environment import own_job_id
+from hpcft.slurm.job import JobUnknown, show_job
+from hpcft.slurm.nodes import expand_hostlist, nodes
+from hpcft.slurm.requeue import requeue
+
+PATIENCE_SECONDS = 300  # how long to go on asking while the controller is away
+# srun: error: n2: task 3: Killed   ·   srun: error: n[1-2]: tasks 0-1: Exited with exit code 1
+_SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<what>.+)")
+
+
+def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) -> Decision:
+    """Decide on the attempt that ended with ``code``, do it, and write it into the ledger."""
+    decision = decide(read_events(paths), plan.budgets, facts_of(plan, paths, environ, code))
+    ledger = Ledger(paths, "batch", environ)
+    if decision.action is Action.REQUEUE and not decision.requeued:
+        decision = _requeued(decision, ledger, environ)
+    ledger.write(
+        "attempt_ended", rc=code, decision=decision.action.name.lower(), ending=decision.ending.value, why=decision.why
+    )
+    if decision.action in (Action.DONE, Action.STOP):
+        lease.release(paths, environ)
+    return decision
+
+
+def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) -> Facts:
+    """Everything ``decide`` wants to know. Slurm is not asked about a run that says it is finished or requeued."""
+    attempt, job = attempt_of(environ), job_of(environ)
+    here = [event["event"] for event in read_events(paths) if event["attempt"] == attempt]
+    cause = Cause.NOT_SLURM
+    if own_job_id(environ) and "finished" not in here and "requeued" not in here:
+        cause = why_signalled(environ, "TERM", plan.resources.signal_lead, PATIENCE_SECONDS)
+    settled = cause in (Cause.NOT_SLURM, Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN)
+    return Facts(
+        code,
+        attempt,
+        job,
+        cause,
+        culprit(paths.attempt(attempt) / "srun.log"),
+        () if settled else lost_nodes(environ),
+        True if settled else may_requeue(environ),
+    )
+
+
+def culprit(log: Path) -> str:
+    """The first rank that srun's own words report, as a sentence; "" where they report none."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return ""
+    # Peers that were told to end are reported too, as Terminated or 75; they are named only when nobody else is.
+    found = list(_SRUN.finditer(text))
+    deaths = [m for m in found if not re.search(r"Terminated|exit code (75|143)\b", m["what"])] or found
+    if not deaths:
+        return ""
+    tasks = deaths[0]["tasks"]
+    return f"{'ranks' if re.search('[,-]', tasks) else 'rank'} {tasks} on {deaths[0]['node']}: {deaths[0]['what']}"
+
+
+def lost_nodes(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Nodes of this allocation that Slurm finds down or that do not answer it (a star behind the state)."""
+    try:
+        known = nodes()
+    except SlurmAway:
+        return ()
+    states = {name: known[name].state.upper() for name in allocated_nodes(environ) if name in known}
+    return tuple(name for name, state in states.items() if re.search(r"DOWN|FAIL|NOT_RESPONDING|\*", state))
+
+
+def may_requeue(environ: Mapping[str, str]) -> bool:
+    """The job's requeue flag as it is now; True where Slurm cannot say, since the call will."""
+    try:
+        return show_job(own_job_id(environ) or "").requeue
+    except (SlurmAway, JobUnknown):
+        return True
+
+
+def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:
+    """Keep the requeued job off ``bad`` nodes, beside those it was kept off before. Slurm takes this once it waits."""
+    job_id = own_job_id(environ) or ""
+    for _ in range(20):
+        try:
+            before = expand_hostlist(show_job(job_id).excluded or "")
+            names = ",".join(dict.fromkeys([*before, *bad]))
+            if call(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}"]).rc == 0:
+                return True
+        except (SlurmAway, JobUnknown):
+            pass
+        time.sleep(0.5)
+    return False
+
+
+def _requeued(decision: Decision, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
+    """Put the job back; once Slurm accepts, this process has KillWait seconds left to live."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not requeue(environ, PATIENCE_SECONDS):
+        why = f"{decision.why}, but Slurm did not requeue the job; submit it again to go on"
+        return Decision(Action.STOP, decision.ending, why)
+    ledger.write("requeued", by="batch")
+    if decision.exclude and not exclude(environ, decision.exclude):
+        say(f"could not keep the next attempt off {', '.join(decision.exclude)}")
+    return decision
+
+
+def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision) -> None:
+    """The last words of an attempt in the batch log."""
+    words = {
+        Action.DONE: "done",
+        Action.NEW_STEP: "starting again in this allocation",
+        Action.REQUEUE: "requeued",
+        Action.STOP: "stopped",
+    }
+    saved = max((event["step"] for event in events if event["event"] == "saved"), default=None)
+    say(f"{words[decision.action]}: {decision.why}")
+    if decision.action is Action.STOP and decision.ending is not Ending.CANCELLED:
+        newest = "none" if saved is None else f"step {saved}"
+        say(f"newest checkpoint: {newest}; submitted again, the run goes on there")
+
+
+def main() -> int:
+    paths = RunPaths.from_environment()
+    plan = read_plan(paths)
+    decision = after(plan, paths, os.environ, int(sys.argv[1]))
+    report(plan, paths, read_events(paths), decision)
+    return decision.action.value
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,245 @@
+"""The Plan as an sbatch script: a pure function; the same Plan gives the same bytes on every machine.
+
+The template is code; the Plan is data and is never evaluated. A value reaches the script in one of four ways,
+each a filter: ``word`` (allow-listed, for ``#SBATCH`` lines), ``quote`` (one shell word, nothing expands),
+``expand`` (one shell word in which ${NAME} stands for a variable), ``comment`` (one line of a comment).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hpcft.errors import Refusal, printable, refuse
+from hpcft.plan.plan import Plan, Resources, Variable
+
+TERMINATOR = "HPCFT_PLAN"
+TEMPLATE = "train.sbatch.j2"
+
+# What sbatch takes literally on a directive line: no space, quote, backslash, $, #, or anything that ends a line.
+_WORD = re.compile(r"[A-Za-z0-9._,:=@%+/&|*!()\[\]-]+")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*")
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|^\$[A-Za-z_][A-Za-z0-9_]*")
+
+# Options that the template writes itself, or that would change what the script is.
+RESERVED = {
+    "job-name": "slurm.job_name",
+    "partition": "slurm.partition",
+    "account": "slurm.account",
+    "qos": "slurm.qos",
+    "constraint": "slurm.constraint",
+    "reservation": "slurm.reservation",
+    "nodes": "slurm.nodes",
+    "ntasks": "slurm.nodes",
+    "ntasks-per-node": "slurm.nodes",
+    "cpus-per-task": "slurm.cpus_per_task",
+    "gres": "the profile's GPU request",
+    "gpus": "the profile's GPU request",
+    "gpus-per-node": "the profile's GPU request",
+    "gpus-per-task": "the profile's GPU request; a task bound to one GPU loses the fast links to its peers",
+    "mem": "slurm.memory",
+    "exclusive": "slurm.exclusive",
+    "time": "slurm.time",
+    "signal": "slurm.signal_lead",
+    "requeue": "slurm.requeue",
+    "no-requeue": "slurm.requeue",
+    "output": "the run folder: every rank has a log of its own there",
+    "error": "the run folder: every rank has a log of its own there",
+    "open-mode": "nothing: append is what keeps the log of earlier attempts",
+    "array": "one submission per run",
+    "export": "the profile's environment",
+    "wrap": "nothing: the script is the job",
+    "chdir": "nothing: the job runs where it was submitted",
+    "parsable": "nothing: hpcft reads the job id itself",
+    "kill-on-bad-exit": "nothing: always on",
+}
+
+
+def render(plan: Plan, template: Path | None = None) -> str:
+    """The sbatch script of ``plan``, from ``template`` or the one that comes with hpcft.
+
+    Raises Refusal where a value cannot stand in a script, or the template names something that does not exist.
+    """
+    _refuse_unfit(plan)
+    environment = _environment(template)
+    name = template.name if template else TEMPLATE
+    try:
+        text = environment.get_template(name).render(_facts(plan))
+    except jinja2.TemplateSyntaxError as error:
+        raise refuse(f"template: {error.message}", where=f"{error.filename or error.name}:{error.lineno}") from error
+    except jinja2.TemplateNotFound as error:
+        raise refuse(f"template: {error.name} is not there", where=str(template or TEMPLATE)) from error
+    except jinja2.UndefinedError as error:
+        raise refuse(
+            f"template: {error.message}", where=str(template or TEMPLATE), choices=sorted(_facts(plan))
+        ) from error
+    return text.rstrip("\n") + "\n"
+
+
+def templates() -> Path:
+    """The folder of hpcft's templates, in a wheel, an editable install and a checkout alike."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "templates", package.parent / "templates", Path(sysconfig.get_path("data")) / "templates"):
+        if (folder / TEMPLATE).is_file():
+            return folder
+    raise FileNotFoundError(f"no templates beside {package}: is hpcft installed whole?")
+
+
+def _environment(template: Path | None) -> jinja2.Environment:
+    """A user's template comes first and may include our parts; nothing of the Plan is ever taken for a template."""
+    folders = [template.parent] if template else []
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, templates()]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters.update(word=word, quote=shlex.quote, expand=expand, comment=comment, clock=clock, option=option)
+    return environment
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Everything a template may name."""
+    r = plan.resources
+    return {
+        "plan": plan,
+        "resources": r,
+        "layout": plan.layout,
+        "tasks_per_node": 1 if r.launcher == "torchrun" else r.tasks_per_node,
+        "cpus_per_task": r.cpus_per_task * (r.tasks_per_node if r.launcher == "torchrun" else 1),
+        "gpu_option": gpu_option(r),
+        "run_folder": _under_submit(plan.folders.runs, plan.name),
+        "store_folder": _under_submit(plan.folders.store),
+        "plan_json": plan.to_json(),
+        "terminator": TERMINATOR,
+    }
+
+
+def gpu_option(resources: Resources) -> str | None:
+    """How GPUs are asked for on this cluster, always per node; None for a CPU run or where sites count whole nodes."""
+    count, kind = resources.gpus_per_node, resources.gpu_type
+    if not count or resources.gpu_request == "none":
+        return None
+    typed = f"{kind}:{count}" if kind else str(count)
+    forms = {"gres": f"gres=gpu:{count}", "gres_typed": f"gres=gpu:{typed}", "gpus_per_node": f"gpus-per-node={typed}"}
+    if resources.gpu_request not in forms:
+        raise refuse("slurm.gpu_request", value=resources.gpu_request, choices=[*forms, "none"])
+    if resources.gpu_request == "gres_typed" and not kind:
+        raise refuse(
+            "gpu_request: gres_typed needs a GPU type", hint="set gpu_type in the profile to what `sinfo -o %G` shows"
+        )
+    return forms[resources.gpu_request]
+
+
+def word(value: object) -> str:
+    """A value for an ``#SBATCH`` line. Raises Refusal for anything that sbatch or a shell could read otherwise."""
+    text = str(value)
+    if not _WORD.fullmatch(text):
+        raise refuse(
+            "this value cannot stand on an #SBATCH line",
+            value=printable(text),
+            choices=["letters", "digits", "._,:=@%+/&|*!()[]-"],
+            hint="a space or a line break there would be read as a further option, or run as a command",
+        )
+    return text
+
+
+def option(text: str) -> str:
+    """A further sbatch option of the user's, checked and not one of those the template writes."""
+    flag, equals, value = text.partition("=")
+    if not _OPTION.fullmatch(flag) or (equals and not _WORD.fullmatch(value)):
+        raise refuse("slurm.extra: not an sbatch option", value=text, hint="write it as --name or --name=value")
+    if (owner := RESERVED.get(flag[2:])) is not None:
+        raise refuse(f"slurm.extra: {flag} is set by {owner}", value=text)
+    return text
+
+
+def expand(value: str) -> str:
+    """One shell word in double quotes: ${NAME} (and $NAME at the start) stand for variables, all else for itself."""
+    _one_line(value)
+    pieces, last = [], 0
+    for match in _REFERENCE.finditer(value):
+        pieces += [re.sub(r'([\\"$`])', r"\\\1", value[last : match.start()]), match[0]]
+        last = match.end()
+    pieces.append(re.sub(r'([\\"$`])', r"\\\1", value[last:]))
+    return '"' + "".join(pieces) + '"'
+
+
+def comment(value: object) -> str:
+    """One line of a comment: whatever is in it cannot end the comment."""
+    return printable(" ".join(str(value).split()), limit=400)
+
+
+def clock(minutes: int) -> str:
+    """Minutes as Slurm writes them: 90 is 01:30:00, 1500 is 1-01:00:00."""
+    days, rest = divmod(minutes, 24 * 60)
+    text = f"{rest // 60:02d}:{rest % 60:02d}:00"
+    return f"{days}-{text}" if days else text
+
+
+def _under_submit(folder: str, name: str = "") -> str:
+    """A folder as one shell word; a relative one lies in the directory that the job was submitted from."""
+    whole = f"{folder.rstrip('/') or '/'}/{name}" if name else folder
+    return expand(whole if whole.startswith(("/", "$")) else "${SLURM_SUBMIT_DIR}/" + whole)
+
+
+def _refuse_unfit(plan: Plan) -> None:
+    """Everything in the Plan that would not survive the way through a shell script."""
+    problems = [
+        problem
+        for refusal in (
+            _tried(_one_name, plan.name),
+            _tried(_plan_fits, plan),
+            *(_tried(_variable, v) for v in plan.environment),
+        )
+        if refusal
+        for problem in refusal.problems
+    ]
+    if problems:
+        raise Refusal(problems)
+
+
+def _tried(check: Any, value: Any) -> Refusal | None:
+    try:
+        check(value)
+    except Refusal as refusal:
+        return refusal
+    return None
+
+
+def _one_name(name: str) -> None:
+    if not name or name in (".", "..") or "/" in name or not name.isprintable():
+        raise refuse("name: a run's name is the name of a folder", value=name, hint="letters, digits, - and _")
+
+
+def _one_line(value: str) -> None:
+    if not value.isprintable():
+        raise refuse("a line break or control character cannot stand in a script", value=printable(value))
+
+
+def _variable(variable: Variable) -> None:
+    if not _NAME.fullmatch(variable.name):
+        raise refuse("environment: not a variable's name", value=variable.name)
+    _one_line(variable.value)
+
+
+def _plan_fits(plan: Plan) -> None:
+    """The Plan's text must come out of the here-document as it went in."""
+    text = plan.to_json()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise refuse(
+            "the Plan holds a character that is not Unicode text", value=ascii(error.object[error.start])
+        ) from error
+    if TERMINATOR in text.splitlines() or json.loads(text)["name"] != plan.name:
+        raise refuse(f"the Plan holds the line {TERMINATOR}, which ends it inside the script")

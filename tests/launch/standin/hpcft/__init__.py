@@ -1,0 +1,5 @@
+"""Put first on PYTHONPATH: the real hpcft with ``train`` replaced by a stand-in that trains nothing."""
+
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)

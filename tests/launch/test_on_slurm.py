@@ -1,0 +1,113 @@
+"""The rendered script on a real Slurm: two nodes, two ranks each, and a trainer that only counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcft.launch.render import render
+from hpcft.plan.plan import Plan
+from hpcft.run.ledger import Event, read_events
+from hpcft.run.paths import RunPaths
+from hpcft.slurm.states import State
+from tests.launch.conftest import furnish
+from tests.loopback import LoopbackSlurm
+from tests.plans import layout, plan
+
+ENDED = {State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMEOUT, State.PREEMPTED, State.NODE_FAIL}
+
+
+class Job:
+    """One rendered script, submitted with plain sbatch."""
+
+    def __init__(self, slurm: LoopbackSlurm, folder: Path, plan: Plan, environ: dict[str, str]) -> None:
+        self.slurm, self.folder, self.environ = slurm, folder, environ
+        self.paths = RunPaths(folder / "runs" / plan.name)
+        furnish(folder, plan)
+        (folder / "job.sbatch").write_text(render(plan))
+        self.id = self.submit()
+
+    def submit(self) -> str:
+        done = self.slurm.run(["sbatch", "--parsable", "job.sbatch"], environ=self.environ, cwd=self.folder)
+        return done.stdout.strip()
+
+    def end(self, seconds: float = 90) -> State:
+        return self.slurm.wait_for(self.id, ENDED, seconds)
+
+    def events(self, name: str) -> list[Event]:
+        return [event for event in read_events(self.paths) if event["event"] == name]
+
+    def until(self, true: Callable[[], Any], seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        logs = [*self.folder.glob("*.log"), *self.paths.root.glob("logs/*/*")]
+        return "\n".join(f"== {log.name}\n{log.read_text()}" for log in logs) + str(read_events(self.paths))
+
+
+def two_by_two(**resources: Any) -> Plan:
+    asked = {"nodes": 2, "tasks_per_node": 2, "gpus_per_node": 2, "gpu_request": "gres"}
+    return plan(layout=layout(2, 2), resources={**asked, "signal_lead": 60, **resources})
+
+
+@pytest.fixture
+def submit(slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str]) -> Callable[..., Job]:
+    def start(plan: Plan, **environ: str) -> Job:
+        return Job(slurm, tmp_path, plan, {**standin, **environ})
+
+    return start
+
+
+def test_a_job_runs_to_its_end_and_submitted_again_it_ends_at_once(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two())
+    assert job.end() is State.COMPLETED, job.log()
+    assert [event["step"] for event in job.events("finished")] == [10]
+    assert [event["decision"] for event in job.events("attempt_ended")] == ["done"]
+    assert len(list(job.paths.attempt(1).glob("rank-000[0-3].log"))) == 4
+    assert not job.paths.lease.exists()
+    job.id = job.submit()
+    assert job.end() is State.COMPLETED
+    assert len(job.events("attempt_began")) == 1
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on_in_the_same_allocation(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two(), STANDIN_STEPS="40", STANDIN_DIE="1:3:7")
+    assert job.end() is State.COMPLETED, job.log()
+    first, second = job.events("attempt_ended")
+    assert (first["decision"], second["decision"]) == ("new_step", "done")
+    assert "rank 3 on n2" in first["why"] and "Killed" in first["why"]
+    again, saved = job.events("started")[1], [event for event in job.events("saved") if event["attempt"] == 1]
+    assert again["time"] - saved[-1]["time"] < 60
+    assert again["step"] == saved[-1]["step"]
+    assert {event["restart"] for event in job.events("attempt_began")} == {0}
+
+
+def test_scancel_ends_the_job_for_good(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two(), STANDIN_STEPS="2000")
+    job.until(lambda: job.events("saved"))
+    job.slurm.run(["scancel", job.id])
+    assert job.end() is State.CANCELLED
+    time.sleep(8)
+    assert job.slurm.state(job.id) is State.CANCELLED
+    assert len(job.events("attempt_began")) == 1
+    assert not job.events("requeued")
+
+
+def test_a_preempted_job_comes_back_and_goes_on_where_it_was(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two(partition="low"), STANDIN_STEPS="60", STANDIN_PACE="0.1")
+    job.until(lambda: job.events("saved"))
+    other = job.slurm.submit("sleep 3", "--partition=high", "--nodes=4", "--exclusive")
+    assert job.end(120) is State.COMPLETED, job.log()
+    assert other
+    assert [event["attempt"] for event in job.events("attempt_began")] == [1, 2]
+    stopped = job.events("stopping")[0]
+    assert stopped["cause"] == "preempted"
+    assert job.events("started")[1]["step"] == stopped["step"]
+    assert [event["by"] for event in job.events("requeued")] == ["rank 0"]

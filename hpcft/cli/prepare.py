@@ -1,0 +1,21 @@
+"""``hpcft prepare``: the data as packed windows, made once on CPUs before GPUs are held."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_folder
+
+
+@click.command("prepare", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
+@click.option("--json", "as_json", is_flag=True, help="The label audit as JSON.")
+@run_words
+def command(words: tuple[str, ...], as_json: bool) -> None:
+    """Read, mask, pack and store the data of a run, and print the label audit. Prepared data is found again."""
+    from hpcft.launch.data import run_data
+    from hpcft.launch.hub import resolve
+
+    plan = resolve(plan_run(words).plan)
+    sys.exit(run_data("prepare", plan, store_folder(plan), *(["--json"] if as_json else [])))

@@ -1,0 +1,57 @@
+"""The committed files that are made from code: rendered scripts and reference pages. `make golden` writes them anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpcft.config.load import load_cluster, load_run
+from hpcft.config.reference import catalog_page, cluster_page, run_page
+from hpcft.launch.render import render
+from hpcft.plan.make import make_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Which starters are rendered for which profile: the cluster's page of examples.
+SCRIPTS = {
+    "infiniband-h100": ("lora", "full"),
+    "slingshot-mi250x": ("lora", "full"),
+    "cloud-spot": ("lora", "full"),
+    "loopback": ("tiny",),
+}
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/reference/run.md": run_page,
+    "docs/reference/cluster.md": cluster_page,
+    "docs/reference/catalog.md": catalog_page,
+}
+
+
+def script(cluster: str, run: str) -> str:
+    """What `hpcft render templates/runs/RUN.yaml --cluster CLUSTER` prints."""
+    loaded = load_run([str(ROOT / "templates" / "runs" / f"{run}.yaml"), "--name", run])
+    profile, _ = load_cluster(str(ROOT / "templates" / "clusters" / f"{cluster}.yaml"))
+    return render(make_plan(loaded.run, profile, loaded.origins))
+
+
+def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
+    """Every golden file and what it should hold."""
+    for cluster, runs in SCRIPTS.items():
+        for run in runs:
+            yield ROOT / "sbatch" / cluster / f"{run}.sbatch", lambda c=cluster, r=run: script(c, r)  # type: ignore[misc]
+    for name, page in PAGES.items():
+        yield ROOT / name, page
+
+
+def main() -> None:
+    """Write them all."""
+    for path, text in goldens():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = text()
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
+            path.write_text(new, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hpcft.config.cluster import ClusterProfile
     from hpcft.config.load import Loaded
     from hpcft.plan.plan import Plan
+    from hpcft.run.paths import RunPaths
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,3 +89,17 @@ def expand_default(text: str) -> str:
     import re
 
     return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], text)
+
+
+def find_run(name: str) -> RunPaths:
+    """The run called ``name``: a run folder, or a name under runs/. Raises Refusal where there is none."""
+    from hpcft.errors import near, refuse
+    from hpcft.run.paths import RunPaths
+
+    for folder in (Path(name), Path("runs") / name):
+        if (folder / "plan.json").is_file():
+            return RunPaths(folder.absolute())
+    known = sorted(path.parent.name for path in Path("runs").glob("*/plan.json"))
+    guess = near(name, known)
+    hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"
+    raise refuse("no such run", value=name, choices=known[:12], hint=hint)

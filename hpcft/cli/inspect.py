@@ -16,8 +16,8 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_f
 @run_words
 def command(words: tuple[str, ...], index: int | None, random_: int | None, split: str) -> None:
     """Show prepared records with the trained tokens marked. The data must be prepared: hpcft prepare."""
-    from hpcft.launch.data import run_data
     from hpcft.launch.hub import resolve
+    from hpcft.launch.processes import run_data
 
     plan = resolve(plan_run(words).plan)
     which = ["--random", str(random_)] if random_ else ["--index", str(index or 0)]

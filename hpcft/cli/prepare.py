@@ -14,8 +14,8 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_f
 @run_words
 def command(words: tuple[str, ...], as_json: bool) -> None:
     """Read, mask, pack and store the data of a run, and print the label audit. Prepared data is found again."""
-    from hpcft.launch.data import run_data
     from hpcft.launch.hub import resolve
+    from hpcft.launch.processes import run_data
 
     plan = resolve(plan_run(words).plan)
     sys.exit(run_data("prepare", plan, store_folder(plan), *(["--json"] if as_json else [])))

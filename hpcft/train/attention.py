@@ -44,7 +44,8 @@ def _varlen_runs(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
         heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads)
         width = getattr(text, "head_dim", None) or text.hidden_size // heads
         query, key, value = (
-            torch.randn(1, n, 32, width, dtype=dtype, device=device, requires_grad=True) for n in (heads, groups, groups)
+            torch.randn(1, n, 32, width, dtype=dtype, device=device, requires_grad=True)
+            for n in (heads, groups, groups)
         )
         bounds = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
         out, _ = varlen(nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=20)

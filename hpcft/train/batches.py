@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from hpcft.train.order import Share, shares
+from hpcft.plan.plan import Plan
+from hpcft.train.order import Order, Share, shares
 from hpcft.train.protocols import Batch, Window, Windows
 
 IGNORED = -100  # what torch's cross entropy leaves out
@@ -25,10 +27,14 @@ AHEAD = 2  # batches made ahead per worker
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro batch and its place: ``share.position`` within the step's windows seeds its dropout."""
+    """One micro batch and its place: ``share.position`` within the step's windows seeds its dropout.
+
+    tokens: of its windows, padding not counted.
+    """
 
     share: Share
     batch: Batch
+    tokens: int
 
 
 def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = ()) -> Batch:
@@ -85,16 +91,35 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, **moved)
 
 
-def share_batches(
-    windows: Windows, step: tuple[int, ...], per_forward: int, rank: int, ranks: int, packed: bool
-) -> Iterator[Callable[[], Micro]]:
-    """This reader's micro batches of a step, each still to be made."""
-    for share in shares(step, per_forward, rank, ranks):
-        yield partial(_make, windows, share, packed)
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as this rank sees it. windows: of all ranks. micros: its own ``count`` micro batches."""
+
+    windows: tuple[int, ...]
+    count: int
+    micros: Iterator[Micro]
+
+
+def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, ranks: int) -> Iterator[Step]:
+    """The optimizer steps after ``consumed`` windows, without end, for reader ``rank`` of ``ranks``.
+
+    A step's micro batches must be used up before the next step is asked for.
+    """
+    per_forward, packed = plan.batch.micro_windows, plan.data.packing
+
+    def mine(step: tuple[int, ...]) -> list[Share]:
+        return list(shares(step, per_forward, rank, ranks))
+
+    makers = (partial(_make, windows, share, packed) for step in order.steps(consumed) for share in mine(step))
+    made = ahead(makers, plan.train.dataloader_workers)
+    for step in order.steps(consumed):
+        count = len(mine(step))
+        yield Step(step, count, islice(made, count))
 
 
 def _make(windows: Windows, share: Share, packed: bool) -> Micro:
-    return Micro(share, collate([windows[i] for i in share.windows], packed, share.windows))
+    chosen = [windows[i] for i in share.windows]
+    return Micro(share, collate(chosen, packed, share.windows), sum(len(window.tokens) for window in chosen))
 
 
 T = TypeVar("T")

@@ -6,7 +6,6 @@ Read ``prepare_model`` top down: the order of the calls is the order of what hap
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,12 +151,9 @@ def _agreed_attention(plan: Plan, config: Any, world: World) -> str:
     chosen = choose_attention(plan.model.attention, config, DTYPES[plan.model.dtype], world.device)
     chosen = world.broadcast_text(chosen)
     if world.first:
-        print(f"attention: {chosen}" + ("" if plan.model.attention == chosen else f" (asked for: {plan.model.attention})"),
-              file=sys.stderr)
+        print(
+            f"attention: {chosen}"
+            + ("" if plan.model.attention == chosen else f" (asked for: {plan.model.attention})"),
+            file=sys.stderr,
+        )
     return chosen
-
-
-def go_offline() -> None:
-    """Ranks never ask a hub: what is not in the cache was not submitted."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        os.environ[name] = "1"

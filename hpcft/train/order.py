@@ -54,6 +54,13 @@ class Order:
         order = permutation(self.windows, self.seed, epoch)
         return tuple(int(i) for i in order[offset : offset + self.global_windows])
 
+    def steps(self, consumed: int) -> Iterator[tuple[int, ...]]:
+        """The windows of every step from there on, without end."""
+        while True:
+            step = self.step(consumed)
+            yield step
+            consumed += len(step)
+
     def ends_epoch(self, consumed: int) -> bool:
         """Has a whole number of epochs been consumed?"""
         return consumed % self.windows == 0

@@ -79,8 +79,10 @@ class Signals:
             time.sleep(min(1.0, grace / 4))
             asked_at = self._asked_at
             if asked_at is not None and time.monotonic() - asked_at > grace:
-                print(f"asked to stop ({self.stop}), but no step edge came in {grace:.0f} s; where it hangs:",
-                      file=sys.stderr)
+                print(
+                    f"asked to stop ({self.stop}), but no step edge came in {grace:.0f} s; where it hangs:",
+                    file=sys.stderr,
+                )
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 sys.stderr.flush()
                 os._exit(EXIT_HUNG)

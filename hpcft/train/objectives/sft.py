@@ -90,7 +90,9 @@ def head_of(model: nn.Module) -> Head | None:
     if model not in _HEADS:
         head = _split(model)
         if head is not None and not _gives_own_logits(model, head):
-            warnings.warn("the model's head does more than a matrix product: its logits are computed whole", stacklevel=2)
+            warnings.warn(
+                "the model's head does more than a matrix product: its logits are computed whole", stacklevel=2
+            )
             head = None
         _HEADS[model] = head or False
     return _HEADS[model] or None

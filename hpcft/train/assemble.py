@@ -1,0 +1,118 @@
+"""A run put together on one rank: data, model, strategy, checkpoint, and the parts that watch over them."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpcft.plan.plan import Plan
+from hpcft.run.ledger import Ledger, attempt_of
+from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.train.batches import steps
+from hpcft.train.checkpoint import Store
+from hpcft.train.console import Console
+from hpcft.train.evaluate import Evaluation
+from hpcft.train.loop import Run
+from hpcft.train.metrics import Metrics
+from hpcft.train.model import prepare_model
+from hpcft.train.order import Order
+from hpcft.train.progress import Progress
+from hpcft.train.report import Interval
+from hpcft.train.saving import Saving
+from hpcft.train.signals import Signals
+from hpcft.train.stopping import Stopping
+from hpcft.train.world import World
+
+Phase = Callable[[str], None]
+
+
+def assemble(
+    plan: Plan,
+    paths: RunPaths,
+    world: World,
+    signals: Signals,
+    environ: Mapping[str, str],
+    phase: Phase = lambda name: None,
+    prepared: Any = None,
+) -> Run:
+    """Everything the loop needs, resumed where there is a checkpoint. phase: told when a part is done.
+
+    prepared: the data, where it is not to be opened from the store. Raises Refusal for data or checkpoints that
+    cannot be used.
+    """
+    prepared = prepared or open_data(plan, environ)
+    phase("data")
+    make_reproducible(plan)
+    sharded = importlib.import_module(plan.train.strategy_module).build(prepare_model(plan, world), plan, world)
+    phase("model")
+    store = Store(paths, plan, prepared.content, world, environ)
+    progress = _resume(store, sharded)
+    phase("checkpoint")
+    return _run(plan, world, sharded, prepared, store, progress, signals, environ)
+
+
+def open_data(plan: Plan, environ: Mapping[str, str]) -> Any:
+    """The prepared shards. Raises Refusal with the ``prepare`` command where they are absent or stale."""
+    from hpcft.data.shards import open_prepared
+
+    return open_prepared(Path(environ.get(STORE_VARIABLE) or plan.folders.store), plan.data)
+
+
+def make_reproducible(plan: Plan) -> None:
+    """Seed what might draw numbers outside of a forward pass, whose own seeds follow from where the run stands."""
+    random.seed(plan.train.seed)
+    np.random.seed(plan.train.seed % 2**32)
+    torch.manual_seed(plan.train.seed)
+    if plan.train.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _resume(store: Store, sharded: Any) -> Progress:
+    store.tidy()
+    manifest = store.choose()
+    return store.load(manifest, sharded) if manifest else Progress()
+
+
+def _run(
+    plan: Plan,
+    world: World,
+    sharded: Any,
+    prepared: Any,
+    store: Store,
+    progress: Progress,
+    signals: Signals,
+    environ: Mapping[str, str],
+) -> Run:
+    paths, objective = store.paths, importlib.import_module(plan.train.objective_module)
+    order = Order(len(prepared.train), plan.batch.global_windows, plan.data.seed)
+    total = order.total_steps(plan.optim)
+    ledger = Ledger(paths, f"rank-{world.rank:04d}", environ)
+    console = Console(world.first, progress.step, total)
+    stopping = Stopping(signals, world, paths, ledger, environ, plan.resources.signal_lead)
+    return Run(
+        plan=plan,
+        world=world,
+        sharded=sharded,
+        objective=objective,
+        windows=prepared.train,
+        order=order,
+        steps=steps(prepared.train, order, progress.consumed, plan, world.data_rank, world.data_size),
+        total_steps=total,
+        progress=progress,
+        evaluation=Evaluation(
+            plan, world, sharded, objective, prepared.validation, order, progress, stopping, total
+        ),
+        saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, saved=progress.step),
+        stopping=stopping,
+        metrics=Metrics(paths if world.first else None, progress.step, attempt_of(environ)),
+        console=console,
+        ledger=ledger,
+        interval=Interval(progress),
+    )

@@ -1,0 +1,380 @@
+"""Checkpoints: written beside, verified by a manifest, published by one rename; read whole or not at all.
+
+The order is the protocol: temporary folder → every rank's file, flushed and fsynced → a barrier that carries success
+→ manifest → fence → rename → pointers → retention. A crash between any two of them leaves the checkpoint before intact.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+
+import hpcft
+from hpcft.errors import refuse
+from hpcft.plan.plan import Plan
+from hpcft.run import manifest as manifests
+from hpcft.run.lease import still_mine
+from hpcft.run.ledger import attempt_of, job_of, restart_of
+from hpcft.run.manifest import Broken, Manifest, Piece, Stamp, Tensor
+from hpcft.run.paths import RunPaths
+from hpcft.train.progress import Progress
+from hpcft.train.protocols import Sharded
+from hpcft.train.world import World
+
+TEMPORARY, OLD, TRASH = ".tmp-", ".old-", ".trash-"
+
+
+class SaveFailed(Exception):
+    """A save that was given up on all ranks; the checkpoint before it is intact."""
+
+
+class FencedOff(Exception):
+    """Another incarnation of this job holds the run: this one must not write into it, and ends."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The checkpoints of one run, as its ranks write them. data: the content key of the prepared shards."""
+
+    paths: RunPaths
+    plan: Plan
+    data: str
+    world: World
+    environ: Mapping[str, str]
+
+    @property
+    def incarnation(self) -> str:
+        """Tells this attempt's temporaries from those of any other."""
+        return f"{job_of(self.environ) or 'local'}-{restart_of(self.environ)}-{attempt_of(self.environ)}"
+
+    def save(self, sharded: Sharded, progress: Progress) -> Path:
+        """Write and publish the state after ``progress.step``. Called by all ranks; the same end on all of them.
+
+        Raises SaveFailed naming the ranks that could not write, FencedOff where the lease is no longer ours.
+        """
+        step = progress.step
+        temporary = self.paths.checkpoints / f"{TEMPORARY}step-{step}.{self.incarnation}"
+        target = self.paths.checkpoint(step)
+        try:
+            self._all_or_none("no folder", lambda: self._fresh(temporary) if self.world.first else None)
+            reports = self._all_or_none("not written", lambda: self._write_mine(sharded, temporary))
+        except SaveFailed:
+            if self.world.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        outcome = ""
+        if self.world.first:
+            outcome = self._publish(reports, sharded, progress, temporary, target)
+        outcome = self.world.broadcast_text(outcome)
+        if outcome == "fenced":
+            raise FencedOff(f"the lease of {self.paths.root} is in other hands; nothing was published")
+        if outcome:
+            raise SaveFailed(outcome)
+        return target
+
+    def _all_or_none(self, what: str, work: Any) -> list[Any]:
+        """Run ``work`` on this rank and hear of all: a list of what each returned. Raises SaveFailed on all or none."""
+        try:
+            report = {"done": work()}
+        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+            report = {"error": f"{type(error).__name__}: {error}"}
+        reports = [json.loads(text) for text in self.world.gather_text(json.dumps(report))]
+        if errors := [f"rank {rank} {r['error']}" for rank, r in enumerate(reports) if "error" in r]:
+            raise SaveFailed(f"{what}: {'; '.join(errors)}; {_free(self.paths.root)}")
+        return [report["done"] for report in reports]
+
+    def _fresh(self, temporary: Path) -> None:
+        _private(self.paths.checkpoints)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
+
+    def _write_mine(self, sharded: Sharded, temporary: Path) -> dict[str, Any]:
+        """This rank's file; what it holds, its size and checksum."""
+        name = f"state-rank-{self.world.rank:04d}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        pieces = []
+        for shard in sharded.shards():
+            key = f"{shard.part}/{shard.name}"
+            # A copy of its own: the piece may be a view of a buffer that holds much more.
+            tensors[key] = torch.empty(shard.tensor.numel(), dtype=torch.float32).copy_(shard.tensor.detach())
+            piece = Piece(shard.part, name, key, shard.offset, shard.tensor.numel())
+            pieces.append({"name": shard.name, "shape": shard.shape, "piece": asdict(piece)})
+        path = temporary / name
+        save_file(tensors, path)
+        path.chmod(0o600)
+        _sync(path)
+        return {"file": name, "bytes": path.stat().st_size, "sha256": manifests.checksum(path), "pieces": pieces}
+
+    def _publish(
+        self, reports: list[Any], sharded: Sharded, progress: Progress, temporary: Path, target: Path
+    ) -> str:
+        """Rank 0 alone: manifest, fence, rename, pointers, retention. Returns what went wrong, "" when nothing did."""
+        try:
+            manifest = self._manifest(reports, sharded, progress)
+            _write(temporary / manifests.FILE, manifest.to_text())
+            _sync(temporary)
+            manifests.verify(temporary, deep=False)
+            if not self._mine():
+                shutil.rmtree(temporary, ignore_errors=True)
+                return "fenced"
+            self._replace(temporary, target)
+            point(self.paths.latest, target)
+            if progress.best_step == progress.step:
+                point(self.paths.best, target)
+        except (OSError, Broken) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return f"not published: {type(error).__name__}: {error}; {_free(self.paths.root)}"
+        with suppress(OSError):
+            self._retain()
+        return ""
+
+    def _mine(self) -> bool:
+        """Without a lease (a rank started by hand, a test) nobody else can hold it."""
+        return not self.paths.lease.exists() or still_mine(self.paths, self.environ)
+
+    def _replace(self, temporary: Path, target: Path) -> None:
+        """One rename; an older folder of the same step steps aside first and comes back if the rename fails."""
+        aside = target.with_name(f"{OLD}{target.name}.{self.incarnation}")
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(target, aside)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if aside.exists():
+                os.rename(aside, target)
+            raise
+        _sync(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _manifest(self, reports: list[Any], sharded: Sharded, progress: Progress) -> Manifest:
+        shapes: dict[str, tuple[int, ...]] = {}
+        pieces: dict[str, list[Piece]] = {}
+        for report in reports:
+            for entry in report["pieces"]:
+                shapes[entry["name"]] = tuple(entry["shape"])
+                pieces.setdefault(entry["name"], []).append(Piece(**entry["piece"]))
+        return Manifest(
+            step=progress.step,
+            plan=self.plan.fingerprint,
+            facts=facts(self.plan),
+            data=self.data,
+            progress=progress.to_json(),
+            state={"updates": sharded.updates, "loss_scale": sharded.scale.value, "good_steps": sharded.scale.good_steps},
+            layout=asdict(self.plan.layout),
+            versions=_versions(),
+            tensors={name: Tensor(shapes[name], tuple(pieces[name])) for name in shapes},
+            files={report["file"]: Stamp(report["bytes"], report["sha256"]) for report in reports},
+        )
+
+    def _retain(self) -> None:
+        """Keep the newest ``keep`` whole checkpoints and the best one; the last whole one is always among them."""
+        best = manifests.pointed(self.paths.best)
+        whole = [manifest.folder for manifest in manifests.verified(self.paths, deep=False)]
+        for folder in whole[max(1, self.plan.checkpoint.keep) :]:
+            if folder != best:
+                os.rename(folder, folder.with_name(f"{TRASH}{folder.name}.{self.incarnation}"))
+        self._sweep(TRASH)
+
+    def _sweep(self, prefix: str) -> None:
+        for path in self.paths.checkpoints.glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """At the start, rank 0: bring back what a crash left aside, remove what dead attempts left half done."""
+        if not self.world.first or not self._mine():
+            return
+        for aside in self.paths.checkpoints.glob(f"{OLD}*"):
+            target = aside.with_name(aside.name.removeprefix(OLD).split(".")[0])
+            if not target.exists():
+                os.rename(aside, target)
+        for prefix in (OLD, TEMPORARY, TRASH):
+            self._sweep(prefix)
+
+    def choose(self) -> Manifest | None:
+        """The checkpoint to resume from, the same on all ranks; rank 0 looks, the others are told.
+
+        Raises Refusal where checkpoints are there but none is whole, or its facts differ from the plan's.
+        """
+        answer = json.loads(self.world.broadcast_text(json.dumps(self._look()) if self.world.first else ""))
+        if "broken" in answer:
+            raise refuse(
+                f"no checkpoint of this run is whole: {answer['broken']}",
+                where=str(self.paths.checkpoints),
+                hint="restore the folder from a copy, or remove it to begin again",
+            )
+        if not answer["folder"]:
+            return None
+        manifest = manifests.read(Path(answer["folder"]))
+        check_facts(manifest, self.plan, self.data)
+        return manifest
+
+    def _look(self) -> dict[str, str]:
+        wanted = self.plan.checkpoint.resume
+        if wanted == "none" and attempt_of(self.environ) <= 1:
+            return {"folder": ""}
+        broken: list[Broken] = []
+        found = manifests.newest_verified(self.paths, on_broken=broken.append)
+        for one in broken:
+            print(f"checkpoint passed over: {one}", file=sys.stderr, flush=True)
+        try:
+            if found is None and not broken and wanted not in ("auto", "none"):
+                found = manifests.verify(Path(wanted))
+        except Broken as one:
+            broken.append(one)
+        if found is None and broken:
+            return {"broken": str(broken[0])}
+        return {"folder": str(found.folder.absolute()) if found else ""}
+
+    def load(self, manifest: Manifest, sharded: Sharded) -> Progress:
+        """Fill ``sharded`` from a checkpoint; where the run stood then."""
+        _same_tensors(manifest, sharded)
+        with Reader(manifest.folder, manifest) as reader:
+            sharded.load(reader.read, manifest.state["updates"])
+        sharded.scale.value = manifest.state["loss_scale"]
+        sharded.scale.good_steps = manifest.state["good_steps"]
+        return Progress.from_json(manifest.progress)
+
+
+class Reader:
+    """Named float32 ranges of a checkpoint, whatever layout wrote it. Verified before, by whoever chose it."""
+
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        self.folder = folder
+        self.manifest = manifest or manifests.verify(folder)
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.clear()
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's name and shape."""
+        return {name: tensor.shape for name, tensor in self.manifest.tensors.items()}
+
+    def read(self, name: str, part: str, offset: int, length: int) -> torch.Tensor:
+        """float32 [length] on the CPU: numbers ``offset`` … ``offset + length`` of the flattened tensor.
+
+        part: master, exp_avg or exp_avg_sq. Raises KeyError for an unknown name, IndexError outside the tensor.
+        """
+        if offset < 0 or offset + length > math.prod(self.manifest.tensors[name].shape):
+            raise IndexError(f"{name}: numbers {offset} … {offset + length} of {self.manifest.tensors[name].shape}")
+        out = torch.empty(length, dtype=torch.float32)
+        for piece in self.manifest.tensors[name].pieces:
+            first, last = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
+            if piece.part == part and first < last:
+                stored = self._file(piece.file).get_slice(piece.key)
+                out[first - offset : last - offset] = stored[first - piece.offset : last - piece.offset]
+        return out
+
+    def _file(self, name: str) -> Any:
+        if name not in self._files:
+            self._files[name] = safetensors.safe_open(self.folder / name, framework="pt")
+        return self._files[name]
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """What a resuming run must share with the run that saved, else its curve would silently be another one."""
+    optim = asdict(plan.optim)
+    return {
+        "model": {"path": plan.model.path, "revision": plan.model.revision, "from_scratch": plan.model.from_scratch},
+        "tuner": json.loads(json.dumps(asdict(plan.tuner))),
+        "optim": optim,
+        "train": {"objective": plan.train.objective, "seed": plan.train.seed},
+        "batch": {"global_windows": plan.batch.global_windows},
+    }
+
+
+def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
+    """Raises Refusal naming every difference between a checkpoint and the run that wants to go on from it."""
+    ours = facts(plan)
+    different = [
+        f"{section}.{key}: {manifest.facts[section].get(key)!r} then, {value!r} now"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if manifest.facts.get(section, {}).get(key) != value
+    ]
+    if manifest.data != data:
+        different.append(f"the prepared data: content {manifest.data[:12]} then, {data[:12]} now")
+    if different:
+        raise refuse(
+            "the checkpoint is of another run: " + "; ".join(different),
+            where=str(manifest.folder),
+            hint="start a new run under another name, or set these back",
+        )
+
+
+def _same_tensors(manifest: Manifest, sharded: Sharded) -> None:
+    """Raises Refusal where the checkpoint's tensors are not the model's trainable ones."""
+    then = {name: tensor.shape for name, tensor in manifest.tensors.items()}
+    now = {name: tuple(p.shape) for name, p in sharded.model.named_parameters() if p.requires_grad}
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise refuse(
+                f"{name} is {then.get(name, 'not there')} in the checkpoint and {now.get(name, 'not there')} in the model",
+                where=str(manifest.folder),
+                hint="has the model's folder changed since the run began?",
+            )
+
+
+def point(pointer: Path, folder: Path) -> None:
+    """Let ``latest`` or ``best`` name ``folder``; replaced whole, so that a reader never sees half a name."""
+    aside = pointer.with_name(f"{TEMPORARY}{pointer.name}")
+    _write(aside, folder.name + "\n")
+    os.replace(aside, pointer)
+
+
+def _write(path: Path, text: str) -> None:
+    """Text on disk, readable by its owner only; returns once the disk has it."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(file, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has a file's bytes, or a folder's names."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _free(folder: Path) -> str:
+    with suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free in {folder}"
+    return f"{folder} cannot be looked at"
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    return {
+        "hpcft": hpcft.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,167 @@
+"""The loop: optimizer steps until the run is finished or told to stop. It knows protocols, not their makers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hpcft.plan.plan import Plan
+from hpcft.run.ledger import Ledger
+from hpcft.slurm.cause import Cause
+from hpcft.train.batches import Step, on_device
+from hpcft.train.console import Console
+from hpcft.train.evaluate import Evaluation
+from hpcft.train.metrics import Metrics
+from hpcft.train.optim import learning_rate
+from hpcft.train.order import Order, forward_seed
+from hpcft.train.progress import Progress
+from hpcft.train.protocols import Objective, Sharded, Windows
+from hpcft.train.report import Interval, NotFinite, Report, peak_memory
+from hpcft.train.saving import Saving
+from hpcft.train.stopping import Asked, Stopping
+from hpcft.train.world import World
+
+
+@dataclass
+class Run:
+    """Everything the loop works with, on one rank."""
+
+    plan: Plan
+    world: World
+    sharded: Sharded
+    objective: Objective
+    windows: Windows
+    order: Order
+    steps: Iterator[Step]
+    total_steps: int
+    progress: Progress
+    evaluation: Evaluation
+    saving: Saving
+    stopping: Stopping
+    metrics: Metrics
+    console: Console
+    ledger: Ledger
+    interval: Interval
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.step >= self.total_steps or self.evaluation.hopeless
+
+
+def train(run: Run) -> bool:
+    """True when the run is finished and its last checkpoint published; False when it was stopped, saved or not."""
+    asked = run.stopping.look()  # a signal may have come while the model was loaded
+    while not at_edge(run, asked):
+        if run.finished:
+            run.saving.save("end")
+            return True
+        report = optimizer_step(run, next(run.steps))
+        record(run, report)
+        asked = report.asked
+    return False
+
+
+def optimizer_step(run: Run, step: Step) -> Report:
+    """Forward and backward over this rank's micro batches, one sum over the ranks, one update. Raises NotFinite."""
+    rate = learning_rate(run.plan.optim, run.progress.step, run.total_steps)
+    report = accumulate(run, step, rate)
+    if report.finite:
+        run.sharded.step(rate)
+        run.sharded.scale.grow()
+    else:
+        give_up_or_skip(run, report)
+    run.progress.advance(len(step.windows), int(report.total("tokens")), int(report.total("units")))
+    return report
+
+
+def accumulate(run: Run, step: Step, rate: float) -> Report:
+    """The gradients of the step's mean loss per unit, reduced and clipped; the ranks' numbers exchanged, once."""
+    started, waited, units, tokens = time.perf_counter(), 0.0, 0, 0
+    divisor = sum(run.objective.units(run.windows, window) for window in step.windows)
+    loss = torch.zeros((), dtype=torch.float64, device=run.world.device)
+    for number in range(1, step.count + 1):
+        asked_at = time.perf_counter()
+        micro = next(step.micros)
+        waited += time.perf_counter() - asked_at
+        batch = on_device(micro.batch, run.world.device)
+        torch.manual_seed(forward_seed(run.plan.train.seed, run.progress.step, micro.share.position))
+        value = run.objective.loss(run.sharded.model, batch).value
+        run.sharded.backward(value / max(divisor, 1), last=number == step.count)
+        loss += value.detach()
+        units += run.objective.count(batch)
+        tokens += micro.tokens
+    run.sharded.reduce()
+    norm = run.sharded.clip(run.plan.optim.max_grad_norm)
+    total, norm = torch.stack([loss, norm.double()]).tolist()  # the one place where the host waits for the device
+    row = [total, units, tokens, time.perf_counter() - started, waited, peak_memory(run.world.device)]
+    rows = run.world.exchange([*row, *run.stopping.flags()])
+    if (counted := int(sum(r[1] for r in rows))) != divisor:
+        raise RuntimeError(f"the ranks counted {counted} units in a step of {divisor}: a window was lost or read twice")
+    asked = run.stopping.agreed([r[len(row) :] for r in rows])
+    return Report(run.progress.step + 1, step.windows, rows, norm, rate, asked)
+
+
+def give_up_or_skip(run: Run, report: Report) -> None:
+    """A step without finite numbers changes nothing; whether the run survives it is the plan's word."""
+    scale = run.sharded.scale
+    if report.loss_finite and scale.can_shrink:
+        scale.shrink()  # float16 overflows now and then; that is what the scale is for
+    elif run.plan.train.nonfinite == "stop":
+        raise NotFinite(report, run.plan.batch.micro_windows)
+    else:
+        run.console.say(f"WARNING: skipped {NotFinite(report, run.plan.batch.micro_windows)}")
+    run.sharded.discard()
+    run.progress.skipped += 1
+
+
+def record(run: Run, report: Report) -> None:
+    """A line of metrics every logging_steps, at the end, and always for a step that was skipped."""
+    run.interval.add(report)
+    if run.progress.step % run.plan.train.logging_steps == 0 or run.finished or not report.finite:
+        epoch = run.progress.consumed / run.order.windows
+        line = run.interval.line(report, epoch, run.sharded.scale.value)
+        run.metrics.write(line)
+        run.console.step(line)
+
+
+def at_edge(run: Run, asked: Asked) -> bool:
+    """Evaluate, save, stop, in this order, as far as each is due. True when the run stops here."""
+    if not asked.stop and run.evaluation.due():
+        asked = evaluate(run, asked)
+    if not asked.stop and (reason := "asked" if asked.save else run.saving.due()):
+        run.saving.save(reason)
+        run.stopping.saved()
+    return asked.stop is not None and stop(run, asked.stop)
+
+
+def evaluate(run: Run, asked: Asked) -> Asked:
+    """One evaluation, written down; what is asked for now, if a stop cut it short."""
+    line = run.evaluation.run()
+    if line is None:
+        return run.stopping.look()
+    run.metrics.write(line)
+    run.console.say(f"step {line['step']}: eval_loss {line['eval_loss']:.4f}{' (best so far)' * line['eval_best']}")
+    return asked
+
+
+def stop(run: Run, signal: str) -> bool:
+    """Do as the cause of the signal wants: save, be requeued, or go on. True when the run stops here."""
+    cause = run.stopping.why(signal, run.progress.step)
+    run.console.say(f"told to stop at step {run.progress.step}: {cause.value}")
+    if cause.goes_on:
+        run.stopping.go_on()
+        run.saving.save("asked")
+        return at_edge(run, Asked(None, False))
+    if cause.saves:
+        run.saving.save("stop")
+        run.stopping.leave(cause)
+    if cause is Cause.TEARDOWN:
+        raise PeerLost("the job step is being ended because another rank died; nothing is saved")
+    return True
+
+
+class PeerLost(Exception):
+    """Another rank's end, not this one's fault."""

@@ -1,0 +1,144 @@
+"""What every rank runs: ``python -m hpcft.train.main``, the run's folder in HPCFT_RUN.
+
+Signals first, slow imports after: a signal during them must not end a rank. Exit codes: 0 finished, 75 stopped on
+purpose, 2 refused, 1 failed. The process ends with os._exit: waiting for peers that are gone would be a hang.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hpcft.errors import EXIT_REFUSED, Refusal
+from hpcft.plan.place import place_from_environment
+from hpcft.plan.plan import Plan
+from hpcft.run.ledger import Ledger
+from hpcft.run.paths import RunPaths
+from hpcft.train.signals import SIGNALS
+
+if TYPE_CHECKING:
+    from hpcft.train.loop import Run
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
+GRACE_VARIABLE = "HPCFT_STOP_SECONDS"  # how long a step may take once a stop was asked for
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+
+
+def main(environ: Mapping[str, str] | None = None) -> int:
+    """One rank from start to end; its exit code."""
+    environ = os.environ if environ is None else environ
+    SIGNALS.install()
+    paths, ledger = RunPaths.from_environment(environ), None
+    try:
+        plan = Plan.from_json(paths.plan.read_text(), where=str(paths.plan))
+        ledger = Ledger(paths, f"rank-{place_from_environment(environ, plan.layout).rank:04d}", environ)
+        SIGNALS.watch(float(environ.get(GRACE_VARIABLE) or max(plan.resources.signal_lead, 30)))
+        return run_rank(plan, paths, ledger, environ)
+    except BaseException as error:
+        return report_failure(error, ledger, environ)
+
+
+def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, str]) -> int:
+    """Import, meet, assemble, train."""
+    clock = Timeline(ledger)
+    go_offline()
+    from hpcft.train import assemble, loop, world
+
+    clock.phase("import")
+    here = world.join(plan, environ)
+    clock.phase("rendezvous")
+    run = assemble.assemble(plan, paths, here, SIGNALS, environ, clock.phase)
+    if here.first:
+        resumed = run.progress.step
+        checkpoint = paths.checkpoint(resumed).name if resumed else None
+        ledger.write("started", step=resumed, checkpoint=checkpoint, world=here.size, phases=clock.phases)
+        run.console.say(opening(run))
+    finished = loop.train(run)
+    run.metrics.close()
+    run.console.close()
+    if finished and here.first:
+        ledger.write("finished", step=run.progress.step)
+        print(f"finished at step {run.progress.step}; next: hpcft export {paths.root}", flush=True)
+    here.barrier()
+    return EXIT_FINISHED if finished else EXIT_STOPPED
+
+
+class Timeline:
+    """Where the start-up time went: seconds per phase, in one event and one line each."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger, self.phases = ledger, dict[str, float]()
+        self._since = time.perf_counter()
+
+    def phase(self, name: str) -> None:
+        """The phase ``name`` is over."""
+        now = time.perf_counter()
+        self.phases[name], self._since = round(now - self._since, 3), now
+        self.ledger.write("phase", name=name, seconds=self.phases[name])
+
+
+def opening(run: Run) -> str:
+    """One line: where the run begins and what is trained."""
+    trained = sum(p.numel() for p in run.sharded.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in run.sharded.model.parameters())
+    return (
+        f"step {run.progress.step} of {run.total_steps} on {run.world.size} ranks; "
+        f"{trained:,} of {whole:,} weights trained; {run.order.windows:,} windows, {run.order.global_windows} a step"
+    )
+
+
+def go_offline() -> None:
+    """Ranks never ask a hub: what is not in the cache was not submitted."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def report_failure(error: BaseException, ledger: Ledger | None, environ: Mapping[str, str]) -> int:
+    """Say it in the rank's log and in the ledger, where ``hpcft why`` finds it; the exit code."""
+    if isinstance(error, Refusal):
+        print(error, file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    text = explain(error)
+    peer = lost_peer(error)
+    print(f"this rank ends: {text}", file=sys.stderr, flush=True)
+    if ledger is not None:
+        node = environ.get("SLURMD_NODENAME") or os.uname().nodename
+        rank = int(ledger.path.stem.rpartition("-")[2])
+        ledger.write("failed", rank=rank, node=node, error=text, where=where(error), peer=peer)
+    return EXIT_REFUSED if isinstance(error, Refusal) else EXIT_FAILED
+
+
+def explain(error: BaseException) -> str:
+    """One line for people; out of memory gets what can be done about it."""
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if type(error).__name__ == "OutOfMemoryError":
+        text += (
+            "; the GPU is full: lower per_device_train_batch_size (the mathematics stays the same), "
+            "set train.recomputation: full, or lower max_length"
+        )
+    return text
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Did another rank end first? Then its own line says why, not this one's."""
+    if type(error).__name__ in ("PeerLost", "DistBackendError", "DistNetworkError"):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PEER)
+
+
+def where(error: BaseException) -> str:
+    """file:line of the innermost frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,142 @@
+"""What one optimizer step came to, summed over the ranks, and the line of metrics made of it."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hpcft.train.order import shares
+from hpcft.train.progress import Progress
+from hpcft.train.stopping import Asked
+
+# What each rank puts into a step's one exchange, in this order; the two flags of ``stopping`` follow.
+ROW = ("loss", "units", "tokens", "seconds", "waited", "memory")
+
+
+class NotFinite(Exception):
+    """Loss or gradients that are no numbers; raised on all ranks together."""
+
+    def __init__(self, report: Report, per_forward: int) -> None:
+        self.step, self.windows = report.step, report.suspects(per_forward)
+        super().__init__(
+            f"step {self.step}: loss {report.mean_loss}, gradient norm {report.norm} (nothing was saved from it); "
+            f"windows {_some(self.windows)}"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """One step. rows: one per rank, as ROW names them. norm: of the gradients before clipping. step: its number, from 1."""
+
+    step: int
+    windows: tuple[int, ...]
+    rows: Sequence[Sequence[float]]
+    norm: float
+    learning_rate: float
+    asked: Asked
+
+    def total(self, name: str) -> float:
+        """The sum over ranks."""
+        return sum(self._column(name))
+
+    def _column(self, name: str) -> list[float]:
+        at = ROW.index(name)
+        return [row[at] for row in self.rows]
+
+    @property
+    def mean_loss(self) -> float:
+        """Per unit of the global batch."""
+        return self.total("loss") / max(self.total("units"), 1)
+
+    @property
+    def finite(self) -> bool:
+        return self.loss_finite and math.isfinite(self.norm)
+
+    @property
+    def loss_finite(self) -> bool:
+        return all(math.isfinite(loss) for loss in self._column("loss"))
+
+    def suspects(self, per_forward: int) -> list[int]:
+        """The windows of the ranks whose loss is not finite; all of the step's where only the gradients are not."""
+        ranks = [rank for rank, loss in enumerate(self._column("loss")) if not math.isfinite(loss)]
+        if not ranks:
+            return list(self.windows)
+        return [w for rank in ranks for s in shares(self.windows, per_forward, rank, len(self.rows)) for w in s.windows]
+
+    @property
+    def seconds(self) -> float:
+        """Of the slowest rank."""
+        return max(self._column("seconds"))
+
+    @property
+    def waited(self) -> float:
+        """Share of the time in which the average rank waited for data."""
+        return self.total("waited") / max(self.total("seconds"), 1e-9)
+
+    @property
+    def memory(self) -> int:
+        """Peak bytes on the fullest rank: of the GPU, or of the process."""
+        return int(max(self._column("memory")))
+
+
+@dataclass
+class Interval:
+    """Steps since the last line of metrics. Sums of the loss live in ``Progress``, so that they survive a stop."""
+
+    progress: Progress
+    tokens: float = 0.0
+    trained: float = 0.0
+    seconds: float = field(default=0.0)
+
+    def add(self, report: Report) -> None:
+        if report.finite:
+            self.progress.interval_loss += report.total("loss")
+            self.progress.interval_trained += int(report.total("units"))
+        self.tokens += report.total("tokens")
+        self.trained += report.total("units")
+        self.seconds += report.seconds
+
+    def line(self, report: Report, epoch: float, scale: float) -> dict[str, Any]:
+        """The line of metrics, and a new interval."""
+        at = self.progress
+        loss = at.interval_loss / at.interval_trained if at.interval_trained else math.nan
+        line = {
+            "step": at.step,
+            "epoch": round(epoch, 6),
+            "loss": loss if report.finite else report.mean_loss,
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.norm,
+            "tokens": at.tokens,
+            "trained_tokens": at.trained_tokens,
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+            "trained_tokens_per_second": self.trained / max(self.seconds, 1e-9),
+            "step_seconds": report.seconds,
+            "data_wait_share": round(report.waited, 4),
+            "peak_memory_bytes": report.memory,
+            "skipped": at.skipped,
+        }
+        if scale != 1.0:
+            line["loss_scale"] = scale
+        if not report.finite:
+            line["finite"] = False
+        at.interval_loss, at.interval_trained = 0.0, 0
+        self.tokens = self.trained = self.seconds = 0.0
+        return line
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this rank has held, on its GPU or in its process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _some(windows: Sequence[int], limit: int = 16) -> str:
+    shown = ", ".join(map(str, windows[:limit]))
+    return shown if len(windows) <= limit else f"{shown} … ({len(windows)} in all)"

@@ -1,0 +1,63 @@
+"""When a checkpoint is written, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from hpcft.plan.plan import CheckpointPlan
+from hpcft.run.ledger import Ledger
+from hpcft.train.checkpoint import SaveFailed, Store
+from hpcft.train.console import Console
+from hpcft.train.progress import Progress
+from hpcft.train.protocols import Sharded
+
+FAILURES_IN_A_ROW = 2
+
+
+@dataclass
+class Saving:
+    """Saves by the plan's rules; one interval save may fail, the next must not. saved: the step last published."""
+
+    plan: CheckpointPlan
+    store: Store
+    sharded: Sharded
+    progress: Progress
+    ledger: Ledger
+    console: Console
+    saved: int
+    _failures: int = field(default=0, init=False)
+
+    def due(self) -> str:
+        """Why a save is due after this step: interval or best; "" when none is."""
+        step = self.progress.step
+        if self.plan.load_best_at_end and self.progress.best_step == step:
+            return "best"
+        return "interval" if self.plan.save_steps > 0 and step % self.plan.save_steps == 0 else ""
+
+    def save(self, reason: str) -> None:
+        """Publish the state unless this step is published already. reason: interval, best, stop, end or asked.
+
+        Raises SaveFailed where the save cannot be done without, or failed twice in a row.
+        """
+        if self.saved == self.progress.step:
+            return
+        started = time.perf_counter()
+        try:
+            folder = self.store.save(self.sharded, self.progress)
+        except SaveFailed as error:
+            self._failed(reason, error)
+            return
+        self._failures, self.saved = 0, self.progress.step
+        seconds = time.perf_counter() - started
+        if self.store.world.first:
+            self.ledger.write("saved", step=self.saved, seconds=round(seconds, 3), reason=reason)
+        self.console.say(f"saved {folder.name} in {seconds:.1f} s ({reason})")
+
+    def _failed(self, reason: str, error: SaveFailed) -> None:
+        self._failures += 1
+        if reason in ("stop", "end") or self._failures >= FAILURES_IN_A_ROW:
+            raise error
+        if self.store.world.first:
+            self.ledger.write("save_failed", step=self.progress.step, error=str(error), reason=reason)
+        self.console.say(f"WARNING: not saved, the run goes on from the checkpoint before: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,23 +71,6 @@ def _named_by_file(loaded: Loaded) -> Loaded:
     assert loaded.file is not None
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.file.stem).strip("-._")[:64]
     return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
-
-
-def store_folder(plan: Plan) -> Path:
-    """Where prepared data of ``plan`` lies, seen from this machine."""
-    return Path(os.path.expandvars(expand_default(plan.folders.store)))
-
-
-def run_folder(plan: Plan) -> Path:
-    """The folder of the run, seen from the submit directory."""
-    return Path(os.path.expandvars(expand_default(plan.folders.runs))) / plan.name
-
-
-def expand_default(text: str) -> str:
-    """``${NAME:-default}`` as the shell reads it; os.path.expandvars knows only ``${NAME}``."""
-    import re
-
-    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: os.environ.get(m[1]) or m[2], text)
 
 
 def find_run(name: str) -> RunPaths:

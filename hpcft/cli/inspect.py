@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_folder
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
 
 
 @click.command("inspect", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -16,6 +16,7 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_f
 @run_words
 def command(words: tuple[str, ...], index: int | None, random_: int | None, split: str) -> None:
     """Show prepared records with the trained tokens marked. The data must be prepared: hpcft prepare."""
+    from hpcft.launch.expand import store_folder
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
 

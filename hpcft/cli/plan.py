@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_folder
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+
+if TYPE_CHECKING:
+    from hpcft.plan.plan import Plan
+    from hpcft.plan.prepared import PreparedFacts
 
 
 @click.command("plan", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -17,9 +23,19 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
         click.echo(planned.plan.to_json(), nl=False)
         return
     from hpcft.plan.explain import explain
-    from hpcft.plan.prepared import prepared_facts
 
-    facts = prepared_facts(store_folder(planned.plan), planned.plan.data)
-    click.echo(explain(planned.plan, facts, planned.chosen), nl=False)
+    click.echo(explain(planned.plan, _prepared(planned.plan), planned.chosen), nl=False)
     file = planned.loaded.file or "…"
     click.echo(f"\nnext: hpcft submit {file}", err=True)
+
+
+def _prepared(plan: Plan) -> PreparedFacts | None:
+    """What is prepared, where this machine can see it."""
+    from hpcft.errors import Refusal
+    from hpcft.launch.expand import store_folder
+    from hpcft.plan.prepared import prepared_facts
+
+    try:
+        return prepared_facts(store_folder(plan), plan.data)
+    except Refusal:  # $SCRATCH and the like are not set where the plan is only looked at
+        return None

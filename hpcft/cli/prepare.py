@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_folder
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
 
 
 @click.command("prepare", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -14,6 +14,7 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words, store_f
 @run_words
 def command(words: tuple[str, ...], as_json: bool) -> None:
     """Read, mask, pack and store the data of a run, and print the label audit. Prepared data is found again."""
+    from hpcft.launch.expand import store_folder
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
 

@@ -124,6 +124,7 @@ def _tiny() -> Plan:
         layout=layout(1, 1),
         resources=Resources(
             cluster="loopback",
+            scheduler="slurm",
             job_name="tiny",
             partition=None,
             account=None,

@@ -295,7 +295,7 @@ def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resou
     partition = ask.partition or cluster.partition
     limits = cluster.partitions.get(partition) if partition else None
     return Resources(
-        cluster=cluster.name, job_name=run_name(run), partition=partition,
+        cluster=cluster.name, scheduler=cluster.scheduler, job_name=run_name(run), partition=partition,
         account=ask.account or cluster.account, qos=ask.qos or cluster.qos,
         constraint=ask.constraint or cluster.constraint, reservation=ask.reservation,
         nodes=layout.nodes, tasks_per_node=layout.ranks_per_node, cpus_per_task=_cpus_per_rank(cluster, layout),

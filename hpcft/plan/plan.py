@@ -165,6 +165,7 @@ class Resources:
     """What is asked of Slurm, and how the ranks are started there."""
 
     cluster: str
+    scheduler: str  # slurm | none
     job_name: str
     partition: str | None
     account: str | None
@@ -230,7 +231,7 @@ class Plan:
     folders: Folders
 
     def to_json(self) -> str:
-        """The canonical text: keys in declaration order, two spaces, a newline at the end; the same on every machine."""
+        """The canonical text: keys in declaration order, two spaces, a newline at the end."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @property

@@ -1,0 +1,113 @@
+"""``hpcft submit``: prepare, render, hand over."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+
+if TYPE_CHECKING:
+    from hpcft.launch.transport import Submitted
+    from hpcft.plan.plan import Plan
+
+
+@click.command("submit", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
+@click.option("--dry-run", is_flag=True, help="Show the script and what Slurm says of it; queue nothing.")
+@click.option("--follow", "-f", is_flag=True, help="Then follow the logs.")
+@run_words
+def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
+    """Prepare the data, render the script and hand it to Slurm; without Slurm, run on this machine.
+
+    Submitted again, a run that has not finished goes on at its newest checkpoint.
+    """
+    planned = plan_run(words)
+    on_slurm = goes_to_slurm(planned.plan)
+    if dry_run:
+        _dry_run(planned.plan, on_slurm)
+        return
+    plan = _prepared(planned.plan)
+    submitted = hand_over(plan, on_slurm)
+    report(submitted, plan)
+    if follow:
+        from hpcft.cli.logs import follow_run
+
+        follow_run(submitted.run)
+
+
+def goes_to_slurm(plan: Plan) -> bool:
+    """Whether the plan wants Slurm. Raises Refusal where it does and there is none here."""
+    from hpcft.errors import refuse
+    from hpcft.launch.transport import slurm_here
+
+    if plan.resources.scheduler == "none":
+        return False
+    if not slurm_here():
+        raise refuse(
+            f"cluster {plan.resources.cluster} is a Slurm cluster, and this machine has no sbatch",
+            hint="call this on a login node, or run on this machine with --cluster local",
+        )
+    return True
+
+
+def _prepared(plan: Plan) -> Plan:
+    """The plan with its hub names pinned and its data prepared; leaves with the data's exit code where that fails."""
+    from hpcft.launch.expand import store_folder
+    from hpcft.launch.hub import resolve
+    from hpcft.launch.processes import run_data
+
+    plan = resolve(plan)
+    if plan.resources.prepare == "login" and (code := run_data("prepare", plan, store_folder(plan), "--quiet")):
+        sys.exit(code)
+    return plan
+
+
+def hand_over(plan: Plan, on_slurm: bool, run: Path | None = None) -> Submitted:
+    """Render ``plan`` and start it. run: its folder, when not the default. Raises Refusal."""
+    from hpcft.launch.render import render
+
+    text = render(plan, Path(plan.resources.template) if plan.resources.template else None)
+    if on_slurm:
+        from hpcft.launch.transport import submit
+
+        return submit(plan, text, run)
+    from hpcft.launch.background import submit_here
+
+    return submit_here(plan, text, run)
+
+
+def report(submitted: Submitted, plan: Plan) -> None:
+    """What was done, on stdout for programs; what to type next, on stderr."""
+    where = (
+        f"Slurm, partition {plan.resources.partition or 'default'}" if submitted.where == "slurm" else "this machine"
+    )
+    click.echo(f"{submitted.job_id} {submitted.run}")
+    click.echo(f"run {plan.name} is with {where}: {plan.layout.world_size} ranks", err=True)
+    click.echo(f"next: hpcft status {_short(submitted.run)}   or: hpcft logs -f {_short(submitted.run)}", err=True)
+
+
+def _short(run: Path) -> Path:
+    here = Path.cwd()
+    return run.relative_to(here) if run.is_relative_to(here) else run
+
+
+def _dry_run(plan: Plan, on_slurm: bool) -> None:
+    """The script on stdout, Slurm's opinion on stderr; the same checks as a submission, and nothing is left behind."""
+    import tempfile
+
+    from hpcft.launch.render import render
+
+    text = render(plan, Path(plan.resources.template) if plan.resources.template else None)
+    click.echo(text, nl=False)
+    if not on_slurm:
+        click.echo(f"dry run: would start {plan.layout.world_size} ranks on this machine", err=True)
+        return
+    from hpcft.launch.transport import check
+
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        click.echo(f"dry run: {check(Path(file.name))}", err=True)

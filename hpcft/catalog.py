@@ -51,8 +51,62 @@ STRATEGIES: dict[str, Strategy] = {
 
 OBJECTIVES: dict[str, Objective] = {
     row.name: row
+    for row in (Objective("sft", "hpcft.train.objectives.sft", "chat", "next-token loss on the assistant's words"),)
+}
+
+# The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first.
+QUERY_WORDS = ("query", "prompt", "input", "instruction", "question", "problem")
+RESPONSE_WORDS = (
+    *("response", "answer", "output", "targets", "target", "answer_key", "answers"),
+    *("solution", "text", "completion", "content"),
+)
+
+# The first row whose keys a record has is its shape, so the particular ones come before the general ones.
+FORMATS: dict[str, Format] = {
+    row.name: row
     for row in (
-        Objective("sft", "hpcft.train.objectives.sft", "chat", "next-token loss on the assistant's words"),
+        Format(
+            "messages",
+            "hpcft.data.formats.messages",
+            (frozenset({"messages"}),),
+            '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}',
+            "a list of turns with role and content; `tools`, `tool_calls` and per-turn `loss` are kept",
+        ),
+        Format(
+            "sharegpt",
+            "hpcft.data.formats.sharegpt",
+            (frozenset({"conversations"}), frozenset({"conversation"})),
+            '{"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}',
+            "a list of turns with from and value, or of human and assistant pairs",
+        ),
+        Format(
+            "alpaca",
+            "hpcft.data.formats.alpaca",
+            (frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
+            '{"instruction": "Add the numbers.", "input": "2 and 2", "output": "4"}',
+            "instruction, optional input, output; optional system and history",
+        ),
+        Format(
+            "prompt_completion",
+            "hpcft.data.formats.prompt_completion",
+            (frozenset({"prompt", "completion"}),),
+            '{"prompt": "2 + 2?", "completion": "4"}',
+            "prompt and completion, each a text or a list of turns",
+        ),
+        Format(
+            "query_response",
+            "hpcft.data.formats.query_response",
+            tuple(frozenset({query, response}) for query in QUERY_WORDS for response in RESPONSE_WORDS),
+            '{"query": "2 + 2?", "response": "4", "history": [["1 + 1?", "2"]]}',
+            "query and response, or one of ms-swift's other words for them; optional system and history",
+        ),
+        Format(
+            "text",
+            "hpcft.data.formats.text",
+            (frozenset({"text"}),),
+            '{"text": "Any text at all."}',
+            "raw text: no chat template, every token is trained, the end-of-text token included",
+        ),
     )
 }
 

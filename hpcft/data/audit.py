@@ -1,0 +1,151 @@
+"""The label audit: what became of every row, in counts; the refusals that follow from it; the table people read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hpcft.data.encode import KEPT, TOO_LONG, UNTRAINED, Document
+from hpcft.errors import Problem, Refusal, refuse
+from hpcft.plan.plan import DataPlan
+
+EXAMPLES = 3
+QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
+
+
+@dataclass
+class Audit:
+    """Counts of rows by fate, gathered document by document. A row that is repeated counts once."""
+
+    fates: Counter[str] = field(default_factory=Counter)
+    why: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
+    ends: Counter[int] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+
+    def add(self, document: Document, origin: tuple[int, int]) -> None:
+        """Count one row; origin: the number of its file, and its line."""
+        self.fates[document.fate] += 1
+        self.lengths.append(document.length)
+        self.ends.update(document.ends)
+        self.flags.update(name for name in ("truncated", "end_added", "control") if getattr(document, name))
+        if document.fate != KEPT:
+            reason = document.why if document.fate == UNTRAINED else document.fate
+            self.why[reason] += 1
+            examples = self.examples.setdefault(document.fate, [])
+            if len(examples) < EXAMPLES:
+                examples.append((*origin, document.why))
+
+    def check(self, data: DataPlan, names: Sequence[str]) -> None:
+        """Raises Refusal where no row is left, or too large a share of the rows has nothing to train on.
+
+        names: the data files' paths by number, for the examples.
+        """
+        rows = sum(self.fates.values())
+        untrained, too_long = self.fates[UNTRAINED], self.fates[TOO_LONG]
+        if not rows:
+            raise refuse("no rows are chosen", hint="a dataset#N takes N rows; N must be at least 1")
+        if untrained and (untrained == rows - too_long or untrained / rows > data.max_untrained_rows):
+            share = f"{untrained} of {rows} rows ({untrained / rows:.0%}) have no token to train on"
+            limit = f"data.max_untrained_rows allows {data.max_untrained_rows:.0%}"
+            raise self._refusal(UNTRAINED, names, share, f"{limit}; train_on is {data.train_on}")
+        if not self.fates[KEPT]:
+            longest = f"the shortest row has {min(self.lengths)} tokens"
+            hint = f"{longest}; raise max_length or set data.truncation"
+            raise self._refusal(TOO_LONG, names, "every row is longer than data.max_length", hint)
+
+    def _refusal(self, fate: str, names: Sequence[str], what: str, hint: str) -> Refusal:
+        examples = [Problem(why, f"{names[file]}:{line}") for file, line, why in self.examples.get(fate, ())]
+        return Refusal([Problem(what, "data", hint=hint), *examples])
+
+    def facts(self, tokenizer: Any) -> dict[str, Any]:
+        """The audit as plain values for the manifest; the counts of splits and files are added by the writer."""
+        lengths = np.array(self.lengths)
+        quantiles = {name: int(np.quantile(lengths, q, method="nearest")) for name, q in QUANTILES.items()}
+        ends = [
+            {"id": id_, "text": str(tokenizer.convert_ids_to_tokens(id_)), "turns": turns}
+            for id_, turns in sorted(self.ends.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+        return {
+            "rows": {
+                "read": sum(self.fates.values()),
+                "kept": self.fates[KEPT],
+                "too_long": self.fates[TOO_LONG],
+                "untrained": self.fates[UNTRAINED],
+                "truncated": self.flags["truncated"],
+                "end_added": self.flags["end_added"],
+                "control_words": self.flags["control"],
+            },
+            "dropped": dict(self.why.most_common()),
+            "examples": {fate: [list(example) for example in examples] for fate, examples in self.examples.items()},
+            "row_tokens": quantiles,
+            "end_token": ends[0] if ends else None,
+            "end_tokens": ends,
+            "eos_token": {"id": tokenizer.eos_token_id, "text": tokenizer.eos_token},
+        }
+
+
+def table(manifest: dict[str, Any], names: Sequence[str]) -> str:
+    """The audit for a person. names: the data files' paths in the order of the manifest's ``files``."""
+    audit = manifest["audit"]
+    lines = [f"prepared data {manifest['content']}", "", "files"]
+    for file, name in zip(manifest["files"], names, strict=True):
+        unread = ", ".join(f"{key} ({count:,})" for key, count in file["unread"].items())
+        lines.append(
+            f"  {name}: {file['rows']:,} rows of shape {file['shape']}, {file['taken']:,} taken"
+            + (f"; keys not read: {unread}" if unread else "")
+        )
+    lines += ["", "rows", *_pairs(_row_counts(audit))]
+    dropped = [example for examples in audit["examples"].values() for example in examples]
+    lines += [f"  for example {names[file]}:{line}: {why}" for file, line, why in dropped]
+    lines += ["", "tokens in a row", "  " + " · ".join(f"{name} {n:,}" for name, n in audit["row_tokens"].items())]
+    for split, facts in manifest["splits"].items():
+        lines += ["", split, *_pairs(_split_counts(facts))]
+    return "\n".join([*lines, "", *_notes(audit)])
+
+
+def _row_counts(audit: dict[str, Any]) -> dict[str, str]:
+    rows = audit["rows"]
+    counts = {"read": rows["read"], "kept": rows["kept"]}
+    counts |= {f"dropped: {why}": count for why, count in audit["dropped"].items()}
+    optional = {
+        "truncated": rows["truncated"],
+        "equal to an earlier row": audit["duplicates"],
+        "in train and in validation": audit["overlap"],
+    }
+    return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
+
+
+def _split_counts(facts: dict[str, Any]) -> dict[str, str]:
+    return {
+        "documents": f"{facts['rows']:,}",
+        "windows": f"{facts['windows']:,} of at most {facts['max_length']:,} tokens, {facts['filled']:.1%} filled",
+        "tokens": f"{facts['tokens']:,}",
+        "trained tokens": f"{facts['trained_tokens']:,} ({facts['trained_tokens'] / max(1, facts['tokens']):.0%})",
+    }
+
+
+def _notes(audit: dict[str, Any]) -> list[str]:
+    notes = []
+    for end in audit["end_tokens"]:
+        eos = "the tokenizer's EOS" if end["id"] == audit["eos_token"]["id"] else f"EOS is {audit['eos_token']['text']}"
+        notes.append(f"end of turn: {end['text']} (id {end['id']}) closes {end['turns']:,} trained turns; {eos}")
+    if not audit["end_tokens"]:
+        notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
+    if added := audit["rows"]["end_added"]:
+        notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
+    if control := audit["rows"]["control_words"]:
+        notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
+    if audit["fixed_date"]:
+        notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")
+    return notes
+
+
+def _pairs(pairs: dict[str, str]) -> list[str]:
+    width = max(map(len, pairs))
+    return [f"  {name:<{width}}  {value}" for name, value in pairs.items()]

@@ -1,0 +1,171 @@
+"""Rows into documents: tokens, which of them are trained, and what became of each row. Runs in worker processes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcft.data import tokenizer as tokenizers
+from hpcft.data.masks import Masker, Span, Unrenderable, trained_tokens, wanted
+from hpcft.data.rows import Row, filled, opened
+from hpcft.plan.plan import DataPlan
+
+KEPT, TOO_LONG, UNTRAINED = "kept", "too long", "untrained"
+
+
+@dataclass
+class Document:
+    """What one row became. tokens: int32 [n]; trained: bool [n]; both empty unless fate is ``kept``.
+
+    length: tokens before truncation. why: the reason of any other fate. ends: token id → turns it closed.
+    """
+
+    fate: str
+    length: int
+    why: str = ""
+    tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    trained: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
+    ends: Counter[int] = field(default_factory=Counter)
+    truncated: bool = False
+    end_added: bool = False
+    control: bool = False  # a special token is written out in the row's own words
+
+
+class Encoder:
+    """Turns rows into documents as one DataPlan says."""
+
+    def __init__(self, data: DataPlan, tokenizer: Any) -> None:
+        self.data = data
+        self.tokenizer = tokenizer
+        self.template = tokenizers.Template(tokenizer, data)
+        self.specials = special_tokens(tokenizer)
+        self.masker = Masker(self.template, list(self.specials))
+        self.firsts = {text[0]: [t for t in self.specials if t[0] == text[0]] for text in self.specials}
+        given = {"{{NAME}}": data.model_name, "{{AUTHOR}}": data.model_author}
+        self.names = {placeholder: name for placeholder, name in given.items() if name is not None}
+
+    def documents(self, rows: Sequence[Row]) -> list[Document | str]:
+        """A document for each row, or the sentence that says why it cannot be rendered."""
+        prepared = [self._prepared(row) for row in rows]
+        rendered = [self._rendered(row) for row in prepared]
+        good = [n for n, item in enumerate(rendered) if not isinstance(item, str)]
+        texts = [rendered[n][0] for n in good]
+        raw = [prepared[n].text is not None for n in good]
+        tokens = self._tokens(texts, raw)
+        result: list[Document | str] = [item if isinstance(item, str) else "" for item in rendered]
+        for n, (ids, offsets) in zip(good, tokens, strict=True):
+            result[n] = self._document(prepared[n], rendered[n][1], ids, offsets)
+        return result
+
+    def _prepared(self, row: Row) -> Row:
+        row = opened(row, self.data.system) if self.data.system else row
+        return filled(row, self.names) if self.names else row
+
+    def _rendered(self, row: Row) -> Any:
+        """(text, spans) or the reason why not."""
+        if row.text is not None:
+            return row.text, [Span(0, 0, len(row.text), True)] if row.text.strip() else []
+        try:
+            return self.masker.spans(row.messages, row.tools)
+        except Unrenderable as error:
+            return f"the chat template refuses this row: {error}"
+
+    def _tokens(self, texts: Sequence[str], raw: Sequence[bool]) -> list[tuple[list[int], NDArray[np.int64]]]:
+        """Ids and offsets [n, 2] of each text. Only raw text gets what the tokenizer adds: a template writes it."""
+        result: list[Any] = [None] * len(texts)
+        for special in (False, True):
+            chosen = [n for n, is_raw in enumerate(raw) if is_raw is special]
+            if chosen:
+                batch = self.tokenizer(
+                    [texts[n] for n in chosen],
+                    add_special_tokens=special,
+                    return_offsets_mapping=True,
+                    return_attention_mask=False,
+                )
+                for n, ids, offsets in zip(chosen, batch["input_ids"], batch["offset_mapping"], strict=True):
+                    result[n] = ids, np.array(offsets, np.int64).reshape(-1, 2)
+        return result
+
+    def _document(self, row: Row, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]) -> Document | str:
+        spans = spans if row.text is not None else wanted(spans, row.messages, self.data.train_on)
+        tokens, eos = np.array(ids, np.int32), self.tokenizer.eos_token_id
+        if row.text is not None:
+            trained, ends = np.full(len(ids), bool(spans)), Counter[int]()
+            closed = bool(ids) and ids[-1] == eos
+        else:
+            trained, ends = self._trained(row, spans, offsets), self._ends(spans, ids, offsets)
+            closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
+        added = not closed and bool(trained.any())
+        if added:
+            if eos is None:
+                return "nothing ends its last turn: neither the chat template nor the tokenizer has an end token"
+            tokens, trained = np.append(tokens, np.int32(eos)), np.append(trained, True)
+            ends[int(eos)] += 1
+        return self._cut(row, Document(KEPT, len(tokens), "", tokens, trained, ends, end_added=added))
+
+    def _trained(self, row: Row, spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if self.data.train_on != "all":
+            return trained_tokens(offsets, spans)
+        silent = [n for n, turn in enumerate(row.messages) if turn.get("loss") is False]
+        if not silent:
+            return np.ones(len(offsets), np.bool_)
+        loud = tuple({**turn, "loss": True} for turn in row.messages)
+        _, every = self.masker.spans(loud, row.tools)
+        return ~trained_tokens(offsets, [span for span in every if span.turn in silent])
+
+    def _ends(self, spans: Sequence[Span], ids: Sequence[int], offsets: NDArray[np.int64]) -> Counter[int]:
+        """Which tokens close the trained turns."""
+        last = (int(np.searchsorted(offsets[:, 0], span.end) - 1) for span in spans if span.closed)
+        return Counter(int(ids[n]) for n in last if n >= 0)
+
+    def _cut(self, row: Row, whole: Document) -> Document:
+        """The document within ``max_length``, as the truncation policy says."""
+        limit, policy = self.data.max_length, self.data.truncation
+        if not whole.trained[1:].any():
+            return Document(UNTRAINED, whole.length, why_untrained(row, self.data.train_on))
+        if whole.length > limit and policy == "drop":
+            return Document(TOO_LONG, whole.length, f"{whole.length} tokens, max_length is {limit}")
+        part = slice(-limit, None) if policy == "truncate_left" else slice(limit)
+        trained = whole.trained[part].copy()
+        trained[:1] = False  # nothing stands before it to predict it from
+        if not trained.any():
+            return Document(UNTRAINED, whole.length, f"{policy} to {limit} tokens cuts off all that would be trained")
+        whole.tokens, whole.trained = whole.tokens[part], trained
+        whole.truncated, whole.control = whole.length > limit, self._control(row)
+        return whole
+
+    def _control(self, row: Row) -> bool:
+        """Whether the row's own words spell a special token, which then becomes that token."""
+        texts = [row.text] if row.text is not None else [str(turn["content"]) for turn in row.messages]
+        return any(
+            special in text
+            for text in texts
+            for first in self.firsts
+            if first in text
+            for special in self.firsts[first]
+        )
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Text → id of the tokenizer's special tokens, those that may end a turn."""
+    added = {str(token): int(id_) for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
+
+
+def why_untrained(row: Row, train_on: str) -> str:
+    """Why a row has nothing to train on."""
+    if row.text is not None:
+        return "the text is empty or one token long"
+    spoken = [turn for turn in row.messages if turn["role"] == "assistant"]
+    if not spoken:
+        return "no assistant turn"
+    if not any(turn["content"].strip() or turn.get("tool_calls") for turn in spoken):
+        return "the assistant's words are empty"
+    if all(turn.get("loss") is False for turn in spoken):
+        return "loss is false on every assistant turn"
+    return "no assistant turn after the user's last words" if train_on == "last_turn" else "no trained token"

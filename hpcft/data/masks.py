@@ -1,0 +1,158 @@
+"""Which characters of a rendered conversation are trained, found for any chat template by rendering it in parts.
+
+No template is known here and none needs generation tags. For an assistant turn, three questions are asked in turn:
+
+1. Does the whole text begin with the turns before it plus the opening of an assistant turn, and with the turns up
+   to and including it? Then what lies between is the turn, exactly as a model would have to write it.
+2. Only the first holds (templates that drop the thoughts of earlier turns, or close the last turn in a special
+   way)? Then the turn ends at the first token that closes it when it stands last.
+3. Neither (templates that put the system prompt into the last user turn)? Then the turn is rendered once more with
+   other words in it, and the words lie between what stays the same before and after.
+
+A turn for which none holds makes the row unrenderable: it is refused by name, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcft.data.rows import Message
+
+STAND_IN = "hpcft0stand0in0for0words"
+
+
+class Unrenderable(ValueError):
+    """The template cannot write this row, or what it wrote cannot be told apart."""
+
+
+class Render(Protocol):
+    """A chat template as a function: turns → text; ``prompt``: with the opening of an assistant turn at the end."""
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str: ...
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters ``start`` … ``end`` of the text are the words of turn ``turn``; closed: a special token ends them."""
+
+    turn: int
+    start: int
+    end: int
+    closed: bool
+
+
+class Masker:
+    """Finds the spans of a conversation. specials: the texts of the tokenizer's special tokens."""
+
+    def __init__(self, render: Render, specials: Sequence[str]) -> None:
+        self.render = render
+        some = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
+        self.tail = re.compile(rf"(?:{some}|\s)*\Z")
+        self.special = re.compile(some)
+
+    def spans(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
+        """The whole text, and the span of every turn that may be trained, in order. Raises Unrenderable.
+
+        Those are the assistant's turns that say something, and any other turn whose ``loss`` is true.
+        """
+        text = self.render(messages, tools, False)
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant" and message.get("loss", True) and _says_something(message):
+                spans.append(self._assistant(text, messages, tools, turn))
+            elif message["role"] != "assistant" and message.get("loss"):
+                spans.append(self._substituted(text, messages, tools, turn))
+        return text, spans
+
+    def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
+        before, opened = (self._try(messages[:turn], tools, prompt) for prompt in (False, True))
+        # A template that ignores the prompt flag says nothing about where the assistant's header ends.
+        if opened and opened != before and text.startswith(opened):
+            last = turn == len(messages) - 1
+            upto = text if last else self._try(messages[: turn + 1], tools, False)
+            if upto and text.startswith(upto):
+                return self._closed(text, Span(turn, len(opened), len(upto), False), messages[turn])
+            if upto and upto.startswith(opened) and (span := self._shortened(text, upto, len(opened), messages, turn)):
+                return span
+        return self._substituted(text, messages, tools, turn)
+
+    def _shortened(self, text: str, upto: str, start: int, messages: Sequence[Message], turn: int) -> Span | None:
+        """The turn as ``text`` has it, ended by the token that ends it in ``upto``; None if it loses its last words."""
+        alone = self._closed(upto, Span(turn, start, len(upto), False), messages[turn])
+        closing = self._last_special(upto[start : alone.end])
+        at = text.find(closing, start) if alone.closed else -1
+        kept = text[start:at].strip()
+        if at < 0 or not kept or not messages[turn]["content"].strip().endswith(kept):
+            return None
+        return Span(turn, start, at + len(closing), True)
+
+    def _substituted(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
+        """The words of a turn, found by rendering other words in their place."""
+        message = messages[turn]
+        other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
+        before, found, after = (other or "").partition(STAND_IN)
+        start, end = len(before), len(text) - len(after)
+        words = text[start:end].strip()
+        if not (found and text.startswith(before) and text.endswith(after) and words and words in message["content"]):
+            raise Unrenderable(
+                f"the chat template writes turn {turn + 1} ({message['role']}) so that its words cannot be told "
+                "from the template's own"
+            )
+        closing = (
+            re.compile(rf"\s*(?:{self.special.pattern})").match(text, end) if message["role"] == "assistant" else None
+        )
+        return Span(turn, start, closing.end() if closing else end, closing is not None)
+
+    def _closed(self, text: str, span: Span, message: Message) -> Span:
+        """``span`` cut behind the token that ends the turn: line breaks after it are the template's, not the model's.
+
+        After plain words the first special token ends the turn (some templates close the whole text behind it);
+        after tool calls, which have special tokens of their own, the last one does.
+        """
+        tail = self.tail.search(text, span.start, span.end)
+        from_ = tail.start() if tail else span.end
+        found = [match.end() for match in self.special.finditer(text, from_, span.end)]
+        if not found:
+            return Span(span.turn, span.start, from_, False)
+        return Span(span.turn, span.start, found[-1] if message.get("tool_calls") else found[0], True)
+
+    def _last_special(self, text: str) -> str:
+        matches = self.special.findall(text)
+        return str(matches[-1]) if matches else ""
+
+    def _try(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str | None:
+        """A part of a conversation, or None: some templates refuse parts that are not conversations of their own."""
+        try:
+            return self.render(messages, tools, prompt) if messages else None
+        except Unrenderable:
+            return None
+
+
+def _says_something(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def wanted(spans: Sequence[Span], messages: Sequence[Message], train_on: str) -> list[Span]:
+    """The spans that carry loss. last_turn: only what the assistant says after the user's last words."""
+    if train_on != "last_turn":
+        return list(spans)
+    last_user = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [span for span in spans if span.turn > last_user]
+
+
+def trained_tokens(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.bool_]:
+    """Which tokens carry loss: those with at least one character in a span.
+
+    offsets: [n, 2], each token's first and past-the-last character. A token that holds the template's last
+    character and the assistant's first one is trained, for the model has to learn that word.
+    """
+    trained = np.zeros(len(offsets), np.bool_)
+    for span in spans:
+        trained |= (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
+    return trained

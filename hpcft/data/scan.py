@@ -1,0 +1,58 @@
+"""The first pass over a data file: every record read and made a row once, so that faults show before any work."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcft.data.files import kind_of, records
+from hpcft.data.mixing import Digests
+from hpcft.data.progress import shown
+from hpcft.data.rows import Row
+from hpcft.data.shapes import Shaped
+from hpcft.data.sources import DataFile
+from hpcft.data.store import sha256_of
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a data file holds. digests: uint64 [rows], one per row. unread: records that had a key nobody looked at."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+    rows: int
+    shape: str
+    digests: Digests
+    unread: dict[str, int]
+
+
+def scan(file: DataFile) -> Scan:
+    """Read all of ``file``. Raises Refusal, with file and line, at the first fault."""
+    kind_of(file.path, file.shown)
+    before = file.path.stat()
+    shaped = Shaped(file.shown)
+    digests = array("Q", (row.digest for _, row in shown(_rows(file, shaped), f"reading {file.shown}")))
+    unread = dict(shaped.unread.most_common())
+    return Scan(
+        before.st_size,
+        before.st_mtime_ns,
+        sha256_of(file.path),
+        len(digests),
+        shaped.shape,
+        np.array(digests, np.uint64),
+        unread,
+    )
+
+
+def rows_of(file: DataFile) -> Iterator[tuple[int, Row]]:
+    """(line, row) of every record of a file that was scanned before."""
+    return _rows(file, Shaped(file.shown))
+
+
+def _rows(file: DataFile, shaped: Shaped) -> Iterator[tuple[int, Row]]:
+    for line, record in records(file.path, file.shown):
+        yield line, shaped.row(line, record)

@@ -1,0 +1,118 @@
+"""Reading prepared shards: numpy and memory maps only, so that every rank opens them in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcft.data import store as stores
+from hpcft.errors import Refusal, refuse
+from hpcft.plan.plan import DataPlan, data_key
+
+# The files of a split: name → element type on disk. Little-endian everywhere, so shards travel between machines.
+COLUMNS: dict[str, str] = {
+    "tokens": "<i4",  # all documents, one after another
+    "trained": "|u1",  # 1 where the token carries loss
+    "documents": "<i8",  # first token of each document, and the end
+    "counts": "<i4",  # trained tokens of each document
+    "origins": "<i8",  # [documents, 2]: number of the input file, line in it
+    "members": "<i8",  # documents of all windows, one after another
+    "windows": "<i8",  # first member of each window, and the end
+}
+
+
+def file_name(split: str, column: str) -> str:
+    """The file of one column of a split, inside a content folder."""
+    return f"{split}.{column}.bin"
+
+
+@dataclass(frozen=True)
+class Window:
+    """tokens: int32 [n]; trained: bool [n], False on every document's first token; documents: lengths that sum to n."""
+
+    tokens: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    documents: list[int]
+
+
+class Windows(Sequence[Window]):
+    """The windows of one split, in their stored order. Raises Refusal where a file is missing or has another size."""
+
+    def __init__(self, folder: Path, split: str, facts: dict[str, Any]) -> None:
+        self._columns = {name: _mapped(folder / file_name(split, name), kind, facts) for name, kind in COLUMNS.items()}
+        self._members, self._starts = self._columns["members"], self._columns["windows"]
+        self._documents = self._columns["documents"]
+        self.facts = facts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        """The window ``index``, read from the memory map; raises IndexError outside the split."""
+        pieces = [slice(self._documents[d], self._documents[d + 1]) for d in self.documents(index)]
+        tokens = np.concatenate([self._columns["tokens"][piece] for piece in pieces])
+        trained = np.concatenate([self._columns["trained"][piece] for piece in pieces])
+        return Window(tokens, trained.astype(np.bool_), [int(piece.stop - piece.start) for piece in pieces])
+
+    def documents(self, index: int) -> list[int]:
+        """The numbers of the documents in window ``index``."""
+        index = range(len(self))[index]
+        return [int(document) for document in self._members[self._starts[index] : self._starts[index + 1]]]
+
+    def trained_tokens(self, index: int) -> int:
+        """How many tokens of window ``index`` carry loss, without reading them."""
+        return int(self._columns["counts"][self.documents(index)].sum())
+
+    def origin(self, document: int) -> tuple[int, int]:
+        """(number of the input file, line in it) of a document."""
+        source, line = self._columns["origins"][2 * document : 2 * document + 2]
+        return int(source), int(line)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The shards of one data request."""
+
+    content: str
+    train: Windows
+    validation: Windows | None
+    manifest: dict[str, Any]
+    inputs: tuple[stores.Input, ...]
+
+
+def open_prepared(store: Path, data: DataPlan) -> Prepared:
+    """The shards of ``data`` in ``store``. Raises Refusal, with the command to type, where they are absent or stale."""
+    answer = stores.find(store, data)
+    if answer is None:
+        raise not_prepared(store, data)
+    splits = {name: Windows(answer.folder, name, facts) for name, facts in answer.manifest["splits"].items()}
+    return Prepared(answer.content, splits["train"], splits.get("validation"), answer.manifest, answer.inputs)
+
+
+def not_prepared(store: Path, data: DataPlan) -> Refusal:
+    """The refusal of a request that has no shards."""
+    known = stores.request_file(store, data).is_file()
+    return refuse(
+        "the data of this run has changed since it was prepared" if known else "the data of this run is not prepared",
+        where=str(store),
+        value=f"request {data_key(data)}",
+        hint="on the login node: hpcft prepare RUN.yaml",
+    )
+
+
+def _mapped(path: Path, kind: str, facts: dict[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(kind)
+    size = path.stat().st_size if path.is_file() else -1
+    if size != facts["files"][path.name]:
+        raise refuse(
+            "a file of the prepared data is damaged",
+            where=str(path),
+            value=f"{size} bytes, the manifest says {facts['files'][path.name]}" if size >= 0 else "missing",
+            hint=f"remove the folder {path.parent} and type: hpcft prepare RUN.yaml",
+        )
+    return np.memmap(path, dtype, "r") if size else np.empty(0, dtype)

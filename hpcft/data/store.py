@@ -1,0 +1,216 @@
+"""The store of prepared shards: names of its files, the address of a content, who may write, how it is published.
+
+Standard library only, so that a login node and a rank can ask "is it there?" in no time. A content folder appears
+by one rename and never changes; the index of requests is a hint that any writer may renew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcft.plan.plan import DataPlan, data_key
+
+FORMAT = 1  # raised whenever the same input would give other bytes
+SCHEMA = 1
+STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that shaped the shards. kind: train:0, validation:1 … (the source's number), tokenizer or template."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+    kind: str
+    pinned: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file is there and is not as it was; a file that has gone away has not changed."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        return not self.pinned and (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Prepared shards that fit a request: their folder, their manifest, the files they were made of."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    inputs: tuple[Input, ...]
+
+    @property
+    def content(self) -> str:
+        return self.folder.name
+
+
+def find(store: Path, data: DataPlan) -> Answer | None:
+    """The shards of this request if they are there and its files are as they were; None otherwise."""
+    request = _read(request_file(store, data))
+    if request is None:
+        return None
+    inputs = tuple(Input(**entry) for entry in request["inputs"])
+    content = str(request["content"])
+    if any(entry.changed for entry in inputs):  # by date: by content it may still be the same, or another known one
+        inputs = tuple(_renewed(entry) for entry in inputs)
+        content = address(data, inputs)
+    manifest = _read(store / content / "manifest.json")
+    return Answer(store / content, manifest, inputs) if manifest else None
+
+
+def address(data: DataPlan, inputs: Sequence[Input]) -> str:
+    """The name of the content: a hash of every option and every file's bytes, but of no file's name or date."""
+    options = {**asdict(data), "workers": None, "tokenizer": None, "tokenizer_source": None, "tokenizer_revision": None}
+    options["chat_template"] = None if any(entry.kind == "template" for entry in inputs) else data.chat_template
+    for split in ("train", "validation"):
+        options[split] = [(source.rows, source.weight) for source in getattr(data, split)]
+    files = [(entry.kind, Path(entry.path).name if entry.kind == "tokenizer" else "", entry.sha256) for entry in inputs]
+    text = json.dumps({"format": FORMAT, "options": options, "files": files}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def request_file(store: Path, data: DataPlan) -> Path:
+    return store / "requests" / f"{data_key(data)}.json"
+
+
+def remember(store: Path, data: DataPlan, content: str, inputs: Sequence[Input]) -> None:
+    """Write which content answers this request."""
+    path = request_file(store, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"content": content, "inputs": [asdict(entry) for entry in inputs]})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old text or the new one."""
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def new_content(store: Path, content: str) -> Iterator[Path]:
+    """A temporary folder that becomes ``<store>/<content>`` by one rename when the block ends well, else vanishes.
+
+    What a killed writer left is removed first; its name begins with a dot and holds no manifest a reader would take.
+    """
+    for left in store.glob(f".{content}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = store / f".{content}.{socket.gethostname()}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for path in (*folder.iterdir(), folder):
+            sync(path)
+        with contextlib.suppress(OSError):  # another writer was first: its bytes are the same
+            os.rename(folder, store / content)
+        sync(store)
+        if not (store / content).is_dir():
+            raise OSError(f"{folder} could not be renamed to {store / content}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_writer(store: Path, data: DataPlan, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold the lock of this request, waiting for a live holder; yields a function that keeps it fresh.
+
+    The lock saves work, it does not guard the shards: two writers would publish the same bytes under one name. So a
+    takeover that goes wrong in some rare order of events costs minutes and nothing else.
+    """
+    lock = store / "locks" / f"{data_key(data)}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    told = 0.0
+    while not _created(lock, mine):
+        holder = _read(lock)
+        if _stale(lock, holder):
+            lock.unlink(missing_ok=True)
+        elif time.monotonic() - told > 15:
+            told = time.monotonic()
+            say(f"waiting for another prepare of the same data: {holder or 'unknown holder'} ({lock})")
+        else:
+            time.sleep(0.3)
+    try:
+        yield lambda: os.utime(lock) if lock.exists() else None
+    finally:
+        if (holder := _read(lock)) is not None and holder == json.loads(mine):
+            lock.unlink(missing_ok=True)
+
+
+def _created(lock: Path, text: str) -> bool:
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return True
+
+
+def _stale(lock: Path, holder: dict[str, Any] | None) -> bool:
+    try:
+        age = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    if holder is None:  # between creation and writing, or torn by a crash
+        return age > 10
+    if holder.get("host") != socket.gethostname():
+        return age > STALE_AFTER
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _renewed(entry: Input) -> Input:
+    if not entry.changed:
+        return entry
+    now = os.stat(entry.path)
+    return Input(entry.path, now.st_size, now.st_mtime_ns, sha256_of(Path(entry.path)), entry.kind, entry.pinned)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

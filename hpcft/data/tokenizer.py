@@ -1,0 +1,156 @@
+"""The tokenizer and its chat template: found, loaded, checked; and the template as a function of turns."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcft.data.masks import Unrenderable
+from hpcft.data.rows import Message
+from hpcft.data.sources import DataFile, snapshot
+from hpcft.errors import Refusal, refuse
+from hpcft.plan.plan import DataPlan
+
+CHATML = """{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+BUILT_IN = {"chatml": CHATML}
+
+# A template that writes today's date would give other tokens tomorrow; shards must not depend on the day.
+FIXED_DATE = "26 Jul 2024"
+DATED = "strftime_now"
+
+FILES = re.compile(
+    r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|.*\.model|.*\.tiktoken"
+    r"|chat_template.*|.*\.jinja|config\.json|.*\.py)"
+)
+
+
+def folder_of(data: DataPlan) -> Path:
+    """The folder of the tokenizer. Raises Refusal where it is not on this machine."""
+    if data.tokenizer_source != "local":
+        return snapshot(data.tokenizer, data.tokenizer_source, data.tokenizer_revision, "model")
+    folder = Path(data.tokenizer).expanduser()
+    if not folder.is_dir():
+        raise refuse("no such folder for the tokenizer", value=data.tokenizer, hint="model: a folder or a hub name")
+    return folder
+
+
+def files_of(data: DataPlan, folder: Path) -> list[DataFile]:
+    """The files that decide how text becomes tokens; their content is part of the shards' address."""
+    pinned = data.tokenizer_source != "local"
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and FILES.fullmatch(path.name))
+    paths += sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    if not any(path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in paths):
+        raise refuse("this folder holds no tokenizer", where=data.tokenizer, hint="tokenizer.json is missing there")
+    return [DataFile(path, f"{data.tokenizer.rstrip('/')}/{path.relative_to(folder)}", pinned) for path in paths]
+
+
+def template_file(data: DataPlan) -> DataFile | None:
+    """The file of the chat template where the plan names one by path."""
+    name = data.chat_template
+    if name is None or name in BUILT_IN or not (Path(name).is_file() or "/" in name or "." in name):
+        return None
+    if not Path(name).is_file():
+        raise refuse("no such file for the chat template", where="data.chat_template", value=name, choices=BUILT_IN)
+    return DataFile(Path(name), name)
+
+
+def load(data: DataPlan, folder: Path) -> Any:
+    """The fast tokenizer of ``folder``. Raises Refusal where it cannot be loaded or gives no character offsets."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=data.trust_remote_code)
+    except Exception as error:  # transformers raises anything from OSError to KeyError for a folder it cannot use
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise refuse(f"the tokenizer cannot be loaded: {said[0]}", where=data.tokenizer) from error
+    if not tokenizer.is_fast:
+        raise refuse(
+            "this tokenizer is not a fast one, so nobody can say which token stands for which characters",
+            where=data.tokenizer,
+            value=type(tokenizer).__name__,
+            hint="save it with a tokenizer.json (transformers converts most of them)",
+        )
+    return tokenizer
+
+
+class Template:
+    """A chat template as a function: turns → text."""
+
+    def __init__(self, tokenizer: Any, data: DataPlan) -> None:
+        self.tokenizer = tokenizer
+        self.text = _chosen(tokenizer, data)
+        self.dated = any(DATED in text for text in _texts(self.text or tokenizer.chat_template))
+        if self.dated and self.text is None:
+            self.text = tokenizer.get_chat_template()
+        if self.dated:
+            self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a template at all; raw text does without."""
+        return bool(self.text or self.tokenizer.chat_template)
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
+        """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{key: value for key, value in turn.items() if key != "loss"} for turn in messages],
+                tools=list(tools) if tools else None,
+                chat_template=self.text,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+        except Exception as error:  # a template may raise whatever Jinja, or its own author, thought of
+            raise Unrenderable(str(error).strip() or type(error).__name__) from error
+        return str(text)
+
+
+def _chosen(tokenizer: Any, data: DataPlan) -> str | None:
+    """The text of the template that the plan names; None: the tokenizer's own."""
+    name = data.chat_template
+    own = tokenizer.chat_template
+    if name is None:
+        return None
+    if file := template_file(data):
+        return file.path.read_text(encoding="utf-8")
+    if isinstance(own, dict) and name in own:
+        return str(own[name])
+    if name not in BUILT_IN:
+        choices = [*BUILT_IN, *(own if isinstance(own, dict) else ()), "a file"]
+        raise refuse("unknown chat template", where="data.chat_template", value=name, choices=choices)
+    if lacking := [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()]:
+        raise refuse(
+            f"the tokenizer has no token {' and '.join(lacking)}, which chatml writes",
+            where="data.chat_template",
+            value=name,
+            hint=f"write a template file that ends each assistant turn with {tokenizer.eos_token or 'a token it has'}",
+        )
+    return BUILT_IN[name]
+
+
+def _texts(template: Any) -> list[str]:
+    return [str(text) for text in template.values()] if isinstance(template, dict) else [str(template or "")]
+
+
+def no_template(data: DataPlan, where: str) -> Refusal:
+    """The refusal of a conversation for a tokenizer that has no chat template."""
+    return refuse(
+        "the tokenizer has no chat template and none is given, so turns cannot be written as text",
+        where=where,
+        value=data.tokenizer,
+        choices=[*BUILT_IN, "a Jinja file"],
+        hint="set data.chat_template",
+    )

@@ -17,7 +17,7 @@ from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.ledger import Ledger, read_events
-from hpcft.run.paths import RunPaths
+from hpcft.run.paths import STORE_VARIABLE, RunPaths
 
 EXIT_GO_ON = 0
 EXIT_FINISHED = 3
@@ -37,7 +37,7 @@ def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
         return EXIT_FINISHED
     lease.take(paths, environ, plan.fingerprint)
     keep_plan(text, paths)
-    Ledger(paths, "batch", environ).write("accepted", plan=plan.fingerprint)
+    Ledger(paths, "batch", environ).write("accepted", plan=plan.fingerprint, store=environ.get(STORE_VARIABLE))
     return EXIT_GO_ON
 
 

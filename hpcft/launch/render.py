@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import jinja2
 
 from hpcft.errors import Refusal, printable, refuse
 from hpcft.plan.plan import Plan, Resources, Variable
+from hpcft.resources import templates
 
 TERMINATOR = "HPCFT_PLAN"
 TEMPLATE = "train.sbatch.j2"
@@ -26,7 +26,8 @@ TEMPLATE = "train.sbatch.j2"
 _WORD = re.compile(r"[A-Za-z0-9._,:=@%+/&|*!()\[\]-]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}|^\$[A-Za-z_][A-Za-z0-9_]*")
+# ${NAME}, ${NAME:-default}, and $NAME where a value starts with it. A default may not hold anything that expands.
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^\s\"'`$\\{}]*)?\}|^\$[A-Za-z_][A-Za-z0-9_]*")
 
 # Options that the template writes itself, or that would change what the script is.
 RESERVED = {
@@ -81,15 +82,6 @@ def render(plan: Plan, template: Path | None = None) -> str:
             f"template: {error.message}", where=str(template or TEMPLATE), choices=sorted(_facts(plan))
         ) from error
     return text.rstrip("\n") + "\n"
-
-
-def templates() -> Path:
-    """The folder of hpcft's templates, in a wheel, an editable install and a checkout alike."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "templates", package.parent / "templates", Path(sysconfig.get_path("data")) / "templates"):
-        if (folder / TEMPLATE).is_file():
-            return folder
-    raise FileNotFoundError(f"no templates beside {package}: is hpcft installed whole?")
 
 
 def _environment(template: Path | None) -> jinja2.Environment:
@@ -164,7 +156,10 @@ def option(text: str) -> str:
 
 
 def expand(value: str) -> str:
-    """One shell word in double quotes: ${NAME} (and $NAME at the start) stand for variables, all else for itself."""
+    """One shell word in double quotes: ${NAME}, ${NAME:-default} and a leading $NAME are variables, all else is itself.
+
+    Raises Refusal for control characters.
+    """
     _one_line(value)
     pieces, last = [], 0
     for match in _REFERENCE.finditer(value):

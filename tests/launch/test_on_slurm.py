@@ -82,7 +82,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_in_the_same_allocation(submi
     assert job.end() is State.COMPLETED, job.log()
     first, second = job.events("attempt_ended")
     assert (first["decision"], second["decision"]) == ("new_step", "done")
-    assert "rank 3 on n2" in first["why"] and "Killed" in first["why"]
+    assert "rank 3 on n2: Killed" in first["why"]
     again, saved = job.events("started")[1], [event for event in job.events("saved") if event["attempt"] == 1]
     assert again["time"] - saved[-1]["time"] < 60
     assert again["step"] == saved[-1]["step"]

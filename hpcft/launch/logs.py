@@ -1,0 +1,99 @@
+"""The logs of a run as lines: one rank's or the batch's, of one attempt or of all of them as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hpcft.errors import printable, refuse
+from hpcft.run.ledger import read_events
+from hpcft.run.paths import RunPaths
+
+LOOK_SECONDS = 0.3
+
+
+def log_files(paths: RunPaths, attempt: int | None = None) -> list[Path]:
+    """The log files of an attempt (None: the newest), srun's own words among them.
+
+    Raises Refusal where there was no such attempt.
+    """
+    number = _attempt(paths, attempt)
+    return sorted(path for path in paths.attempt(number).glob("*.log"))
+
+
+def read(paths: RunPaths, rank: int = 0, attempt: int | None = None) -> Iterator[str]:
+    """The lines of one rank's log in one attempt (None: the newest). Raises Refusal where it is not there."""
+    number = _attempt(paths, attempt)
+    log = paths.rank_log(number, rank)
+    if not log.exists():
+        ranks = [
+            path.stem.removeprefix("rank-").lstrip("0") or "0" for path in paths.attempt(number).glob("rank-*.log")
+        ]
+        raise refuse(
+            f"attempt {number} has no log of rank {rank}", where=str(log.parent), choices=sorted(ranks, key=int)
+        )
+    with log.open(errors="replace") as stream:
+        for line in stream:
+            yield clean(line)
+
+
+def follow(
+    paths: RunPaths, over: Callable[[], bool], rank: int = 0, attempt: int | None = None, look: float = LOOK_SECONDS
+) -> Iterator[str]:
+    """The lines of a rank's log as they are written, from attempt to attempt, until ``over`` says so.
+
+    attempt: stay with this one. A line ``== attempt N`` stands where one begins.
+    """
+    number = attempt or 1
+    while True:
+        ended = over()
+        if attempt is None and not _began(paths, number):
+            if ended:
+                return
+            time.sleep(look)
+            continue
+        yield f"== attempt {number}"
+        yield from _lines(paths, number, rank, over, look, stay=attempt is not None)
+        if attempt is not None or (over() and not _began(paths, number + 1)):
+            return
+        number += 1
+
+
+def _lines(paths: RunPaths, number: int, rank: int, over: Callable[[], bool], look: float, stay: bool) -> Iterator[str]:
+    """One attempt's lines until the run is over or, unless we are to stay, the next attempt has begun."""
+    log, at, rest = paths.rank_log(number, rank), 0, b""
+    while True:
+        # Asked before reading: what was written until then is read below.
+        last = over() or (not stay and _began(paths, number + 1))
+        if log.exists():
+            with log.open("rb") as stream:
+                stream.seek(at)
+                found = stream.read()
+            at += len(found)
+            *whole, rest = (rest + found).split(b"\n")
+            for line in whole:
+                yield clean(line.decode(errors="replace"))
+        if last:
+            if rest:
+                yield clean(rest.decode(errors="replace"))
+            return
+        time.sleep(look)
+
+
+def clean(line: str) -> str:
+    """A line without what would move the reader's cursor; of a progress bar, its last picture. Tabs stay."""
+    shown = line.rstrip("\r\n").rpartition("\r")[2]
+    return "\t".join(printable(part, limit=10_000) for part in shown.split("\t"))
+
+
+def _began(paths: RunPaths, number: int) -> bool:
+    return paths.attempt(number).is_dir()
+
+
+def _attempt(paths: RunPaths, attempt: int | None) -> int:
+    known = [event["attempt"] for event in read_events(paths) if event["event"] == "attempt_began"]
+    if not known or (attempt is not None and attempt not in known):
+        what = "nothing has run yet" if not known else f"there was no attempt {attempt}"
+        raise refuse(what, where=str(paths.root), choices=known)
+    return attempt or known[-1]

@@ -1,0 +1,179 @@
+"""Handing a rendered script to Slurm, through submitit: it calls sbatch and keeps the job's files; no more.
+
+submitit's own script, pickles, requeue and job states are not used: our text goes out as it is, one submission per
+script, with nothing in the environment of any job that this process may itself be a part of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from hpcft.errors import Refusal, printable, refuse
+from hpcft.launch.accept import is_finished, make_folder, refuse_other_plan, write_private
+from hpcft.launch.expand import run_folder
+from hpcft.plan.plan import Plan
+from hpcft.run import lease
+from hpcft.run.paths import RUN_VARIABLE, RunPaths
+from hpcft.slurm.commands import SlurmAway, call
+from hpcft.slurm.environment import scrubbed
+
+# What sbatch says → what to do about it. The first that is in its words counts.
+HINTS = {
+    "invalid partition": "choose one that `sinfo -s` lists, as partition in the cluster profile or slurm.partition",
+    "invalid account": "`sacctmgr show assoc user=$USER` lists your accounts; set account in the cluster profile",
+    "invalid qos": "`sacctmgr show assoc user=$USER format=qos` lists what you may use; set slurm.qos",
+    "invalid generic resource": "`sinfo -o '%P %G'` shows the GPUs by name; set gpu_request and gpu_type",
+    "invalid feature": "`sinfo -o '%P %f'` shows what slurm.constraint may name",
+    "reservation": "`scontrol show reservation` lists them; set slurm.reservation",
+    "time limit": "`sinfo -o '%P %l'` shows the longest time of each partition; set slurm.time",
+    "memory specification": "ask for less per node in slurm.memory; `sinfo -o '%P %m'` shows what nodes have (MiB)",
+    "node count specification": "`sinfo -o '%P %D'` shows how many nodes each partition has",
+    "node configuration is not available": "no node has that many GPUs or cores, or that memory; see `sinfo -N -l`",
+    "more processors requested": "fewer nodes, tasks or cores per task; `sinfo -o '%P %c'` shows the cores of nodes",
+    "policy": "a limit of your account or QOS: fewer nodes, a shorter time, or wait for other jobs to end",
+    "access/permission denied": "this account may not use the partition; ask the site",
+    "batch job submission failed: requested operation is presently disabled": "the site has closed submission for now",
+}
+BUSY = ("nodes are busy", "nodes required for job are down", "required node not available", "resources not available")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run on its way. job_id: Slurm's, or the controlling process's. where: slurm or local."""
+
+    job_id: str
+    run: Path
+    where: str
+
+
+class ScriptExecutor(SlurmExecutor):
+    """submitit's Slurm executor with our script for its own; only ``_submit_command`` is ever called."""
+
+    def __init__(self, folder: Path, script: str, plan: Plan) -> None:
+        super().__init__(folder)
+        self.script = script
+        r = plan.resources
+        self.parameters.update(time=r.time_minutes, nodes=r.nodes, ntasks_per_node=r.tasks_per_node)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        return self.script
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["sbatch", "--kill-on-invalid-dep=yes", str(submission_file_path)]
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: bytes | str) -> str:
+        """``Submitted batch job 12``, ``12``, ``12;cluster`` (--parsable), a site's greeting before any of them."""
+        text = string if isinstance(string, str) else string.decode(errors="replace")
+        found = re.search(r"batch job (\d+)", text) or re.search(r"^(\d+)(?:;\S+)?\s*$", text, re.MULTILINE)
+        if found is None:
+            raise FailedSubmissionError(f"sbatch took the job and said no id: {printable(text)}")
+        return found[1]
+
+
+def slurm_here() -> bool:
+    """Does this machine submit to a Slurm?"""
+    return shutil.which("sbatch") is not None and shutil.which("srun") is not None
+
+
+def submit(plan: Plan, script: str, run: Path | None = None) -> Submitted:
+    """Hand ``script`` to sbatch; the job's working directory is this one. run: its folder, when not the default.
+
+    Raises Refusal, with sbatch's own words and a hint, where Slurm does not take it or the run cannot be submitted.
+    """
+    default = run_folder(plan)
+    paths = RunPaths((run or default).absolute())
+    refuse_unsubmittable(plan, paths)
+    paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(paths.script, script)
+    with _clean(job_environment(plan, paths.root, default)):
+        _test(paths.script)
+        job_id = _hand_over(ScriptExecutor(paths.jobs, script, plan))
+    return Submitted(job_id, paths.root, "slurm")
+
+
+def check(script: Path) -> str:
+    """What Slurm says of ``script`` without taking it: when and where it would start. Raises Refusal, as ``submit``."""
+    with _clean(scrubbed(os.environ)):
+        return _test(script)
+
+
+def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
+    """Raises Refusal where the job would only find out in an hour that it may not run; makes the run folder."""
+    make_folder(paths.root)
+    if paths.plan.exists():
+        refuse_other_plan(plan, Plan.from_json(paths.plan.read_text(encoding="utf-8"), str(paths.plan)), paths)
+    if is_finished(paths):
+        raise refuse(
+            f"run {plan.name} is finished", where=str(paths.root), hint="export it, or give the new run a name"
+        )
+    holder = lease.holder(paths)
+    if holder is not None and lease.alive(holder):
+        raise refuse(
+            f"job {holder.job} has this run already",
+            where=str(paths.root),
+            hint=f"follow it: hpcft logs -f {paths.root}",
+        )
+
+
+def job_environment(plan: Plan, run: Path, default: Path) -> dict[str, str]:
+    """This process's environment without any trace of a job, and what the script cannot know by itself."""
+    environ = scrubbed(os.environ)
+    for name in (RUN_VARIABLE, "HPCFT_JOB", "HPCFT_STORE"):
+        environ.pop(name, None)
+    if run != default:
+        environ[RUN_VARIABLE] = str(run)
+    # Without setup lines nothing in the job says which Python has hpcft: it is the one that submits.
+    if not plan.resources.setup:
+        environ.setdefault("HPCFT_PYTHON", sys.executable)
+    return environ
+
+
+def _hand_over(executor: ScriptExecutor) -> str:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what we are about to say
+            return str(executor._submit_command("").job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise _refused(str(error)) from error
+
+
+def _test(script: Path) -> str:
+    try:
+        answer = call(["sbatch", "--test-only", "--kill-on-invalid-dep=yes", str(script)])
+    except SlurmAway as error:
+        raise refuse(f"Slurm does not answer: {error}", hint="nothing was submitted; try again later") from error
+    words = answer.err.strip()
+    if answer.rc != 0 and not any(busy in words.lower() for busy in BUSY):
+        raise _refused(words)
+    return re.sub(r"(?m)^sbatch: ", "", words).replace("Job ", "job ", 1)
+
+
+def _refused(words: str) -> Refusal:
+    words = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", words).split())
+    hint = next((hint for part, hint in HINTS.items() if part in words.lower()), "")
+    return refuse(f"sbatch: {words}", hint=hint)
+
+
+@contextlib.contextmanager
+def _clean(environ: Mapping[str, str]) -> Iterator[None]:
+    """While sbatch runs: this environment, and a umask that makes the job's log its owner's alone."""
+    before, umask = dict(os.environ), os.umask(0o077)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+        os.environ.clear()
+        os.environ.update(before)

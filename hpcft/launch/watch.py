@@ -1,0 +1,222 @@
+"""How a run stands, from whoever still knows: Slurm while it does, then the ledger. Nothing needs accounting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcft.errors import refuse
+from hpcft.launch.after import culprit
+from hpcft.launch.decide import Ending
+from hpcft.plan.plan import Plan
+from hpcft.plan.prepared import prepared_facts, total_steps
+from hpcft.run import lease
+from hpcft.run.ledger import JOB_VARIABLE, Event, Ledger, read_events
+from hpcft.run.paths import RunPaths
+from hpcft.slurm import requeue
+from hpcft.slurm.commands import SlurmAway
+from hpcft.slurm.job import job_state
+from hpcft.slurm.states import State
+
+
+@dataclass(frozen=True)
+class AttemptStatus:
+    """One attempt. began, ended: seconds since the epoch; ending: how it ended, "" while it runs; why: in words."""
+
+    number: int
+    job: str | None
+    restart: int
+    nodes: tuple[str, ...]
+    began: float
+    ended: float | None
+    first_step: int | None
+    last_saved: int | None
+    ending: str
+    why: str
+    logs: Path
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run. state: finished, cancelled, stopped, or Slurm's word in small letters (pending, running …), or unknown.
+
+    step: the newest that is known of; total: None before the data is prepared. saved: the newest checkpoint's step.
+    """
+
+    name: str
+    run: Path
+    state: str
+    job: str | None
+    where: str  # slurm | local
+    step: int
+    total: int | None
+    saved: int | None
+    attempts: tuple[AttemptStatus, ...]
+    why: str
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in (*ENDED, "unknown", "new")
+
+
+ENDED = ("finished", "cancelled", "stopped")
+
+
+def status(folder: Path) -> RunStatus:
+    """The status of the run in ``folder``. Raises Refusal where there is no run."""
+    paths = RunPaths(folder.absolute())
+    events = read_events(paths)
+    submitted = next(
+        iter(sorted(paths.jobs.glob("*_submission.sh"), key=lambda p: p.stat().st_mtime, reverse=True)), None
+    )
+    if not paths.plan.exists() and not events and submitted is None and not paths.script.exists():
+        raise refuse("no run is here", where=str(folder), hint="hpcft list shows the runs of this folder")
+    plan = _plan(paths)
+    job = _newest_job(events, paths, submitted)
+    state, why = state_of(paths, events, job)
+    return RunStatus(
+        name=plan.name if plan else paths.root.name,
+        run=paths.root,
+        state=state,
+        job=job,
+        where="local" if (job or "").startswith(lease.LOCAL) else "slurm",
+        step=max(_steps(events), default=0),
+        total=_total(plan, events),
+        saved=max((event["step"] for event in events if event["event"] == "saved"), default=None),
+        attempts=attempts(paths, events, alive=state not in ENDED),
+        why=why,
+    )
+
+
+def runs(folder: Path) -> list[RunStatus]:
+    """The runs in ``folder``, newest first."""
+    places = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    marked = [path for path in places if (path / "plan.json").exists() or (path / "job.sbatch").exists()]
+    return [status(path) for path in sorted(marked, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def state_of(paths: RunPaths, events: Sequence[Event], job: str | None) -> tuple[str, str]:
+    """The state in one word, and why the last attempt ended. The ledger's last word counts before Slurm's."""
+    if any(event["event"] == "finished" for event in events):
+        return "finished", ""
+    mine = [event for event in events if event["job"] == job]
+    if any(event["event"] == "cancelled" for event in mine):
+        return "cancelled", "cancelled"
+    ended = next((event for event in reversed(mine) if event["event"] == "attempt_ended"), None)
+    if ended is not None and ended["decision"] == "stop" and not _begun_since(mine, ended):
+        return ("cancelled" if ended.get("ending") == Ending.CANCELLED.value else "stopped"), str(ended["why"])
+    return _asked(paths, job), str(ended["why"]) if ended else ""
+
+
+def _asked(paths: RunPaths, job: str | None) -> str:
+    if job is None:
+        return "new"
+    if job.startswith(lease.LOCAL):
+        holder = lease.holder(paths)
+        return "running" if holder is not None and lease.alive(holder) else "stopped"
+    state = job_state(job)
+    words = {State.UNKNOWN: "unknown", State.FORGOTTEN: "stopped", State.COMPLETED: "stopped"}
+    return words.get(state, "stopped" if state.finished and state is not State.CANCELLED else state.name.lower())
+
+
+def _begun_since(events: Sequence[Event], ended: Event) -> bool:
+    return any(e["event"] in ("accepted", "attempt_began") and e["time"] > ended["time"] for e in events)
+
+
+def _newest_job(events: Sequence[Event], paths: RunPaths, submitted: Path | None) -> str | None:
+    """The job that was submitted or began last."""
+    began = next((event for event in reversed(events) if event["event"] in ("accepted", "attempt_began")), None)
+    if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
+        return submitted.name.partition("_")[0]
+    return began["job"] if began else None
+
+
+def attempts(paths: RunPaths, events: Sequence[Event], alive: bool) -> tuple[AttemptStatus, ...]:
+    """The attempts table, oldest first."""
+    begun = [event for event in events if event["event"] == "attempt_began"]
+    return tuple(_attempt(paths, events, began, alive and began is begun[-1]) for began in begun)
+
+
+def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool) -> AttemptStatus:
+    number = began["attempt"]
+    mine = [event for event in events if event["attempt"] == number]
+    last = {event["event"]: event for event in mine}
+    ended, stopping, failed = last.get("attempt_ended"), last.get("stopping"), last.get("failed")
+    why = str(ended["why"]) if ended else ""
+    if not why and failed:
+        why = f"rank {failed.get('rank')} on {failed.get('node')}: {failed.get('error')}"
+    why = why or culprit(paths.attempt(number) / "srun.log") or (str(stopping["cause"]) if stopping else "")
+    ending = str(ended.get("ending", "")) if ended else "" if alive else "ended without a word"
+    return AttemptStatus(
+        number=number,
+        job=began["job"],
+        restart=began["restart"],
+        nodes=tuple(began.get("nodes", ())),
+        began=began["time"],
+        ended=ended["time"] if ended else None if alive else mine[-1]["time"],
+        first_step=last["started"].get("step") if "started" in last else None,
+        last_saved=last["saved"]["step"] if "saved" in last else None,
+        ending=ending,
+        why=why,
+        logs=paths.attempt(number),
+    )
+
+
+def cancel(folder: Path, by: str = "hpcft cancel") -> str:
+    """End the run for good and say how. A run that is not alive is left as it is. Raises Refusal, or SlurmAway."""
+    paths = RunPaths(folder.absolute())
+    now = status(folder)
+    if not now.alive or now.job is None:
+        return f"run {now.name} is {now.state}; nothing to cancel"
+    environ = {JOB_VARIABLE: now.job}
+    # Written first: whoever decides what comes next sees it, whatever happens to the signal.
+    Ledger(paths, "cancel", environ).write("cancelled", by=by)
+    if now.where == "local":
+        return _cancel_local(paths, now)
+    answer = requeue.cancel(now.job)
+    if answer.rc != 0:
+        raise refuse(f"scancel: {answer.err.strip()}", where=f"job {now.job}")
+    return f"cancelled job {now.job}; its ranks may save before they end"
+
+
+def _cancel_local(paths: RunPaths, now: RunStatus) -> str:
+    holder = lease.holder(paths)
+    if holder is None or not lease.alive(holder):
+        return f"run {now.name} has ended meanwhile"
+    os.kill(holder.pid, signal.SIGTERM)
+    return f"asked process {holder.pid} to stop; its ranks save before they end"
+
+
+def wait_until_ended(folder: Path, seconds: float) -> RunStatus:
+    """The status once the run has ended, or after ``seconds``."""
+    end = time.monotonic() + seconds
+    while (now := status(folder)).alive and time.monotonic() < end:
+        time.sleep(0.5)
+    return now
+
+
+def _plan(paths: RunPaths) -> Plan | None:
+    for file in (paths.plan, paths.jobs / "plan.json"):
+        if file.exists():
+            return Plan.from_json(file.read_text(encoding="utf-8"), str(file))
+    return None
+
+
+def _total(plan: Plan | None, events: Sequence[Event]) -> int | None:
+    """Optimizer steps of the whole run, where max_steps or the prepared data tell."""
+    if plan is None or plan.optim.max_steps > 0:
+        return plan.optim.max_steps if plan else None
+    store = next((event.get("store") for event in reversed(events) if event["event"] == "accepted"), None)
+    facts = prepared_facts(Path(store), plan.data) if store else None
+    return total_steps(plan, facts.windows) if facts else None
+
+
+def _steps(events: Sequence[Event]) -> list[int]:
+    return [int(event["step"]) for event in events if isinstance(event.get("step"), int)]
+
+
+__all__ = ["AttemptStatus", "RunStatus", "SlurmAway", "cancel", "runs", "status", "wait_until_ended"]

@@ -60,7 +60,7 @@ def _prepared(plan: Plan) -> Plan:
     from hpcft.launch.processes import run_data
 
     plan = resolve(plan)
-    if plan.resources.prepare == "login" and (code := run_data("prepare", plan, store_folder(plan), "--quiet")):
+    if plan.resources.prepare == "login" and (code := run_data("prepare", plan, store_folder(plan), aside=True)):
         sys.exit(code)
     return plan
 

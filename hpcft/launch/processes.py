@@ -1,4 +1,4 @@
-"""The torch side started from the login side, as a process: importing a tokenizer costs two seconds and brings torch."""
+"""The torch side started from the login side, as a process: a tokenizer costs two seconds and brings torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pathlib import Path
 from hpcft.plan.plan import Plan
 
 
-def run_data(verb: str, plan: Plan, store: Path, *words: str) -> int:
-    """Run ``python -m hpcft.data.<verb>`` on ``plan``; what it prints goes where ours goes. Returns its exit code."""
+def run_data(verb: str, plan: Plan, store: Path, *words: str, aside: bool = False) -> int:
+    """Run ``python -m hpcft.data.<verb>`` on ``plan`` and return its exit code.
+
+    What it prints goes where ours goes; aside: all of it to stderr, because stdout has another reader.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="hpcft-plan-", encoding="utf-8") as file:
         file.write(plan.to_json())
         file.flush()
-        return run_module(f"hpcft.data.{verb}", "--plan", file.name, "--store", str(store), *words)
+        return run_module(f"hpcft.data.{verb}", "--plan", file.name, "--store", str(store), *words, aside=aside)
 
 
-def run_module(module: str, *words: str) -> int:
+def run_module(module: str, *words: str, aside: bool = False) -> int:
     """Run ``python -m module words…`` with this interpreter and return its exit code.
 
     The process finds this very hpcft, also where it is used from a checkout that is not installed.
@@ -27,4 +30,5 @@ def run_module(module: str, *words: str) -> int:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run([sys.executable, "-m", module, *words], check=False, env=environment).returncode
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.run(command, check=False, env=environment, stdout=sys.stderr if aside else None).returncode

@@ -1,0 +1,28 @@
+"""``hpcft list``: the runs of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from hpcft.cli.status import as_dict, progress
+
+
+@click.command("list")
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything, for a program.")
+def command(folder: Path, as_json: bool) -> None:
+    """The runs in FOLDER (runs/), newest first: name, state, progress, job."""
+    from hpcft.launch.watch import runs
+
+    found = runs(folder)
+    if as_json:
+        click.echo(json.dumps([as_dict(run) for run in found], indent=2))
+        return
+    if not found:
+        click.echo(f"no runs in {folder}; next: hpcft submit run.yaml", err=True)
+    width = max((len(run.name) for run in found), default=0)
+    for run in found:
+        click.echo(f"{run.name:<{width}}  {run.state:<10}  {progress(run):<18}  {run.job or ''}".rstrip())

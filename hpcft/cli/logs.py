@@ -1,0 +1,53 @@
+"""``hpcft logs``: what the ranks print, by attempt and rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hpcft.cli.common import find_run
+
+
+@click.command("logs")
+@click.argument("run", metavar="RUN")
+@click.option("--follow", "-f", is_flag=True, help="As they are written, over attempts, until the run has ended.")
+@click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Whose log.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Of which attempt; the newest when not given.")
+@click.option("--files", is_flag=True, help="The names of the log files instead.")
+def command(run: str, follow: bool, rank: int, attempt: int | None, files: bool) -> None:
+    """Print the log of a rank of RUN."""
+    from hpcft.launch import logs
+
+    paths = find_run(run)
+    if follow:
+        follow_run(paths.root, rank, attempt)
+        return
+    for line in logs.log_files(paths, attempt) if files else logs.read(paths, rank, attempt):
+        click.echo(line)
+
+
+def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> None:
+    """Print a rank's lines until the run has ended; Ctrl-C ends the printing, not the run."""
+    import time
+
+    from hpcft.launch import logs
+    from hpcft.launch.watch import status
+    from hpcft.run.paths import RunPaths
+
+    asked, alive = 0.0, True
+
+    def over() -> bool:
+        nonlocal asked, alive
+        if time.monotonic() - asked > 3:  # squeue is the site's, not ours alone
+            asked, alive = time.monotonic(), status(folder).alive
+        return not alive
+
+    try:
+        for line in logs.follow(RunPaths(folder), over, rank, attempt):
+            click.echo(line)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe run goes on; next: hpcft status {folder.name}", err=True)
+        return
+    now = status(folder)
+    click.echo(f"run {now.name} is {now.state}" + (f": {now.why}" if now.why else ""), err=True)

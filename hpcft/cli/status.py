@@ -1,0 +1,69 @@
+"""``hpcft status``: where a run stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hpcft.cli.common import find_run
+
+if TYPE_CHECKING:
+    from hpcft.launch.watch import RunStatus
+
+
+@click.command("status")
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Everything, for a program.")
+def command(run: str, as_json: bool) -> None:
+    """Where RUN stands: state, optimizer step, newest checkpoint, and every attempt with how it ended.
+
+    Asks squeue, then scontrol, then sacct where it is on, then the run's own ledger.
+    """
+    from hpcft.launch.watch import status
+
+    now = status(find_run(run).root)
+    click.echo(json.dumps(as_dict(now), indent=2) if as_json else _page(now))
+    if not as_json:
+        click.echo(_next(now), err=True)
+
+
+def as_dict(now: RunStatus) -> dict[str, Any]:
+    """A status as JSON takes it."""
+    facts = dataclasses.asdict(now)
+    return json.loads(json.dumps(facts, default=str)) | {"alive": now.alive}  # type: ignore[no-any-return]
+
+
+def progress(now: RunStatus) -> str:
+    """``step 120 of 400``."""
+    return f"step {now.step:,}" + (f" of {now.total:,}" if now.total else "")
+
+
+def _page(now: RunStatus) -> str:
+    lines = [
+        f"run         {now.name}: {now.state}" + (f" ({now.why})" if now.why and now.why != now.state else ""),
+        f"job         {now.job or 'none'} ({now.where})",
+        f"progress    {progress(now)}"
+        + (f", newest checkpoint at step {now.saved:,}" if now.saved is not None else ""),
+        f"folder      {now.run}",
+    ]
+    for attempt in now.attempts:
+        ended = attempt.ended or time.time()
+        words = [f"{ended - attempt.began:.0f} s on {', '.join(attempt.nodes) or 'this machine'}"]
+        words += [f"from step {attempt.first_step}"] if attempt.first_step is not None else []
+        words += [f"saved step {attempt.last_saved}"] if attempt.last_saved is not None else []
+        ending = attempt.ending or "running"
+        why = f": {attempt.why}" if attempt.why and attempt.why != ending else ""
+        lines.append(f"attempt {attempt.number:<3} {', '.join(words)}; {ending}{why}")
+    return "\n".join(lines)
+
+
+def _next(now: RunStatus) -> str:
+    if now.state == "finished":
+        return f"next: hpcft export {now.name}"
+    if now.alive:
+        return f"next: hpcft logs -f {now.name}"
+    return f"next: hpcft logs {now.name}   or: hpcft resume {now.name}"

@@ -27,6 +27,8 @@ _AWAY = (
     "protocol authentication error",
     "temporarily unable",
 )
+# The packages are installed, but no cluster is configured.
+_NO_CLUSTER = ("establish a configuration source", "unable to process configuration file", "could not open/read/parse")
 # A person's own habits (SQUEUE_STATES=RUNNING, SINFO_FORMAT=…) would filter and reshape what is read here.
 _HABITS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
 
@@ -45,15 +47,19 @@ class SlurmAway(Exception):
 
 
 class SlurmMissing(SlurmAway):
-    """The command is not on this machine (a laptop, a container): asking again will not help."""
+    """There is no Slurm on this machine (a laptop, a container): asking again will not help."""
 
 
 def call(args: Sequence[str], timeout: float = 30) -> Answer:
     """Run a Slurm command in a process session of its own and wait at most ``timeout`` seconds for it.
 
     Times in its output are UTC. A request that Slurm refuses is an ordinary Answer with rc > 0.
-    Raises SlurmMissing where the command is not installed, SlurmAway where the controller does not answer.
+    Raises SlurmMissing where the command is not installed or belongs to no cluster, SlurmAway where the controller
+    does not answer.
     """
+    named = os.environ.get("SLURM_CONF")
+    if named and not os.path.exists(named):  # Slurm's commands would look for it again and again for a minute
+        raise SlurmAway(f"SLURM_CONF names {named}, which is not there")
     try:
         done = subprocess.run(
             list(args),
@@ -69,10 +75,27 @@ def call(args: Sequence[str], timeout: float = 30) -> Answer:
         raise SlurmMissing(f"{args[0]} is not installed here") from error
     except subprocess.TimeoutExpired as error:
         raise SlurmAway(f"{args[0]} gave no answer in {timeout:g} s") from error
-    answer = Answer(done.returncode, done.stdout, done.stderr)
-    if answer.rc > 0 and any(words in answer.err.lower() for words in _AWAY):
-        raise SlurmAway(answer.err.strip())
-    return answer
+    if done.returncode > 0:
+        said = done.stderr.lower()
+        if any(words in said for words in _NO_CLUSTER):
+            raise SlurmMissing(f"{args[0]} is installed here, but no cluster is configured")
+        if any(words in said for words in _AWAY):
+            raise SlurmAway(done.stderr.strip())
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def available() -> bool:
+    """Whether this machine belongs to a Slurm cluster. Raises SlurmAway where it does and the controller is down.
+
+    A cluster that is down must not look like a laptop: the run would start on the login node.
+    """
+    try:
+        answer = call(["scontrol", "ping"])
+    except SlurmMissing:
+        return False
+    if " UP" not in answer.out:
+        raise SlurmAway((answer.out or answer.err).strip())
+    return True
 
 
 def pauses(seconds: float, first: float = 0.5, longest: float = 8.0) -> Iterator[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_FAMILIES = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI", "OMPI_", "MASTER_", "TORCHELASTIC_")
+_FAMILIES = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "PMI", "OMPI_", "MASTER_", "TORCHELASTIC_")
 _NAMES = frozenset(
     {
         "RANK",

@@ -52,9 +52,10 @@ def show_job(job_id: str, timeout: float = 30) -> JobFacts:
     answer = call(["scontrol", "-o", "show", "job", job_id], timeout)
     line = answer.out.partition("\n")[0]
     if answer.rc != 0 or not line.startswith("JobId="):
-        if answer.rc < 0:
-            raise SlurmAway(f"scontrol was ended by signal {-answer.rc}")
-        raise JobUnknown(answer.err.strip() or f"no job {job_id}")
+        # Only these words mean that the job is gone; after any other failure somebody may still be running it.
+        if "invalid job id" in answer.err.lower():
+            raise JobUnknown(f"Slurm does not know job {job_id}")
+        raise SlurmAway(answer.err.strip() or f"scontrol show job {job_id} ended with {answer.rc}")
     return parse_job(line)
 
 
@@ -62,7 +63,8 @@ def parse_job(line: str) -> JobFacts:
     """The facts in one line of ``scontrol -o show job``."""
     # The name is free text and stands before every fact: "JobName=x JobState=RUNNING" must not be believed.
     named = re.match(r"JobId=\S+ (?:Array\S+ )*JobName=(.*?) UserId=\S+\(\d+\) GroupId=", line, re.DOTALL)
-    facts = pairs(line[named.end(1) :] if named else line)
+    # Comments are free text too; they stand after the command.
+    facts = pairs((line[named.end(1) :] if named else line).partition(" Command=")[0])
     status, _, signal = facts.get("ExitCode", "").partition(":")
     return JobFacts(
         job_id=pairs(line).get("JobId", ""),
@@ -93,27 +95,28 @@ def job_state(job_id: str, timeout: float = 30) -> State:
 
     FORGOTTEN: Slurm answers and knows nothing of it. UNKNOWN: the controller is away and accounting cannot help.
     """
-    away = False
-    for ask in (_from_squeue, _from_scontrol, _from_sacct):
-        try:
-            if (state := ask(job_id, timeout)) is not State.UNKNOWN:
-                return state
-        except SlurmAway:
-            away = away or ask is not _from_sacct
-    return State.UNKNOWN if away else State.FORGOTTEN
+    try:
+        state = _from_squeue(job_id, timeout)
+        if state is State.UNKNOWN:
+            state = show_job(job_id, timeout).state
+        if state is not State.UNKNOWN:
+            return state
+        otherwise = State.UNKNOWN
+    except JobUnknown:
+        otherwise = State.FORGOTTEN
+    except SlurmAway:  # squeue and scontrol ask the same controller; only the accounting is another daemon
+        otherwise = State.UNKNOWN
+    try:
+        recorded = _from_sacct(job_id, timeout)
+    except SlurmAway:
+        return otherwise
+    return otherwise if recorded is State.UNKNOWN else recorded
 
 
 def _from_squeue(job_id: str, timeout: float) -> State:
     answer = call(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"], timeout)
     states = [State.parse(line) for line in answer.out.split("\n") if line.strip()]
     return next((state for state in states if state.alive), states[0] if states else State.UNKNOWN)
-
-
-def _from_scontrol(job_id: str, timeout: float) -> State:
-    try:
-        return show_job(job_id, timeout).state
-    except JobUnknown:
-        return State.UNKNOWN
 
 
 def _from_sacct(job_id: str, timeout: float) -> State:

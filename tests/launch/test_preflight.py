@@ -1,0 +1,98 @@
+"""The preflight: which node is to blame, and what no node is to blame for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcft.errors import Refusal
+from hpcft.launch.preflight import Report, compare, gpus_seen, inspect, judge, refuse_unprepared, versions
+from hpcft.run.ledger import read_events
+from hpcft.run.paths import RunPaths
+from tests.launch.conftest import furnish
+from tests.plans import layout, plan
+
+SAME = {"python": "3.11.9", "torch": "2.11.0"}
+NODES = ["n1", "n2", "n3"]
+
+
+def report(node: str, *faults: str, **versions: str) -> Report:
+    return Report(node, {**SAME, **versions}, 2, list(faults))
+
+
+def test_nodes_that_are_alike_are_fit() -> None:
+    assert compare([report(node) for node in NODES], NODES).fit
+
+
+def test_a_node_that_does_not_report_is_named() -> None:
+    verdict = compare([report("n1"), report("n3")], NODES)
+    assert verdict.faults == {"n2": ["did not report"]}
+
+
+def test_a_node_with_another_version_is_named_with_both_versions() -> None:
+    verdict = compare([report("n1"), report("n2", torch="2.10.0"), report("n3")], NODES)
+    assert verdict.faults == {"n2": ["has torch 2.10.0, the other nodes 2.11.0"]}
+
+
+def test_a_node_with_a_lost_gpu_is_named() -> None:
+    verdict = compare([report("n1"), report("n2"), report("n3", "sees 1 of 2 GPUs")], NODES)
+    assert verdict.faults == {"n3": ["sees 1 of 2 GPUs"]}
+    assert not verdict.refused
+
+
+def test_a_fault_of_every_node_is_no_nodes_fault() -> None:
+    verdict = compare([report(node, "cannot read the prepared data") for node in NODES], NODES)
+    assert verdict.refused == "every node: cannot read the prepared data"
+
+
+def test_missing_data_and_a_missing_model_are_refused_with_the_command(tmp_path: Path) -> None:
+    environ = {"HPCFT_STORE": str(tmp_path / "prepared"), "HPCFT_RUN": "runs/x"}
+    chosen = plan(model={"path": str(tmp_path / "model")})
+    with pytest.raises(Refusal, match="hpcft prepare"):
+        refuse_unprepared(chosen, environ)
+    furnish(tmp_path, chosen)
+    refuse_unprepared(chosen, environ)
+    (tmp_path / "model/config.json").unlink()
+    with pytest.raises(Refusal, match="no model is there"):
+        refuse_unprepared(chosen, environ)
+
+
+def test_this_machine_reports_itself_without_importing_torch(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.attempt(1).mkdir(parents=True)
+    found = inspect(plan(), paths, {"HPCFT_ATTEMPT": "1", "SLURMD_NODENAME": "n2"})
+    assert (found.node, found.faults) == ("n2", [])
+    assert found.versions["python"]
+    assert found.versions == versions()
+
+
+def test_a_run_folder_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    assert "cannot write" in inspect(plan(), RunPaths(tmp_path), {"HPCFT_ATTEMPT": "1"}).faults[0]
+
+
+def test_hidden_devices_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcft.launch.preflight._gpus_of_machine", lambda: 8)
+    assert gpus_seen({}) == 8
+    assert gpus_seen({"CUDA_VISIBLE_DEVICES": "0,1"}) == 2
+    assert gpus_seen({"CUDA_VISIBLE_DEVICES": ""}) == 0
+
+
+def test_the_verdict_goes_into_the_ledger(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    chosen = plan(layout=layout(2, 1), resources={"nodes": 2}, model={"path": str(tmp_path / "model")})
+    furnish(tmp_path, chosen)
+    paths.attempt(1).mkdir(parents=True)
+    environ = {
+        **{"HPCFT_ATTEMPT": "1", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"},
+        "HPCFT_STORE": str(tmp_path / "prepared"),
+    }
+    assert judge(chosen, paths, environ, code=143) == 143  # nobody reported: a signal, nothing to judge
+    one = {"node": "n1", "versions": SAME, "gpus": 0, "faults": []}
+    (paths.attempt(1) / "preflight-n1.json").write_text(json.dumps(one))
+    assert judge(chosen, paths, environ, code=1) == 4
+    assert [event["bad_nodes"] for event in read_events(paths)] == [["n2"]]
+    (paths.attempt(1) / "preflight-n2.json").write_text(json.dumps({**one, "node": "n2"}))
+    assert judge(chosen, paths, environ, code=0) == 0
+    assert read_events(paths)[-1]["ok"]

@@ -1,18 +1,23 @@
 """Records of JSON, JSONL, CSV and Parquet files, one after another, each with the line it stands on.
 
+The text kinds may be gzipped.
 JSON is parsed plainly, never through Arrow's type inference, which would fail on tool schemas of unlike shapes.
 Every fault of a file is a Refusal that names file and line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import difflib
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hpcft.errors import Refusal, refuse
 
@@ -38,29 +43,31 @@ def records(path: Path, shown: str) -> Records:
 def kind_of(path: Path, shown: str) -> str:
     """The extension that says how to read ``path``. Raises Refusal where it is not a file that can be read."""
     if path.is_dir():
-        inside = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.suffix in READERS)[:5]
+        inside = sorted(str(p.relative_to(path)) for p in path.rglob("*") if kind_by_name(p) in READERS)[:5]
         hint = f"name the files, for example {shown.rstrip('/')}/{inside[0]}" if inside else "it holds no data files"
         raise refuse("this is a folder, not a data file", where=shown, hint=hint)
     if not path.is_file():
         raise missing(path, shown)
-    kind = path.suffix.lower()
-    if kind in (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar"):
-        raise refuse(
-            "compressed files are not read", where=shown, value=kind, hint="unpack it once, beside the original"
-        )
-    if kind not in READERS:
-        raise refuse("unknown kind of data file", where=shown, value=kind or "no extension", choices=READERS)
-    return kind
+    kind = kind_by_name(path)
+    if kind in READERS:
+        return kind
+    hint = "unpack it once, beside the original" if kind in PACKED else ""
+    value = "".join(path.suffixes[-2:]) or "no extension"
+    raise refuse("unknown kind of data file", where=shown, value=value, choices=READERS, hint=hint)
+
+
+def kind_by_name(path: Path) -> str:
+    """The extension that says how to read a file, ``.gz`` aside where it may be there; Parquet packs itself."""
+    inner = Path(path.stem).suffix.lower()
+    return inner if path.suffix.lower() == ".gz" and inner in READERS and inner != ".parquet" else path.suffix.lower()
 
 
 def missing(path: Path, shown: str) -> Refusal:
     """The refusal of a file that is not there, naming a near neighbour."""
-    import difflib
-
     folder = path.parent
     if not folder.is_dir():
         return refuse("no such file: its folder does not exist either", where=shown, value=folder)
-    there = [p.name for p in folder.iterdir() if p.suffix.lower() in READERS]
+    there = [p.name for p in folder.iterdir() if kind_by_name(p) in READERS]
     close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
     hint = (
         f"did you mean {folder / close[0]}?" if close else f"data files there: {', '.join(sorted(there)[:5]) or 'none'}"
@@ -70,7 +77,7 @@ def missing(path: Path, shown: str) -> Refusal:
 
 def _json(path: Path, shown: str) -> Records:
     """A list of records or one record per line, told by the first character: people mix the two names up."""
-    with open(path, "rb") as file:
+    with _opened(path, shown) as file:
         start = file.read(4096).removeprefix(BOM).lstrip()[:1]
     return _array(path, shown) if start == b"[" else _lines(path, shown)
 
@@ -140,7 +147,7 @@ def _broken_json(error: Exception, text: str, shown: str, line: int, start: int 
 def _csv(path: Path, shown: str) -> Records:
     csv.field_size_limit(sys.maxsize)
     lines = (text for _, text in _decoded(path, shown))
-    reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    reader = csv.reader(lines, delimiter="\t" if kind_by_name(path) == ".tsv" else ",", strict=True)
     header = _csv_row(reader, shown)
     if header is None:
         return
@@ -188,14 +195,26 @@ def _parquet(path: Path, shown: str) -> Records:
 
 def _decoded(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     """(number, text) of every line, its line ending kept (CSV fields may hold line breaks), a BOM taken away."""
-    with open(path, "rb") as file:
+    with _opened(path, shown) as file:
         for number, line in enumerate(file, 1):
             yield number, _utf8(line.removeprefix(BOM) if number == 1 else line, shown, number)
 
 
 def _whole(path: Path, shown: str) -> str:
-    content = path.read_bytes()
-    return _utf8(content.removeprefix(BOM), shown, 1)
+    with _opened(path, shown) as file:
+        return _utf8(file.read().removeprefix(BOM), shown, 1)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, shown: str) -> Iterator[IO[bytes]]:
+    """The bytes of ``path``, unpacked on the way where it is gzipped."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise refuse(f"not a whole gzip file: {error}", where=shown) from error
+    except PermissionError as error:
+        raise refuse("this file may not be read", where=shown, hint=f"ls -l {shown}") from error
 
 
 def _utf8(content: bytes, shown: str, line: int) -> str:
@@ -219,8 +238,10 @@ def path_suffix(shown: str) -> str:
     return Path(shown).suffix
 
 
+PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz")
 READERS: dict[str, Callable[[Path, str], Records]] = {
     ".jsonl": _json,
+    ".ndjson": _json,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _csv,

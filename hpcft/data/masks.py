@@ -55,6 +55,7 @@ class Masker:
         some = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
         self.tail = re.compile(rf"(?:{some}|\s)*\Z")
         self.special = re.compile(some)
+        self.first = re.compile(rf"\s*(?:{some})")
 
     def spans(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
         """The whole text, and the span of every turn that may be trained, in order. Raises Unrenderable.
@@ -104,10 +105,18 @@ class Masker:
                 f"the chat template writes turn {turn + 1} ({message['role']}) so that its words cannot be told "
                 "from the template's own"
             )
-        closing = (
-            re.compile(rf"\s*(?:{self.special.pattern})").match(text, end) if message["role"] == "assistant" else None
-        )
+        if message["role"] != "assistant":
+            return Span(turn, start, end, False)
+        start -= self._unprompted(before, self._try(messages[:turn], tools, True))
+        closing = self.first.match(text, end)
         return Span(turn, start, closing.end() if closing else end, closing is not None)
+
+    def _unprompted(self, before: str, opened: str | None) -> int:
+        """How much of the white space before the words the model has to write, for the prompt does not give it."""
+        if opened is None:
+            return 0
+        there, given = (len(text) - len(text.rstrip()) for text in (before, opened))
+        return max(0, there - given)
 
     def _closed(self, text: str, span: Span, message: Message) -> Span:
         """``span`` cut behind the token that ends the turn: line breaks after it are the template's, not the model's.

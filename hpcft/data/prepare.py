@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,10 @@ class _Preparation:
     def _splits(self, tasks: list[tuple[str, Read, Any]], tokenizer: Any, folder: Path) -> dict[str, Any]:
         total = sum(int((copies > 0).sum()) for _, _, copies in tasks)
         names = [name for name in ("train", "validation") if any(t[0] == name and t[2].any() for t in tasks)]
-        writers = {name: SplitWriter(self.folder, name) for name in names}
-        with Encoders(self.data, folder, tokenizer) as encoders:
-            pairs = encoders.documents(_rows(tasks))
-            for task, document in shown(pairs, "tokenising", total):
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(SplitWriter(self.folder, name)) for name in names}
+            encoders = stack.enter_context(Encoders(self.data, folder, tokenizer))
+            for task, document in shown(encoders.documents(_rows(tasks)), "tokenising", total):
                 self._take(writers, task, document)
         self.audit.check(self.data, [read.file.shown for read in self.reads])
         return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}

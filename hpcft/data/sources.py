@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hpcft.data.files import READERS
+from hpcft.data.files import READERS, kind_by_name
 from hpcft.errors import Refusal, refuse
+from hpcft.plan import hubfiles
 from hpcft.plan.plan import Source
 
 # Names that hubs give splits → the words by which a file or folder shows that it belongs to one.
@@ -45,10 +48,16 @@ def data_files(source: Source) -> list[DataFile]:
     return [DataFile(path, f"{source.path}/{path.relative_to(folder)}", pinned=True) for path in chosen]
 
 
-def snapshot(name: str, hub: str, revision: str | None, kind: str) -> Path:
-    """The local folder of a hub's dataset or model that was downloaded on the login side. Raises Refusal."""
+def snapshot(name: str, hub: str, revision: str | None, kind: str, code: bool = False) -> Path:
+    """The local folder of a hub's dataset or model that was downloaded on the login side. Raises Refusal.
+
+    code: a model's own Python files were downloaded too.
+    """
+    files = hubfiles.DATASET if kind == "dataset" else hubfiles.model_files(False, code)
+    patterns = {"allow_patterns": list(files), "ignore_patterns": list(hubfiles.IGNORED)}
+    look = _modelscope if hub == "modelscope" else _huggingface
     try:
-        return Path(_modelscope(name, revision, kind) if hub == "modelscope" else _huggingface(name, revision, kind))
+        return Path(look(name, kind)(name, revision=revision, local_files_only=True, **patterns))
     except Refusal:
         raise
     except Exception as error:  # each hub has its own family of errors, all of which mean: not here
@@ -59,19 +68,19 @@ def snapshot(name: str, hub: str, revision: str | None, kind: str) -> Path:
         ) from error
 
 
-def _huggingface(name: str, revision: str | None, kind: str) -> str:
+def _huggingface(name: str, kind: str) -> Callable[..., str]:
     from huggingface_hub import snapshot_download
 
-    return str(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
+    return partial(snapshot_download, repo_type=kind)
 
 
-def _modelscope(name: str, revision: str | None, kind: str) -> str:
+def _modelscope(name: str, kind: str) -> Callable[..., str]:
     try:
-        from modelscope.hub import snapshot_download as hub  # type: ignore[import-not-found,unused-ignore]
+        from modelscope.hub import snapshot_download as hub
     except ImportError as error:
         raise refuse(f"{kind} {name} is on ModelScope", hint="pip install modelscope") from error
-    download = hub.dataset_snapshot_download if kind == "dataset" else hub.snapshot_download
-    return str(download(name, revision=revision, local_files_only=True))
+    fetch: Callable[..., str] = hub.dataset_snapshot_download if kind == "dataset" else hub.snapshot_download
+    return fetch
 
 
 def _declared(folder: Path, source: Source) -> list[Path]:
@@ -122,7 +131,7 @@ def _by_name(folder: Path, source: Source) -> list[Path]:
 
 
 def _all_data(folder: Path) -> list[Path]:
-    kept = (path for path in folder.rglob("*") if path.suffix.lower() in READERS and path.is_file())
+    kept = (path for path in folder.rglob("*") if kind_by_name(path) in READERS and path.is_file())
     named = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
     return sorted(path for path in kept if path.name not in named)
 

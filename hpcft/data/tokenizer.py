@@ -37,7 +37,7 @@ FILES = re.compile(
 def folder_of(data: DataPlan) -> Path:
     """The folder of the tokenizer. Raises Refusal where it is not on this machine."""
     if data.tokenizer_source != "local":
-        return snapshot(data.tokenizer, data.tokenizer_source, data.tokenizer_revision, "model")
+        return snapshot(data.tokenizer, data.tokenizer_source, data.tokenizer_revision, "model", data.trust_remote_code)
     folder = Path(data.tokenizer).expanduser()
     if not folder.is_dir():
         raise refuse("no such folder for the tokenizer", value=data.tokenizer, hint="model: a folder or a hub name")

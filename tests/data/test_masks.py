@@ -1,0 +1,195 @@
+"""What is trained is what the assistant says and the token that ends it, whatever the chat template."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpcft.data.masks import Masker
+from hpcft.data.shards import Prepared
+from hpcft.data.tokenizer import load
+from hpcft.errors import Refusal
+from tests.data.conftest import Preparing, Tokenizers
+from tests.data.small import EOS, chat, request
+
+TWO_TURNS = chat("What are two and two?", "Four, I say.", "And then?", "Four again: 四 🙂")
+
+
+def trained_texts(shards: Prepared, folder: Any, index: int = 0) -> list[str]:
+    """The text of every run of trained tokens in a window."""
+    tokenizer = load(request(tokenizer=folder), folder)
+    window = shards.train[index]
+    runs = groupby(zip(window.tokens.tolist(), window.trained.tolist(), strict=True), key=lambda pair: pair[1])
+    return [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained]
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "gemma", "thinking", "opened_thought", "tools", "dated"])
+def test_the_assistants_words_and_their_end_token_are_trained_and_nothing_else(
+    template: str, prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    end = EOS[template]
+    shards = prepared([TWO_TURNS], template)
+    assert trained_texts(shards, tokenizer(template)) == [f"Four, I say.{end}", f"Four again: 四 🙂{end}"]
+    assert shards.manifest["audit"]["end_token"]["text"] == end
+    assert shards.manifest["audit"]["end_token"]["turns"] == 2
+
+
+def test_a_template_that_ignores_the_prompt_flag_and_moves_the_system_prompt_is_masked_all_the_same(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], "mistral", system="Be brief.")
+    assert trained_texts(shards, tokenizer("mistral")) == [" Four, I say.</s>", " Four again: 四 🙂</s>"]
+
+
+def test_thoughts_that_the_template_drops_from_earlier_turns_do_not_shift_the_mask(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    record = chat("Two?", "<think>\none, two\n</think>\n\nFour.", "And?", "<think>\nhm\n</think>\n\nFive.")
+    trained = trained_texts(prepared([record], "thinking"), tokenizer("thinking"))
+    assert trained == ["Four.<|im_end|>", "<think>\nhm\n</think>\n\nFive.<|im_end|>"]
+
+
+def test_a_token_that_closes_only_the_whole_text_is_not_taken_for_the_end_of_a_turn(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], "phi")
+    assert trained_texts(shards, tokenizer("phi")) == ["Four, I say.<|end|>", "Four again: 四 🙂<|end|>"]
+    assert shards.manifest["audit"]["end_tokens"] == [
+        {"id": shards.manifest["audit"]["end_token"]["id"], "text": "<|end|>", "turns": 2}
+    ]
+
+
+def test_a_template_that_ends_no_turn_gets_the_eos_token_at_the_end_of_the_row(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], "endless")
+    assert trained_texts(shards, tokenizer("endless")) == ["Four, I say.", "Four again: 四 🙂<|endoftext|>"]
+    assert shards.manifest["audit"]["rows"]["end_added"] == 1
+
+
+def test_a_tool_call_is_trained_to_its_end_and_the_tools_answer_is_not(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    turns = [
+        {"role": "user", "content": "two and two?"},
+        {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2, "b": 2}}'},
+        {"role": "observation", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    record = {"messages": turns, "tools": [{"type": "function", "function": {"name": "add"}}]}
+    call, answer = trained_texts(prepared([record], "tools"), tokenizer("tools"))
+    assert call.startswith("<tool_call>{")
+    assert call.endswith("</tool_call><|im_end|>")
+    assert '"add"' in call
+    assert answer == "Four.<|im_end|>"
+
+
+def test_only_what_follows_the_users_last_words_is_trained_with_last_turn(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], train_on="last_turn")
+    assert trained_texts(shards, tokenizer()) == ["Four again: 四 🙂<|im_end|>"]
+
+
+def test_every_token_but_a_documents_first_is_trained_with_all(prepared: Preparing) -> None:
+    window = prepared([TWO_TURNS], train_on="all").train[0]
+    assert not window.trained[0]
+    assert window.trained[1:].all()
+
+
+@pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}])
+def test_a_turn_flagged_as_silent_is_not_trained(
+    flag: dict[str, Any], prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    record = chat("Two?", "Four.", "And?", "Five.")
+    record["messages"][1] |= flag
+    assert trained_texts(prepared([record]), tokenizer()) == ["Five.<|im_end|>"]
+
+
+def test_a_turn_flagged_as_silent_stays_so_when_all_is_trained(prepared: Preparing, tokenizer: Tokenizers) -> None:
+    record = chat("Two?", "Four.", "And?", "Five.")
+    record["messages"][1]["loss"] = False
+    first, second = trained_texts(prepared([record], train_on="all"), tokenizer())
+    assert first.endswith("assistant\n")
+    assert second.startswith("\n<|im_start|>user\nAnd?")
+
+
+def test_a_users_turn_flagged_for_training_is_trained(prepared: Preparing, tokenizer: Tokenizers) -> None:
+    record = chat("Two?", "Four.")
+    record["messages"][0]["loss"] = True
+    assert trained_texts(prepared([record]), tokenizer()) == ["Two?", "Four.<|im_end|>"]
+
+
+def test_raw_text_is_trained_from_its_second_token_to_the_eos_token(prepared: Preparing, tokenizer: Tokenizers) -> None:
+    shards = prepared([{"text": "the answer is four"}], template=None)
+    window = shards.train[0]
+    assert window.trained.tolist() == [False] + [True] * (len(window.tokens) - 1)
+    assert trained_texts(shards, tokenizer(None))[0].endswith("<|endoftext|>")
+
+
+def test_words_that_the_template_alters_beyond_recognition_are_refused_by_row(prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match=r"rows\.jsonl:1: .*turn 2 \(assistant\)"):
+        prepared([TWO_TURNS], "shouting")
+
+
+def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(prepared: Preparing) -> None:
+    rows = [chat("a", "b"), {"messages": [{"role": "system", "content": "x"}, *chat("a", "b")["messages"]]}]
+    with pytest.raises(Refusal, match=r"rows\.jsonl:2: .*System role not supported"):
+        prepared(rows, "gemma")
+
+
+def test_a_conversation_needs_a_chat_template_and_says_how_to_give_one(prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match="no chat template") as refusal:
+        prepared([TWO_TURNS], template=None)
+    assert "chatml" in refusal.value.problems[0].choices
+    prepared([TWO_TURNS], template=None, chat_template="chatml")
+
+
+def test_the_built_in_chatml_is_refused_for_a_tokenizer_without_its_tokens(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    for file in tokenizer(None).iterdir():
+        (tmp_path / file.name).write_text(file.read_text().replace("<|im_end|>", "<|other|>"))
+    with pytest.raises(Refusal, match=r"no token <\|im_end\|>"):
+        prepared([TWO_TURNS], chat_template="chatml", tokenizer=str(tmp_path))
+
+
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], "dated")
+    text = load(request(tokenizer=tokenizer()), tokenizer()).decode(shards.train[0].tokens)
+    assert text.startswith("Today is 26 Jul 2024.\n")
+    assert shards.manifest["audit"]["fixed_date"] == "26 Jul 2024"
+
+
+def test_tokens_are_those_of_the_whole_text(prepared: Preparing, tokenizer: Tokenizers) -> None:
+    fast = load(request(tokenizer=tokenizer("llama3")), tokenizer("llama3"))
+    whole = fast.apply_chat_template(TWO_TURNS["messages"], tokenize=True, return_dict=False)
+    assert np.array_equal(prepared([TWO_TURNS], "llama3").train[0].tokens, whole)
+
+
+def test_a_random_conversation_is_masked_alike_by_prefixes_and_by_substitution(tokenizer: Tokenizers) -> None:
+    """Two independent ways to find the words agree, for words that try to look like the template's own."""
+    import random
+
+    draw = random.Random(3)
+    pieces = ["user", "assistant\n", "\n", " ", "Four", "<think>", "四", "[/INST]", "{{ m }}", "model", "."]
+    for template in ("chatml", "llama3", "gemma"):
+        folder = tokenizer(template)
+        fast = load(request(tokenizer=folder), folder)
+
+        def render(messages: Any, tools: Any, prompt: bool, fast: Any = fast) -> str:
+            return str(fast.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
+
+        masker = Masker(render, [EOS[template]])
+        for _ in range(20):
+            turns = ["x" + "".join(draw.choices(pieces, k=5)) + "x" for _ in range(2 * draw.randint(1, 3))]
+            messages = chat(*turns)["messages"]
+            text, spans = masker.spans(messages, None)
+            assert [text[s.start : s.end] for s in spans] == [turn + EOS[template] for turn in turns[1::2]]
+            assert spans == [masker._substituted(text, messages, None, s.turn) for s in spans]

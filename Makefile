@@ -26,9 +26,8 @@ check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-golden: $(READY)  ## write the rendered examples in sbatch/ and other golden files anew; then read the diff
-	$(PY) -m pytest -q -m golden --update-golden
-	git --no-pager diff --stat
+golden: $(READY)  ## write the scripts in sbatch/ and the reference pages anew; then read the diff
+	$(PY) -m tests.golden
 
 slurm-up: $(READY)  ## start a private four-node Slurm on this machine, to try hpcft on
 	@$(PY) -m tests.loopback install
@@ -41,7 +40,8 @@ clean:  ## remove everything that make has made
 	@if [ -x $(PY) ] && [ -d .loopback ]; then $(PY) -m tests.loopback down; fi
 	rm -rf $(VENV) .loopback .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-# The lock has releases that need Python 3.11; on 3.10 the ranges of setup.cfg decide.
+# A plain path file (editable_mode=compat) instead of setuptools' import hook, which every start of Python in this
+# environment would pay for. The lock has releases that need Python 3.11; on 3.10 the ranges of setup.cfg decide.
 $(READY): requirements.lock setup.cfg setup.py
 	@test -n "$(PYTHON)" || { echo "Error: no Python 3.10 or later with venv found; name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "Building $(VENV) with $(PYTHON): a few minutes, once."
@@ -50,5 +50,6 @@ $(READY): requirements.lock setup.cfg setup.py
 	if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; \
 	then $(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
 	else $(PY) -m pip install --quiet --disable-pip-version-check '.[dev]'; fi
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --use-pep517 \
+		--config-settings editable_mode=compat -e .
 	@touch $@

@@ -10,6 +10,9 @@ import pytest
 from hpcft.slurm.environment import scrubbed
 from tests.loopback import PACKAGES, LoopbackSlurm, missing_programs
 
+# Warnings are errors, but not those of torch and its friends, which come and go with their releases.
+_OTHERS_WARN = (("train",), ("data",))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests mean the same inside a job as outside; SLURM_CONF would point them at somebody's real cluster."""
@@ -19,12 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test that asks for the private Slurm is marked ``slurm``; they all run in one worker, which starts it once."""
     for item in items:
         if "slurm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.xdist_group("slurm"))
+        if item.path.relative_to(config.rootpath).parts[1:2] in _OTHERS_WARN:
+            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,3 +112,74 @@ def test_a_preempted_job_comes_back_and_goes_on_where_it_was(submit: Callable[..
     assert stopped["cause"] == "preempted"
     assert job.events("started")[1]["step"] == stopped["step"]
     assert [event["by"] for event in job.events("requeued")] == ["rank 0"]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.5, 2.2, 3.0])
+def test_scancel_at_any_moment_is_the_end(submit: Callable[..., Job], seconds: float) -> None:
+    job = submit(two_by_two(), STANDIN_STEPS="2000", STANDIN_DIE="1:1:3")
+    job.slurm.wait_for(job.id, State.RUNNING)
+    time.sleep(seconds)  # begin, preflight, ranks, after, and the second attempt lie in this range
+    before = len(job.events("attempt_began"))
+    job.slurm.run(["scancel", job.id])
+    assert job.end() is State.CANCELLED
+    time.sleep(7)  # the private cluster would start a requeued job again after five seconds
+    assert job.slurm.state(job.id) is State.CANCELLED
+    assert not job.events("requeued")
+    assert len(job.events("attempt_began")) <= before + 1
+    assert not [event for event in job.events("started") if event["attempt"] > before + 1]
+
+
+def test_a_time_limit_is_survived(submit: Callable[..., Job]) -> None:
+    resources = {"time_minutes": 2, "signal_lead": 60, "partition": "batch"}
+    job = submit(two_by_two(**resources), STANDIN_STEPS="300", STANDIN_PACE="0.3")
+    assert job.end(240) is State.COMPLETED, job.log()
+    stopped = job.events("stopping")
+    assert [event["cause"] for event in stopped] == ["time_limit"]
+    assert job.events("started")[1]["step"] == stopped[0]["step"]
+
+
+def test_a_node_that_the_preflight_faults_is_left_out_of_the_next_attempt(
+    submit: Callable[..., Job], tmp_path: Path
+) -> None:
+    # A Python of its own on n1, of another version than the other nodes': a package half updated.
+    other = tmp_path / "python"
+    other.write_text(
+        "#!/bin/bash\n"
+        f'[ "${{SLURMD_NODENAME:-}}" = n1 ] && [ "${{SLURM_PROCID:-}}" ] && [[ "$*" == *launch.preflight ]] && exit 1\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    other.chmod(0o700)
+    job = submit(two_by_two(), HPCFT_PYTHON=str(other))
+    assert job.end(120) is State.COMPLETED, job.log()
+    first, second = job.events("attempt_began")
+    assert "n1" in first["nodes"]
+    assert "n1" not in second["nodes"]
+    assert job.events("attempt_ended")[0]["decision"] == "requeue"
+
+
+def test_a_script_without_prepared_data_says_so_and_is_not_tried_again(
+    submit: Callable[..., Job], slurm: LoopbackSlurm, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    job = submit(two_by_two(), STANDIN_STEPS="1")
+    for file in (tmp_path / "prepared/requests").iterdir():
+        file.unlink()
+    assert job.end() is State.FAILED, job.log()
+    (log,) = tmp_path.glob("tiny-*.log")
+    assert "hint: hpcft prepare" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert len(job.events("attempt_began")) == 1
+
+
+def test_a_node_lost_in_the_middle_brings_the_run_back_on_others(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two(), STANDIN_STEPS="150", STANDIN_PACE="0.1")
+    job.until(lambda: job.events("saved"))
+    first = job.events("attempt_began")[0]
+    lost = first["nodes"][1]
+    job.slurm.kill_node(lost)
+    try:
+        assert job.end(180) is State.COMPLETED, job.log()
+        assert lost not in job.events("attempt_began")[-1]["nodes"]
+        assert job.events("started")[-1]["step"] > 0
+    finally:
+        job.slurm.start_node(lost)

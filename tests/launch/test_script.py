@@ -1,0 +1,149 @@
+"""The batch shell by itself: the script under plain bash, with stand-ins for srun and for Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcft.launch.render import render
+from tests.plans import plan
+
+
+class Shell:
+    """The rendered script in ``folder``; ``python`` and ``srun`` write what they were asked to ``calls``."""
+
+    def __init__(self, folder: Path, python: str = "", srun: str = "") -> None:
+        self.folder, self.script, self.calls = folder, folder / "job.sbatch", folder / "calls"
+        self.script.write_text(render(plan()))
+        (folder / "bin").mkdir()
+        # Helpers succeed unless told otherwise; `begin` prints its line, `after` ends the loop.
+        self._program(
+            "python",
+            'echo "python $*" >> calls\ncase "$*" in\n'
+            + python
+            + "*launch.accept) cat > plan.json ;;\n"
+            + f'*launch.begin) echo "1 10.0.0.1 12345 {folder}/lo gs" ;;\n'
+            + "*launch.after*) exit 0 ;;\nesac",
+        )
+        self._program("srun", 'echo "srun $*" >> calls\ncase "$*" in\n' + srun + "esac")
+        (folder / "lo gs").mkdir()
+
+    def _program(self, name: str, text: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o700)
+
+    def start(self, **environ: str) -> subprocess.Popen[str]:
+        variables = {
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+            **{"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_JOB_ID": "7"},
+            **{"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "1"},
+            **environ,
+        }
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            ["bash", self.script], env=variables, stdout=pipe, stderr=pipe, text=True, cwd=self.folder
+        )
+
+    def run(self, **environ: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(**environ)
+        out, err = process.communicate(timeout=30)
+        return subprocess.CompletedProcess([], process.returncode, out, err)
+
+    def called(self) -> list[str]:
+        """The helpers and job steps in order, by their module's last word, with the exit code that `after` got."""
+        found = re.findall(
+            r"^(python|srun) .*?(?:launch|train)\.(\w+)(?: (?:--compare )?(\d+))?$", self.calls.read_text(), re.M
+        )
+        return [
+            f"{'srun ' if program == 'srun' else ''}{module}{f' {code}' if code else ''}"
+            for program, module, code in found
+        ]
+
+
+def test_the_flow_of_a_good_run(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    done = shell.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell.called() == ["accept", "begin", "srun preflight", "preflight 0", "srun main", "after 0"]
+    assert (tmp_path / "plan.json").read_text() == plan().to_json()
+    steps = [line for line in shell.calls.read_text().splitlines() if line.startswith("srun")]
+    assert all("--kill-on-bad-exit=1 --wait=60" in step and "--cpus-per-task=1" in step for step in steps)
+    assert f"--output={tmp_path}/lo gs/rank-%4t.log" in steps[1]
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (2, 2), (3, 0), (1, 1), (127, 1)])
+def test_what_accept_says_is_what_happens(tmp_path: Path, code: int, ends: int) -> None:
+    shell = Shell(tmp_path, python=f"*launch.accept) exit {code} ;;\n")
+    done = shell.run()
+    assert done.returncode == ends
+    assert ("begin" in shell.called()) == (code == 0)
+    assert ("cannot run hpcft" in done.stderr) == (code in (1, 127))
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (20, 0), (30, 1), (1, 1), (2, 1)])
+def test_what_after_says_is_what_happens(tmp_path: Path, code: int, ends: int) -> None:
+    assert Shell(tmp_path, python=f"*launch.after*) exit {code} ;;\n").run().returncode == ends
+
+
+def test_a_new_job_step_when_after_wants_one(tmp_path: Path) -> None:
+    once = "*launch.after*) [ -e once ] && exit 0; touch once; exit 10 ;;\n"
+    shell = Shell(tmp_path, python=once)
+    shell.run()
+    assert shell.called().count("srun main") == 2
+    assert shell.called().count("accept") == 1
+
+
+def test_the_ranks_do_not_start_when_the_preflight_fails(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, python="*preflight*--compare*) exit 4 ;;\n")
+    shell.run()
+    assert shell.called()[2:] == ["srun preflight", "preflight 0", "after 4"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 75, 137, 143])
+def test_the_true_exit_code_of_srun_survives_signals(tmp_path: Path, code: int) -> None:
+    shell = Shell(tmp_path, srun=f"*train.main) touch running; sleep 0.7; exit {code} ;;\n")
+    process = shell.start()
+    while not (tmp_path / "running").exists():
+        time.sleep(0.02)
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.03)
+    process.communicate(timeout=30)
+    assert shell.called()[-1] == f"after {code}"
+
+
+@pytest.mark.parametrize("helper", ["launch.begin", "launch.preflight --compare"])
+def test_after_a_term_no_job_step_starts_before_after_was_asked(tmp_path: Path, helper: str) -> None:
+    line = f'echo "1 a 1 {tmp_path}/lo gs"' if "begin" in helper else "exit 0"
+    shell = Shell(tmp_path, python=f'*"{helper}"*) touch running; sleep 0.5; {line} ;;\n')
+    process = shell.start()
+    while not (tmp_path / "running").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert "srun main" not in shell.called()
+    assert shell.called()[-1].startswith("after")
+
+
+def test_an_allocation_other_than_planned_is_warned_about(tmp_path: Path) -> None:
+    done = Shell(tmp_path).run(SLURM_JOB_NUM_NODES="3")
+    assert done.stderr == "hpcft: warning: nodes: planned 1, allocated 3\n"
+
+
+def test_a_run_folder_of_the_users_wins_and_spaces_are_harmless(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, python='*launch.begin) echo "1 a 1 $HPCFT_RUN"; mkdir "$HPCFT_RUN" ;;\n')
+    shell.run(HPCFT_RUN=f"{tmp_path}/a b%c")
+    assert f"--output={tmp_path}/a b%%c/rank-%4t.log" in shell.calls.read_text()
+
+
+def test_what_an_outer_job_left_behind_is_not_seen(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, python='*launch.accept) echo "${HPCFT_ATTEMPT:-}${MASTER_ADDR:-}$HPCFT_JOB" > seen ;;\n')
+    shell.run(HPCFT_ATTEMPT="9", MASTER_ADDR="x", HPCFT_JOB="local-1")
+    assert (tmp_path / "seen").read_text() == "7\n"

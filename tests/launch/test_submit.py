@@ -1,0 +1,168 @@
+"""Submission through submitit to a real Slurm: our text, a clean environment, sbatch's words with a hint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from submitit.core.utils import FailedSubmissionError
+
+from hpcft.errors import Refusal
+from hpcft.launch import transport, watch
+from hpcft.launch.render import render
+from hpcft.launch.transport import HINTS, ScriptExecutor, Submitted, submit
+from hpcft.plan.plan import Plan
+from hpcft.run.ledger import Ledger
+from hpcft.run.paths import RunPaths
+from hpcft.slurm.states import State
+from tests.launch.conftest import furnish
+from tests.loopback import LoopbackSlurm
+from tests.plans import plan
+
+
+@pytest.fixture
+def send(
+    slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Submitted]:
+    def start(plan: Plan, **words: Any) -> Submitted:
+        furnish(tmp_path, plan)
+        monkeypatch.chdir(tmp_path)
+        return submit(plan, render(plan), **words)
+
+    return start
+
+
+def test_a_run_is_submitted_queued_finished_and_its_status_known(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path
+) -> None:
+    sent = send(plan())
+    assert sent.run == tmp_path / "runs/tiny"
+    assert watch.status(sent.run).job == sent.job_id
+    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    slurm.wait_for(sent.job_id, State.COMPLETED)
+    assert (sent.run / f"jobs/{sent.job_id}_submission.sh").read_text() == render(plan())
+    assert not list(sent.run.rglob("*.pkl"))
+    assert [run.name for run in watch.runs(tmp_path / "runs")] == ["tiny"]
+    loose = [path for path in [*sent.run.rglob("*"), *tmp_path.glob("*.log")] if path.stat().st_mode & 0o077]
+    assert not [path for path in loose if not path.is_symlink()]
+    with pytest.raises(Refusal, match="finished"):
+        send(plan())
+
+
+def test_a_waiting_job_is_pending_and_can_be_cancelled(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:
+    sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
+    assert watch.status(sent.run).state == "pending"
+    assert "cancelled job" in watch.cancel(sent.run)
+    slurm.wait_for(sent.job_id, State.CANCELLED)
+    assert watch.status(sent.run).state == "cancelled"
+    assert "nothing to cancel" in watch.cancel(sent.run)
+
+
+def test_a_run_folder_elsewhere_is_told_to_the_job(send: Callable[..., Submitted], tmp_path: Path) -> None:
+    sent = send(plan(), run=tmp_path / "else where")
+    assert watch.wait_until_ended(tmp_path / "else where", 60).state == "finished"
+    assert sent.run == tmp_path / "else where"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_of_the_job_we_are_in_reaches_the_new_one(
+    send: Callable[..., Submitted], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {
+        "SBATCH_PARTITION": "high",
+        "SBATCH_NODES": "3",
+        "SLURM_CPU_BIND": "map_cpu:0",
+        "SLURM_GPUS_PER_NODE": "2",
+        "MASTER_PORT": "1",
+        "HPCFT_RUN": "/somewhere",
+        "HPCFT_ATTEMPT": "9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    sent = send(plan(resources={"partition": "low"}))
+    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    (log,) = tmp_path.glob("tiny-*.log")
+    assert "warning" not in log.read_text()
+    assert watch.status(sent.run).attempts[0].number == 1
+
+
+@pytest.mark.parametrize(
+    ("resources", "words", "hint"),
+    [
+        ({"partition": "nowhere"}, "invalid partition", "sinfo -s"),
+        ({"nodes": 9}, "(?i)node", "sinfo"),
+        ({"cpus_per_task": 99}, "(?i)node|processors", "sinfo"),
+        ({"gpus_per_node": 2, "gpu_request": "gres_typed", "gpu_type": "b200"}, "configuration", "%G"),
+        ({"constraint": "gpu80g"}, "feature", "sinfo -o '%P %f'"),
+    ],
+)
+def test_what_slurm_refuses_is_refused_in_its_words_with_a_hint(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, resources: dict[str, Any], words: str, hint: str
+) -> None:
+    with pytest.raises(Refusal, match=words) as refused:
+        send(plan(resources=resources))
+    (problem,) = refused.value.problems
+    assert problem.what.startswith("sbatch: ")
+    assert hint in problem.hint
+    assert not slurm.run(["squeue", "-h"]).stdout.strip()
+
+
+def test_check_says_when_and_where_a_script_would_start(slurm: LoopbackSlurm, tmp_path: Path) -> None:
+    (tmp_path / "job.sbatch").write_text(render(plan()))
+    assert "to start at" in transport.check(tmp_path / "job.sbatch")
+    assert not slurm.run(["squeue", "-h"]).stdout.strip()
+
+
+def test_another_plan_under_the_same_name_is_refused_before_the_queue(
+    send: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    paths = RunPaths(tmp_path / "runs/tiny")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(plan(optim={"learning_rate": 1.0}).to_json())
+    with pytest.raises(Refusal, match=r"optim\.learning_rate differ"):
+        send(plan())
+
+
+def test_an_unfinished_run_may_be_submitted_again_with_other_resources(
+    send: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    paths = RunPaths(tmp_path / "runs/tiny")
+    paths.root.mkdir(parents=True)
+    paths.plan.write_text(plan().to_json())
+    Ledger(paths, "batch", {"SLURM_JOB_ID": "1"}).write("saved", step=2)
+    sent = send(plan(resources={"time_minutes": 30}))
+    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    assert [path.name for path in paths.plans.iterdir()] == ["001.json"]
+    assert Plan.from_json(paths.plan.read_text()).resources.time_minutes == 30
+
+
+@pytest.mark.parametrize(
+    ("said", "job"),
+    [
+        ("Submitted batch job 12", "12"),
+        (b"Submitted batch job 12 on cluster c1\n", "12"),
+        ("12", "12"),
+        ("12;c1", "12"),
+        ("Welcome! 3 jobs may run.\nSubmitted batch job 45\nBye.", "45"),
+    ],
+)
+def test_the_job_id_is_found_whatever_the_site_adds(said: str | bytes, job: str) -> None:
+    assert ScriptExecutor._get_job_id_from_submission_command(said) == job
+
+
+def test_a_submission_without_an_id_is_an_error() -> None:
+    with pytest.raises(FailedSubmissionError):
+        ScriptExecutor._get_job_id_from_submission_command("thank you")
+
+
+def test_hints_name_something_to_do() -> None:
+    assert all(len(hint) > 20 and part == part.lower() for part, hint in HINTS.items())
+
+
+def test_the_python_that_submits_runs_the_job_unless_the_profile_sets_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPCFT_PYTHON", raising=False)
+    here = Path("/x")
+    assert transport.job_environment(plan(), here, here)["HPCFT_PYTHON"] == sys.executable
+    assert "HPCFT_PYTHON" not in transport.job_environment(plan(resources={"setup": ("module load a",)}), here, here)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 EXIT_REFUSED = 2
+LONGEST = 2000  # characters of one line of a complaint
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,14 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        # Names of keys and files are a person's words too: a terminal escape in one must not run.
+        lines = [printable(f"{self.where}: {self.what}" if self.where else self.what, LONGEST)]
         if self.value:
             lines.append(f"  value: {printable(self.value)}")
         if self.choices:
-            lines.append(f"  valid: {', '.join(self.choices)}")
+            lines.append(f"  valid: {printable(', '.join(self.choices), LONGEST)}")
         if self.hint:
-            lines.append(f"  hint: {self.hint}")
+            lines.append(f"  hint: {printable(self.hint, LONGEST)}")
         return "\n".join(lines)
 
 
@@ -58,9 +60,9 @@ def refuse(
     return Refusal(Problem(what, where, str(value), tuple(str(choice) for choice in choices), hint))
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """The known word nearest to ``word``, or an empty string when none is near."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known word nearest to ``word``, or an empty string when none is as near as ``cutoff`` (0 to 1)."""
+    matches = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else ""
 
 

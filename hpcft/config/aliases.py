@@ -1,24 +1,30 @@
 """Words that people bring from other tools: other names for our leaves, and names that are refused or set aside.
 
-One table each. An alias keeps its meaning exactly; where the value is spelt otherwise too, ``VALUES`` translates it.
+One table each. An alias keeps its meaning exactly; where the value is spelt otherwise too, ``VALUES`` translates it;
+where another tool has a switch for what is a value here, ``SWITCHES`` says which.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from hpcft.config.datasets import dataset_words
+from hpcft.errors import refuse
 
 # other name → our leaf
 ALIASES: dict[str, str] = {
     "model_name_or_path": "model",
     "base_model": "model",
     "model_id_or_path": "model",
+    "pretrained_model_name_or_path": "model",
     "model_revision": "revision",
     "dtype": "torch_dtype",
-    "bf16": "torch_dtype",
-    "fp16": "torch_dtype",
     "attn_implementation": "attn_impl",
+    "flash_attn": "attn_impl",
     "train_from_scratch": "from_scratch",
     "datasets": "dataset",
+    "dataset_name": "dataset",
     "eval_dataset": "val_dataset",
     "validation_dataset": "val_dataset",
     "test_datasets": "val_dataset",
@@ -30,13 +36,18 @@ ALIASES: dict[str, str] = {
     "sequence_len": "max_length",
     "seq_length": "max_length",
     "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "model_max_length": "max_length",
     "excess_length_strategy": "truncation_strategy",
+    "truncation_mode": "truncation_strategy",
     "sample_packing": "packing",
     "neat_packing": "packing",
-    "template": "chat_template",
     "chat_template_path": "chat_template",
     "default_system": "system",
+    "default_system_message": "system",
+    "loss_scale": "train_on",
     "preprocessing_num_workers": "dataset_num_proc",
+    "dataset_processes": "dataset_num_proc",
     "train_type": "tuner_type",
     "sft_type": "tuner_type",
     "finetuning_type": "tuner_type",
@@ -47,9 +58,13 @@ ALIASES: dict[str, str] = {
     "additional_target": "modules_to_save",
     "lora_modules_to_save": "modules_to_save",
     "init_lora_weights": "init_weights",
+    "peft_use_rslora": "use_rslora",
+    "peft_use_dora": "use_dora",
     "num_epochs": "num_train_epochs",
+    "epochs": "num_train_epochs",
     "train_batch_size": "global_batch_size",
     "micro_batch_size": "per_device_train_batch_size",
+    "local_batch_size": "per_device_train_batch_size",
     "batch_size": "per_device_train_batch_size",
     "eval_batch_size": "per_device_eval_batch_size",
     "lr": "learning_rate",
@@ -58,6 +73,7 @@ ALIASES: dict[str, str] = {
     "gradient_clipping": "max_grad_norm",
     "clip_grad_norm": "max_grad_norm",
     "activation_checkpointing": "gradient_checkpointing",
+    "enable_activation_checkpointing": "gradient_checkpointing",
     "recompute_granularity": "gradient_checkpointing",
     "full_determinism": "deterministic",
     "tp_size": "tp",
@@ -65,13 +81,17 @@ ALIASES: dict[str, str] = {
     "tensor_model_parallel_size": "tp",
     "tensor_parallel_degree": "tp",
     "dp_replicate_size": "dp_replicate",
+    "ckpt_every_steps": "save_steps",
     "save_checkpoint_limit": "save_total_limit",
     "resume": "resume_from_checkpoint",
+    "auto_resume_from_checkpoints": "resume_from_checkpoint",
+    "restore_from": "resume_from_checkpoint",
     "run_name": "name",
     "job_name": "name",
     "stage": "task",
     "rlhf_type": "task",
     "nnodes": "nodes",
+    "num_nodes": "nodes",
     "gpus_per_node": "nproc_per_node",
     "ntasks_per_node": "nproc_per_node",
     "time_limit": "time",
@@ -81,6 +101,10 @@ ALIASES: dict[str, str] = {
 # our leaf → other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
     "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
+    "attn_impl": {"fa2": "flash_attention_2", "flash_attn": "flash_attention_2", "disabled": "eager"},
+    "chat_template": {"tokenizer_default": None},
+    "task": {"pt": "pretrain", "reward": "rm"},
+    "train_on": {"default": "assistant", "last_round": "last_turn"},
     "target_modules": {"all": "all-linear"},
     "gradient_checkpointing": {True: "full", False: "none", "true": "full", "false": "none"},
     "truncation_strategy": {
@@ -88,15 +112,48 @@ VALUES: dict[str, dict[Any, Any]] = {
         "left": "truncate_left",
         "right": "truncate_right",
         "truncate": "truncate_right",
+        "keep_start": "truncate_right",
+        "keep_end": "truncate_left",
     },
     "per_device_train_batch_size": {0: "auto", "0": "auto"},
     "lr_scheduler_type": {
         "warmup_stable_decay": "wsd",
         "constant_with_warmup": "constant",
-        "cosine_with_min_lr": "cosine",
+        "WSD": "wsd",
     },
     "resume_from_checkpoint": {True: "auto", False: "none", "true": "auto", "false": "none"},
     "init_weights": {True: "true", False: "false"},
+}
+
+_Switch = dict[Any, tuple[str, Any] | None]
+_BFLOAT16, _FLOAT16 = ("torch_dtype", "bfloat16"), ("torch_dtype", "float16")
+_EVALUATION: _Switch = {"steps": None, "epoch": ("eval_steps", 0), "no": ("eval_steps", -1)}
+_PROMPTS: _Switch = {True: ("train_on", "all"), False: ("train_on", "assistant")}
+_ADAMW: _Switch = dict.fromkeys(("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"))
+
+# another tool's switch → its value → our leaf and value; None: that is what is done anyway
+SWITCHES: dict[str, _Switch] = {
+    "bf16": {True: _BFLOAT16, "auto": _BFLOAT16, "full": _BFLOAT16, False: None},
+    "fp16": {True: _FLOAT16, False: None},
+    "use_peft": {True: ("tuner_type", "lora"), False: ("tuner_type", "full")},
+    "lora_target_linear": {True: ("target_modules", ["all-linear"]), False: None},
+    "disable_gradient_checkpointing": {
+        True: ("gradient_checkpointing", "none"),
+        False: ("gradient_checkpointing", "full"),
+    },
+    "flash_attention": {True: ("attn_impl", "flash_attention_2"), False: None},
+    "sdp_attention": {True: ("attn_impl", "sdpa"), False: None},
+    "eager_attention": {True: ("attn_impl", "eager"), False: None},
+    "train_on_inputs": _PROMPTS,
+    "train_on_prompt": _PROMPTS,
+    "mask_history": {True: ("train_on", "last_turn"), False: None},
+    "eval_strategy": _EVALUATION,
+    "evaluation_strategy": _EVALUATION,
+    "save_strategy": {"steps": None, "no": ("save_steps", 0)},
+    "logging_strategy": {"steps": None},
+    "optim": _ADAMW,
+    "optimizer": _ADAMW,
+    "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
 # name → why it has no effect here; it is accepted, and the sentence is printed once
@@ -105,59 +162,157 @@ SET_ASIDE: dict[str, str] = {
     "master_addr": "the first node of the allocation is the meeting point",
     "master_port": "the port follows from the job",
     "overwrite_output_dir": "a run folder is never overwritten; give the run another name",
-    "report_to": "metrics.jsonl and TensorBoard are always written",
-    "logging_dir": "TensorBoard's files lie in the run folder",
+    **dict.fromkeys(
+        ("report_to", "plot_loss", "logging_dir", "wandb_project", "wandb_entity", "wandb_name", "wandb_log_model"),
+        "metrics.jsonl and TensorBoard's files are always written, into the run folder",
+    ),
+    "template": "the tokenizer's own chat template is used; chat_template: FILE.jinja is another",
+    **dict.fromkeys(("model_type", "tokenizer_type", "tokenizer_use_fast"), "the model's own folder says it"),
+    **dict.fromkeys(
+        ("padding_free", "batch_flattening", "pad_to_sequence_len", "group_by_length", "train_sampling_strategy"),
+        "packing: true fills the windows; padding never counts in the loss",
+    ),
+    **dict.fromkeys(
+        ("eval_packing", "eval_sample_packing", "packing_strategy"), "packing is for training and evaluation alike"
+    ),
+    **dict.fromkeys(
+        ("freeze_vit", "freeze_aligner", "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_mm_modules"),
+        "a text model has no such part",
+    ),
+    **dict.fromkeys(
+        (
+            "use_liger_kernel",
+            "enable_liger_kernel",
+            "torch_compile",
+            "tf32",
+            "gradient_checkpointing_kwargs",
+            "dataloader_pin_memory",
+            "dataloader_prefetch_factor",
+            "dataloader_persistent_workers",
+            "low_cpu_mem_usage",
+            "ddp_find_unused_parameters",
+            "ddp_backend",
+            "device_map",
+            "remove_unused_columns",
+        ),
+        "how the trainer gets its speed is its own business; the losses are the same",
+    ),
+    **dict.fromkeys(
+        ("logging_first_step", "include_num_input_tokens_seen", "log_level", "disable_tqdm"),
+        "the log has it, every logging_steps",
+    ),
     "use_cache": "training never uses the cache",
-    "lazy_tokenize": "data is prepared before the job",
-    "load_from_cache_file": "prepared data is found by its content",
-    "do_train": "submit trains",
+    **dict.fromkeys(
+        ("lazy_tokenize", "overwrite_cache", "load_from_cache_file", "dataset_prepared_path"),
+        "data is prepared before the job and found by its content",
+    ),
+    **dict.fromkeys(("do_train", "do_eval"), "submit trains, and evaluates where there is something to evaluate on"),
     "add_version": "a run is known by its name",
     "save_safetensors": "nothing else is written",
     "average_tokens_across_devices": "the loss is always the mean over all trained tokens",
 }
 
 _AXIS = "this release spreads data only: more ranks through nodes and nproc_per_node"
+_WINDOW = "this release keeps a window on one rank: a smaller max_length, or truncation_strategy"
 _QUANTISED = "this release trains LoRA on a bfloat16 base: torch_dtype: bfloat16"
+_SHARDED = "this release runs strategy: ddp; with LoRA its optimizer memory is small"
+_PREFERENCE = "this release has no preference training; task: sft"
 
-# name → what to use instead; it is refused
+# The degrees of axes: 1 of them is no axis at all.
+AXES: dict[str, str] = {
+    **dict.fromkeys(
+        ("pp", "pp_size", "pipeline_parallel_size", "pipeline_model_parallel_size", "pipeline_parallel_degree",
+         "ep", "ep_size", "expert_model_parallel_size", "expert_parallel_degree"),
+        _AXIS,
+    ),
+    **dict.fromkeys(
+        ("cp", "cp_size", "context_parallel_size", "sequence_parallel_size", "context_parallel_degree"), _WINDOW
+    ),
+    **dict.fromkeys(("dp_shard", "dp_shard_size", "mp_shard_size"), _SHARDED),
+}  # fmt: skip
+
+# name → what to use instead; refused, unless it is switched off (null, false, none; 1 for an axis)
 REFUSED: dict[str, str] = {
+    **AXES,
     **dict.fromkeys(
-        ("pp", "pipeline_parallel_size", "pipeline_model_parallel_size", "pipeline_parallel_degree"), _AXIS
-    ),
-    **dict.fromkeys(
-        ("cp", "cp_size", "context_parallel_size", "sequence_parallel_size", "context_parallel_degree"),
-        "this release keeps a window on one rank: a smaller max_length, or truncation_strategy",
-    ),
-    **dict.fromkeys(("ep", "ep_size", "expert_model_parallel_size", "expert_parallel_degree"), _AXIS),
-    **dict.fromkeys(
-        ("quant_bits", "quant_method", "quantization_bit", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype"),
+        ("quant_bits", "quant_method", "quantization", "quantization_bit", "load_in_4bit", "load_in_8bit",
+         "bnb_4bit_compute_dtype"),
         _QUANTISED,
     ),
-    **dict.fromkeys(
-        ("deepspeed", "fsdp", "fsdp_config", "zero_stage"),
-        "this release runs strategy: ddp; with LoRA its optimizer memory is small",
-    ),
-    "streaming": "data is prepared on disk and read in place; `path#N` takes a part of it",
-    "images": "this release trains text models",
-    "freeze_vit": "this release trains text models",
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_version", "fsdp_config", "zero_stage"), _SHARDED),
+    "activation_offloading": "gradient_checkpointing: full saves the most memory in this release",
+    **dict.fromkeys(("beta", "rpo_alpha", "loss_type", "pref_beta", "pref_ftx", "pref_loss", "rl", "rl_beta",
+                     "dpo_loss_type", "reward_model", "ref_model"), _PREFERENCE),
     "reward_funcs": "this release has no online reinforcement learning; task: sft",
+    **dict.fromkeys(("adapters", "adapter_name_or_path", "lora_model_dir"),
+                    "adapters start anew; to go on with a run: hpcft resume"),
+    **dict.fromkeys(("images", "freeze_llm", "freeze_language_model"), "this release trains text models"),
+    "streaming": "data is prepared on disk and read in place; `path#N` takes a part of it",
+    "max_samples": "write the number behind each dataset: path#1000",
+    "dataset_dir": "name the files themselves: dataset: [data/alpaca_en_demo.json]",
+    "special_tokens": "save them with the tokenizer, into the model's folder",
+    "plugins": "nothing is loaded by import path",
+    **dict.fromkeys(("evals_per_epoch", "saves_per_epoch"), "say it in optimizer steps: eval_steps, save_steps"),
+    **dict.fromkeys(("save_only_model", "resume_only_model"),
+                    "checkpoints are whole, so that a run resumes exactly; hpcft export writes the model alone"),
     "push_to_hub": "export writes a folder; upload it with: hf upload NAME FOLDER",
-}
+}  # fmt: skip
 
-_TRUE = (True, "true", "True", "1", 1)
+_OFF = ("", "none", "null", "no")
 
 
-def rename(name: str, value: Any) -> tuple[str, Any]:
-    """Our leaf and value for a name and value in anybody's spelling; unknown names come back as they are."""
+def says_nothing(name: str, value: Any) -> bool:
+    """Whether ``value`` switches a refused ``name`` off, as the files of other tools often do."""
+    plain = str(value).strip().lower() if _plain(value) else value
+    return value in (None, False, [], {}) or _switch(value) is False or plain in _OFF or (name in AXES and plain == "1")
+
+
+def rename(name: str, value: Any) -> tuple[str, Any] | None:
+    """Our leaf and value for a name and value in anybody's spelling; unknown names come back as they are.
+
+    None: a switch that asks for what is done anyway. Raises Refusal for a switch's value that is not in its table.
+    """
     word = name.replace("-", "_")
+    if word in SWITCHES:
+        return _switched(word, value)
+    if word == "template" and isinstance(value, str) and (value == "chatml" or not re.fullmatch(r"[\w-]+", value)):
+        return "chat_template", value  # a file; a bare word is the name of a template in another tool's list
     leaf = ALIASES.get(word, word)
-    if word in ("bf16", "fp16"):  # a switch there, a value here
-        value = {"bf16": "bfloat16", "fp16": "float16"}[word] if value in _TRUE or value == "auto" else "auto"
+    if leaf == "warmup_steps" and (share := _share(value)) is not None:
+        return "warmup_ratio", share
     return leaf, translate(leaf, value)
 
 
+def _switched(word: str, value: Any) -> tuple[str, Any] | None:
+    table = SWITCHES[word]
+    if value is None:
+        return None
+    key = _switch(value) if isinstance(_switch(value), bool) and True in table else value
+    if not _plain(key) or key not in table:
+        said = tuple(str(choice).lower() for choice in table)
+        raise refuse(f"{word}: no such value in this release", value=value, choices=said)
+    return table[key]
+
+
+def _switch(value: Any) -> Any:
+    """``"True"`` is true, ``"off"`` is false; anything else comes back as it is."""
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return words.get(str(value).lower(), value) if _plain(value) else value
+
+
+def _share(value: Any) -> float | None:
+    """A number between 0 and 1: Hugging Face's warmup_steps takes a share of the steps too."""
+    try:
+        number = float(value) if isinstance(value, (str, float)) else 0.0
+    except ValueError:
+        return None
+    return number if 0 < number < 1 else None
+
+
 def translate(leaf: str, value: Any) -> Any:
-    """``value`` in our spelling."""
+    """``value`` in our spelling. Raises Refusal for a dataset's map that is not understood."""
+    if leaf in ("dataset", "val_dataset"):
+        return dataset_words(value)
     table = VALUES.get(leaf, {})
     if isinstance(value, (list, tuple)):
         return [table.get(item, item) if _plain(item) else item for item in value]

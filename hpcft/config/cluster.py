@@ -38,7 +38,7 @@ class ClusterProfile(Section):
         "ethernet", description="What connects the nodes; it decides NCCL's settings."
     )
     interface: Word | None = Field(
-        None, description="Network interface of the nodes' own traffic: ib0, hsn, eth0. None: found at run time."
+        None, description="Network interface of the nodes' own traffic: ib0, hsn0, eth0. null: found at run time."
     )
     ib_hcas: tuple[Word, ...] = Field((), description="InfiniBand adapters NCCL may use; empty: NCCL finds them.")
     partition: Word | None = Field(None, description="Default partition.")
@@ -60,12 +60,12 @@ class ClusterProfile(Section):
     environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Line] = Field(
         {}, description="Further environment variables for every rank; they win over ours."
     )
-    runs: Line | None = Field(None, description="Where run folders lie. None: runs/ in the submit directory.")
+    runs: Line | None = Field(None, description="Where run folders lie. null: runs/ in the submit directory.")
     store: Line = Field(
         "prepared", description="Where prepared data lies: on the shared file system; may start with $SCRATCH."
     )
     hf_home: Line | None = Field(
-        None, description="Hugging Face cache on the shared file system. None: your own HF_HOME."
+        None, description="Hugging Face cache on the shared file system. null: your own HF_HOME."
     )
     node_cache: Line = Field("${TMPDIR:-/tmp}", description="Node-local folder for compile caches.")
     launcher: Literal["srun", "torchrun"] = Field(

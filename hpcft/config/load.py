@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, rename
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES, rename, says_nothing
 from hpcft.config.cluster import ClusterProfile
+from hpcft.config.complaints import validate
 from hpcft.config.overrides import read_words
 from hpcft.config.run import RunConfig, Section
-from hpcft.config.source import COMMAND_LINE, Given, flatten, line_of, plain, read_yaml
-from hpcft.errors import Problem, Refusal, near, printable, refuse
+from hpcft.config.source import COMMAND_LINE, Given, flatten, line_of, plain, read_yaml, spoken
+from hpcft.errors import Problem, Refusal, near, refuse
 from hpcft.resources import templates
 
 
@@ -76,15 +79,23 @@ def load_run(words: Sequence[str]) -> Loaded:
             )
         )
     file = Path(said.files[0]) if said.files else None
-    layers = _file_layers(file, problems) if file else []
+    layers, readable = _read_layers(file, problems)
     layers.append(dict(said.leaves))
     leaves, notes = _merge(layers, problems)
-    run = _validate(RunConfig, _nest(leaves), {_path(leaf): given for leaf, given in leaves.items()}, problems)
+    places = {_path(leaf): given for leaf, given in leaves.items()}
+    shown = str(file) if file else COMMAND_LINE
+    run = validate(RunConfig, _nest(leaves), places, problems, shown) if readable else None
     if problems or run is None:
-        raise Refusal(problems)
+        raise Refusal(sorted(problems, key=_line_number))
     run = _mark_local(run)
     origins = {leaf: leaves[leaf].origin if leaf in leaves else "default" for leaf in leaf_sections()}
     return Loaded(run, origins, tuple(notes), file)
+
+
+def _line_number(problem: Problem) -> int:
+    """Complaints come in the order of the file's lines, those without a line first."""
+    line = problem.where.rpartition(":")[2]
+    return int(line) if line.isdecimal() else 0
 
 
 def _mark_local(run: RunConfig) -> RunConfig:
@@ -92,7 +103,7 @@ def _mark_local(run: RunConfig) -> RunConfig:
 
     def local(name: str) -> str:
         path = name.partition("#")[0]
-        return f"./{name}" if path[:1].isalnum() and Path(path).exists() else name
+        return f"./{name}" if path[:1].isalnum() and os.path.exists(path) else name
 
     data = run.data.model_copy(
         update={key: tuple(map(local, getattr(run.data, key))) for key in ("dataset", "val_dataset")}
@@ -102,13 +113,14 @@ def _mark_local(run: RunConfig) -> RunConfig:
     )
 
 
-def load_cluster(name: str | None, beside: Path | None = None) -> tuple[ClusterProfile, str]:
+def load_cluster(name: str | None, beside: Path | None = None, where: str = "") -> tuple[ClusterProfile, str]:
     """The cluster profile called ``name`` (a file, or a name), and where it was found.
 
     None: ``cluster.yaml`` in the current folder or beside the run file, else ``local``: this machine without Slurm.
-    A name is looked up as ``clusters/<name>.yaml`` in the current folder, then among the profiles hpcft brings.
+    A file is looked for in the current folder, then beside the run file; a name as ``clusters/<name>.yaml`` there,
+    then among the profiles hpcft brings. where: the origin of ``name``, for the complaint.
     """
-    path = _find_cluster(name, beside)
+    path = _find_cluster(name, beside, where)
     tree, shown = read_yaml(path)
     problems: list[Problem] = []
     places: dict[tuple[str, ...], Given] = {
@@ -117,9 +129,9 @@ def load_cluster(name: str | None, beside: Path | None = None) -> tuple[ClusterP
     for key, value in tree.items():
         if isinstance(value, Mapping):
             places |= {(str(key), str(k)): Given(v, line_of(value, k, shown), f"{key}.{k}") for k, v in value.items()}
-    profile = _validate(ClusterProfile, plain(tree, shown), places, problems)
+    profile = validate(ClusterProfile, plain(tree, shown), places, problems, shown)
     if profile is None:
-        raise Refusal(problems)
+        raise Refusal(sorted(problems, key=_line_number))
     if profile.partition and profile.partitions and profile.partition not in profile.partitions:
         raise refuse(
             f"partition: {profile.partition} is not among the profile's partitions",
@@ -134,20 +146,30 @@ def cluster_names() -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
 
 
-def _find_cluster(name: str | None, beside: Path | None) -> Path:
+def _find_cluster(name: str | None, beside: Path | None, where: str) -> Path:
     if name is None:
         own = [Path("cluster.yaml"), *([beside.parent / "cluster.yaml"] if beside else [])]
         return next((path for path in own if path.is_file()), templates() / "clusters" / "local.yaml")
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
+        there = beside is not None and not os.path.exists(name) and (beside.parent / name).is_file()
+        return beside.parent / name if beside and there else Path(name)
     for folder in (Path("clusters"), *([beside.parent / "clusters"] if beside else []), templates() / "clusters"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
     guess = near(name, cluster_names())
     raise refuse(
-        "cluster: no such profile", value=name, choices=cluster_names(),
+        "cluster: no such profile", where=where, value=name, choices=cluster_names(),
         hint=f"did you mean {guess}?" if guess else "write one with: hpcft init --cluster",
     )  # fmt: skip
+
+
+def _read_layers(file: Path | None, problems: list[Problem]) -> tuple[list[dict[str, Given]], bool]:
+    """The layers of the run's file, and whether it could be read: a file that cannot be read lacks nothing yet."""
+    try:
+        return (_file_layers(file, problems) if file else []), True
+    except Refusal as refusal:
+        problems.extend(refusal.problems)
+        return [], False
 
 
 def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = ()) -> list[dict[str, Given]]:
@@ -156,12 +178,13 @@ def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = (
     leaves = flatten(tree, shown, [name for name in sections() if name], problems)
     extends = leaves.pop("extends", None)
     layers: list[dict[str, Given]] = []
-    for base in _as_list(extends.value) if extends else []:
+    for base in _as_list(extends.value) if extends and extends.value else []:
         path = file.parent / str(base)
         if path.resolve() in (*seen, file.resolve()):
             raise refuse("extends: goes in a circle", where=extends.origin if extends else shown, value=str(base))
         if not path.is_file():
-            problems.append(Problem("extends: no such file", extends.origin if extends else shown, str(base)))
+            hint = f"it is looked for beside {file.name}"
+            problems.append(Problem("extends: no such file", extends.origin if extends else shown, str(base), (), hint))
             continue
         layers += _file_layers(path, problems, (*seen, file.resolve()))
     return [*layers, leaves]
@@ -178,13 +201,21 @@ def _merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> tu
     for layer in layers:
         own: dict[str, Given] = {}
         for word, given in layer.items():
-            leaf, value = rename(str(word), given.value)
+            try:
+                ours = rename(str(word), given.value)
+            except Refusal as refusal:
+                problems += [dataclasses.replace(p, where=given.origin) for p in refusal.problems]
+                continue
+            if ours is None:
+                continue
+            leaf, value = ours
             if leaf in SET_ASIDE:
-                notes.append(f"{given.word} has no effect here: {SET_ASIDE[leaf]}")
+                if given.value is not None:
+                    notes.append(f"{given.word} has no effect here: {SET_ASIDE[leaf]}")
             elif leaf in REFUSED:
-                problems.append(
-                    Problem(f"{given.word}: not in this release", given.origin, str(given.value), hint=REFUSED[leaf])
-                )
+                if not says_nothing(leaf, given.value):
+                    what = f"{given.word}: not in this release"
+                    problems.append(Problem(what, given.origin, spoken(given.value), hint=REFUSED[leaf]))
             elif leaf not in leaf_sections():
                 problems.append(_unknown(given, leaf))
             elif leaf in own:
@@ -202,13 +233,13 @@ def _merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> tu
 
 
 def _unknown(given: Given, leaf: str) -> Problem:
-    guess = near(leaf, [*leaf_sections(), *ALIASES])
+    guess = near(leaf, [*leaf_sections(), *ALIASES, *SWITCHES], cutoff=0.7)
     own = ALIASES.get(guess, guess)
     section = leaf_sections().get(own, "")
     hint = f"did you mean {guess}?" if guess else "every key is listed by: hpcft init --list"
-    if guess and (section or own != guess):
+    if guess in leaf_sections() or guess in ALIASES:
         hint += f" (here: {section + '.' if section else ''}{own})"
-    return Problem(f"{given.word}: no such key", given.origin, printable(str(given.value)), hint=hint)
+    return Problem(f"{given.word}: no such key", given.origin, spoken(given.value), hint=hint)
 
 
 def _path(leaf: str) -> tuple[str, ...]:
@@ -221,7 +252,9 @@ def _nest(leaves: Mapping[str, Given]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for leaf, given in leaves.items():
         value = given.value
-        if leaf in list_names() and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if leaf in list_names() and isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]  # dataset: a.jsonl, b.jsonl
+        elif leaf in list_names() and isinstance(value, (int, float)) and not isinstance(value, bool):
             value = [value]
         *sections_above, last = _path(leaf)
         holder = nested.setdefault(sections_above[0], {}) if sections_above else nested
@@ -235,61 +268,3 @@ def _optional(leaf: str) -> bool:
     section = leaf_sections()[leaf]
     model = RunConfig.model_fields[section].annotation if section else RunConfig
     return type(None) in typing.get_args(typing.cast(type[BaseModel], model).model_fields[leaf].annotation)
-
-
-M = typing.TypeVar("M", bound=BaseModel)
-
-
-def _validate(model: type[M], data: Any, places: Mapping[tuple[str, ...], Given], problems: list[Problem]) -> M | None:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        seen: set[tuple[str, ...]] = set()
-        for detail in error.errors():  # a union complains once per member: the first one is enough
-            if (key := tuple(map(str, detail["loc"][:2]))) not in seen:
-                seen.add(key)
-                problems.append(_problem(model, detail, places))
-        return None
-
-
-def _problem(model: type[BaseModel], detail: Any, places: Mapping[tuple[str, ...], Given]) -> Problem:
-    """pydantic's complaint in our words, with the line it is about."""
-    path = tuple(str(part) for part in detail["loc"] if not isinstance(part, int))
-    known = next((path[:n] for n in (2, 1) if path[:n] in places), None)
-    given = places[known] if known else None
-    where, word = (given.origin, given.word) if given else ("", ".".join(path[:2]))
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "missing":
-            dataset = "dataset: [train.jsonl]"
-            examples = {"model": "model: Qwen/Qwen2.5-0.5B-Instruct", "dataset": dataset, "data": dataset}
-            return Problem(f"{'.'.join(path)}: missing", where, hint=f"add {examples.get(path[-1], path[-1] + ': …')}")
-        case "extra_forbidden":
-            guess = near(path[-1], model.model_fields)
-            return Problem(f"{word}: no such key", where, hint=f"did you mean {guess}?" if guess else "")
-        case "literal_error":
-            choices = tuple(part.strip(" '") for part in context["expected"].replace(" or ", ", ").split(","))
-            guess = near(str(detail["input"]), choices)
-            return Problem(
-                f"{word}: no such value",
-                where,
-                str(detail["input"]),
-                choices,
-                f"did you mean {guess}?" if guess else "",
-            )
-        case "string_pattern_mismatch":
-            return Problem(
-                f"{word}: has characters that may not stand here",
-                where,
-                repr(detail["input"]),
-                hint=_pattern_hint(context["pattern"]),
-            )
-    return Problem(f"{word}: {detail['msg'][:1].lower()}{detail['msg'][1:]}", where, printable(str(detail["input"])))
-
-
-def _pattern_hint(pattern: str) -> str:
-    if "x1f" in pattern:
-        return "one line without control characters"
-    if pattern.startswith("^--"):
-        return "an sbatch option such as --mail-type=END"
-    return "letters, digits and . _ - only, no spaces, no newline"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcft.config.source import COMMAND_LINE, Given
+from hpcft.config.source import COMMAND_LINE, Given, spoken
 from hpcft.errors import Problem
 
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.-]*=", re.DOTALL)
@@ -25,58 +27,75 @@ class Words:
 def read_words(words: Sequence[str], lists: frozenset[str], problems: list[Problem]) -> Words:
     """Sort the words of a command line. ``lists``: the names that take several values, in every spelling.
 
-    A ``--key`` without a value is true. Word order does not matter, except that a list takes the words after it.
+    A ``--key`` without a value is true. Word order does not matter, except that a list takes the words after it, up to
+    a word that ends in .yaml: that one is the run's file, as is the one behind ``--config``.
     """
     files: list[str] = []
     leaves: dict[str, Given] = {}
+    for key, value in _pairs(list(words), lists):
+        name = _bare(key or "")
+        if key is None:
+            problem = _loose(value, after_keys=bool(leaves))
+            problems += [problem] if problem else []
+            files += [] if problem else [value]
+        elif name == "config":
+            files.append("" if value is True else value)
+        elif name in leaves:
+            several = f"several values go behind one --{name}" if name in lists else "remove one of them"
+            problems.append(Problem(f"{key}: given twice", COMMAND_LINE, spoken(value), hint=several))
+        else:
+            leaves[name] = Given(value, COMMAND_LINE, key)
+    return Words(tuple(files), leaves)
 
-    def give(word: str, value: Any) -> None:
-        name = _SECTION.sub("", word).replace("-", "_")
-        if name in leaves:
-            problems.append(Problem(f"{word}: given twice", COMMAND_LINE, hint="remove one of them"))
-        leaves[name] = Given(value, COMMAND_LINE, word)
 
-    rest = list(words)
+def _pairs(rest: list[str], lists: frozenset[str]) -> Iterator[tuple[str | None, Any]]:
+    """Key and value, one after the other; a word that belongs to no key comes with None."""
     while rest:
         word = rest.pop(0)
-        if word.startswith("--") and len(word) > 2:
-            key, equals, value = word[2:].partition("=")
-            if equals:
-                give(key, _split(value) if _bare(key) in lists else value)
-                continue
-            take = len(rest) if _bare(key) in lists else 1
+        dashed = word.startswith("--") and len(word) > 2
+        key, equals, value = word.removeprefix("--").partition("=")
+        listed = _bare(key) in lists
+        if dashed and not equals:
             values: list[str] = []
-            while rest and len(values) < take and not _is_key(rest[0], listed=take > 1):
+            while rest and (listed or not values) and not _ends_values(rest[0], _bare(key), listed):
                 values.append(rest.pop(0))
-            if _bare(key) in lists:
-                give(key, [part for value in values for part in _split(value)])
-            else:
-                give(key, values[0] if values else True)
-        elif _ASSIGNMENT.match(word):
-            key, _, value = word.partition("=")
-            give(key, _split(value) if _bare(key) in lists else value)
+            yield key, [part for v in values for part in _split(v)] if listed else values[0] if values else True
+        elif dashed or _ASSIGNMENT.match(word):
+            yield key, _split(value) if listed else value
         else:
-            files.append(word)
-    return Words(tuple(files), leaves)
+            yield None, word
+
+
+def _loose(word: str, after_keys: bool) -> Problem | None:
+    """What is wrong with a word that belongs to no key; None: it is the run's file."""
+    if word.startswith("-"):
+        return Problem(f"{word}: no such option", COMMAND_LINE, hint="keys begin with two dashes: --learning_rate 1e-4")
+    if after_keys and not _is_run_file(word):
+        hint = "only keys such as dataset take several values; a value with blanks in it needs quotes"
+        return Problem(f"{word}: belongs to no key", COMMAND_LINE, hint=hint)
+    return None
 
 
 def _bare(key: str) -> str:
     return _SECTION.sub("", key).replace("-", "_")
 
 
-def _is_key(word: str, listed: bool) -> bool:
-    """A list ends at the next ``--key`` or ``key=value``; a single value may look like ``a=b``."""
-    return word.startswith("--") or (listed and bool(_ASSIGNMENT.match(word)))
+def _ends_values(word: str, key: str, listed: bool) -> bool:
+    """A list ends at the next ``--key``, ``key=value`` or run file; a single value may look like ``a=b``."""
+    if word.startswith("--") or (listed and _ASSIGNMENT.match(word)):
+        return True
+    return _is_run_file(word) and key not in ("cluster", "config")
 
 
-def _split(value: str) -> list[str]:
-    """``a,b`` is two values; a JSON list is what it says."""
+def _is_run_file(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
+
+
+def _split(value: str) -> list[Any]:
+    """``a,b`` is two values; a JSON list or map is what it says."""
     text = value.strip()
-    if text.startswith("["):
-        import json
-
-        try:
-            return [str(item) for item in json.loads(text)]
-        except ValueError:
-            pass
+    if text.startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
+            said = json.loads(text)
+            return [item if isinstance(item, dict) else str(item) for item in (said if text[0] == "[" else [said])]
     return [part.strip() for part in text.split(",") if part.strip()]

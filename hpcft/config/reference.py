@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hpcft.catalog import FORMATS, LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES
 from hpcft.config.cluster import ClusterProfile, Partition
 from hpcft.config.run import RunConfig, Section
 
@@ -20,7 +20,10 @@ GENERATED = "<!-- made by `make golden`; change the sentences in the code -->\n\
 
 def run_page() -> str:
     """Every key of a run."""
-    parts = [GENERATED, "# Keys of a run\n\nEvery key works in its section, on top of the file, and as `--key value`.\n\n"]
+    parts = [
+        GENERATED,
+        "# Keys of a run\n\nEvery key works in its section, on top of the file, and as `--key value`.\n\n",
+    ]
     top = {n: f for n, f in RunConfig.model_fields.items() if not _is_section(f)}
     parts.append(_keys(top))
     for name, field in RunConfig.model_fields.items():
@@ -28,8 +31,10 @@ def run_page() -> str:
             section = typing.cast(type[BaseModel], field.annotation)
             parts.append(f"\n## `{name}`\n\n{section.__doc__}\n\n" + _keys(section.model_fields))
     parts.append("\n## Other names for the same keys\n\n" + _pairs(("you wrote", "it is"), ALIASES.items()))
+    parts.append("\n## Switches of other tools\n\n" + _pairs(("you wrote", "it is"), _switches()))
     parts.append("\n## Accepted, without effect\n\n" + _pairs(("key", "because"), SET_ASIDE.items()))
-    parts.append("\n## Refused in this release\n\n" + _pairs(("key", "instead"), REFUSED.items()))
+    parts.append("\n## Refused in this release\n\nUnless they are switched off: null, false, none; 1 for an axis.\n\n")
+    parts.append(_pairs(("key", "instead"), REFUSED.items()))
     return "".join(parts)
 
 
@@ -54,6 +59,18 @@ def catalog_page() -> str:
     return "".join(parts)
 
 
+def _switches() -> Iterable[tuple[str, str]]:
+    """Each value of each switch, and what it says here."""
+    for name, table in SWITCHES.items():
+        for value, ours in table.items():
+            said = f"`{ours[0]}: {_text(ours[1])}`" if ours else "what is done anyway"
+            yield f"{name}: {_text(value)}", said
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
@@ -67,8 +84,7 @@ def _keys(fields: dict[str, FieldInfo]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True)
-    return value if isinstance(value, str) else json.dumps(value)
+    return _text(field.get_default(call_default_factory=True))
 
 
 def _values(kind: Any) -> str:

@@ -7,9 +7,10 @@ A default of None means "the Plan decides", and the description says how.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import typing
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from hpcft.config.fields import Fraction, Line, Minutes, Name, Word
 
@@ -17,7 +18,24 @@ from hpcft.config.fields import Fraction, Line, Minutes, Name, Word
 class Section(BaseModel):
     """A group of leaves; frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built once, when used
+    # defer_build: built once, when used
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic reads true as 1: ``--learning_rate`` with its value forgotten would train at a rate of 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (kind, *typing.get_args(kind)):
+            raise ValueError("needs a value")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _fits_into_json(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**53:
+            raise ValueError("must be below 2^53, the largest number that every JSON reader keeps exactly")
+        return value
 
 
 class Model(Section):
@@ -63,7 +81,7 @@ class Data(Section):
     )
     packing: bool = Field(True, description="Fill each window with several whole records; they do not see each other.")
     chat_template: Line | None = Field(
-        None, description="A jinja file or `chatml`. None: the tokenizer's own template."
+        None, description="A jinja file or `chatml`. null: the tokenizer's own template."
     )
     system: str | None = Field(None, description="System message for records that have none.")
     train_on: Literal["assistant", "last_turn", "all"] = Field(
@@ -74,7 +92,7 @@ class Data(Section):
     )
     model_name: Line | None = Field(None, description="Replaces {{NAME}} in records (self-cognition data).")
     model_author: Line | None = Field(None, description="Replaces {{AUTHOR}} in records (self-cognition data).")
-    data_seed: int | None = Field(None, ge=0, description="Seed of sampling and packing. None: `seed`.")
+    data_seed: int | None = Field(None, ge=0, description="Seed of sampling and packing. null: `seed`.")
     dataset_num_proc: int = Field(
         1, ge=1, le=256, description="Processes that prepare the data; the result is the same for any number."
     )
@@ -112,16 +130,16 @@ class Train(Section):
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the data; max_steps wins where it is set.")
     max_steps: int = Field(-1, ge=-1, description="Optimizer steps in all; -1: num_train_epochs decides.")
     global_batch_size: int | None = Field(
-        None, ge=1, description="Windows per optimizer step over all ranks. None: micro batch × accumulation × ranks."
+        None, ge=1, description="Windows per optimizer step over all ranks. null: micro batch × accumulation × ranks."
     )
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Windows per rank and forward pass; auto (or 0) changes speed and memory, never the result."
     )
     gradient_accumulation_steps: int | None = Field(
-        None, ge=1, description="Forward passes per optimizer step. None: it follows."
+        None, ge=1, description="Forward passes per optimizer step. null: it follows."
     )
     per_device_eval_batch_size: int = Field(1, ge=1, description="Windows per rank and forward pass in evaluation.")
-    learning_rate: float | None = Field(None, gt=0, description="Peak rate. None: 1e-4 for lora, 1e-5 for full.")
+    learning_rate: float | None = Field(None, gt=0, description="Peak rate. null: 1e-4 for lora, 1e-5 for full.")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="Shape after warm-up."
     )
@@ -146,7 +164,7 @@ class Train(Section):
     )
     logging_steps: int = Field(1, ge=1, description="A line of metrics every so many optimizer steps.")
     eval_steps: int | None = Field(
-        None, ge=-1, description="Evaluate every so many steps; 0: at epoch ends; -1: never. None: as save_steps."
+        None, ge=-1, description="Evaluate every so many steps; 0: at epoch ends; -1: never. null: as save_steps."
     )
     early_stopping_patience: int = Field(
         0, ge=0, description="Stop after so many evaluations without improvement; 0: off."
@@ -181,11 +199,11 @@ class Checkpoint(Section):
 
 
 class Slurm(Section):
-    """What is asked of the cluster; None: the cluster profile's value."""
+    """What is asked of the cluster; null: the cluster profile's value."""
 
-    nodes: int | None = Field(None, ge=1, description="Nodes. None: 1.")
+    nodes: int | None = Field(None, ge=1, description="Nodes. null: 1.")
     nproc_per_node: int | None = Field(
-        None, ge=1, description="Ranks per node: GPUs on a GPU cluster. None: all GPUs of a node."
+        None, ge=1, description="Ranks per node: GPUs on a GPU cluster. null: all GPUs of a node."
     )
     time: Minutes | None = Field(None, description="Time limit: minutes, 4:00:00, 2-00:00:00 or 1h30m.")
     partition: Word | None = Field(None, description="Partition.")
@@ -202,10 +220,10 @@ class Slurm(Section):
 class RunConfig(Section):
     """One run: three words on top, then the sections."""
 
-    name: Name | None = Field(None, description="Name of the run and its job. None: the file's name.")
+    name: Name | None = Field(None, description="Name of the run and its job. null: the file's name.")
     task: Word = Field("sft", description="Objective: sft.")
     cluster: Line | None = Field(
-        None, description="Cluster profile: a name or a YAML file. None: cluster.yaml beside you, else this machine."
+        None, description="Cluster profile: a name or a YAML file. null: cluster.yaml beside you, else this machine."
     )
     model: Model
     data: Data

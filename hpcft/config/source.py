@@ -5,6 +5,7 @@ Every leaf keeps its origin (``run.yaml:14``, ``command line``), so that each la
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from hpcft.errors import Problem, Refusal, printable, refuse
 
 COMMAND_LINE = "command line"
+DEEPEST = 5  # lists in maps in lists …: a run needs three
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Given:
     value: Any
     origin: str
     word: str
+
+
+def spoken(value: Any) -> str:
+    """A value as a person would write it: ``true``, not ``True``; nothing for null."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_yaml(path: Path) -> tuple[Any, str]:
@@ -46,6 +55,8 @@ def read_yaml(path: Path) -> tuple[Any, str]:
             where=f"{shown}:{mark.line + 1}" if mark else shown,
             hint="a key may stand once in its section" if "duplicate" in str(error.problem) else "",
         ) from error
+    except RecursionError as error:
+        raise refuse("not valid YAML: nested too deep", where=shown) from error
     except (YAMLError, ValueError) as error:
         raise refuse(f"not valid YAML: {printable(str(error))}", where=shown) from error
     if not isinstance(tree, Mapping):
@@ -59,12 +70,17 @@ def line_of(tree: Any, key: Any, shown: str) -> str:
     return f"{shown}:{positions[key][0] + 1}" if key in positions else shown
 
 
-def plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """YAML's value as plain Python. Raises Refusal at a YAML tag, which could stand for any object."""
+    if depth > DEEPEST:  # an anchor may even stand inside itself
+        raise refuse(f"nested deeper than {DEEPEST} levels", where=where)
+    tag = getattr(getattr(value, "tag", None), "value", None)
+    if tag and isinstance(value, (Mapping, list, tuple)):
+        raise refuse("YAML tags are not read here", where=where, value=tag, hint="remove the tag")
     if isinstance(value, Mapping):
-        return {str(key): plain(item, where) for key, item in value.items()}
+        return {str(key): plain(item, where, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
+        return [plain(item, where, depth + 1) for item in value]
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):

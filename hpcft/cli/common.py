@@ -39,15 +39,30 @@ class Planned:
     @property
     def chosen(self) -> Mapping[str, tuple[str, str]]:
         """Leaf → (value, origin) of everything that is not a default."""
+        return {leaf: said for leaf, said in self.settings.items() if said[1] != "default"}
+
+    @property
+    def settings(self) -> Mapping[str, tuple[str, str]]:
+        """Leaf → (value, origin) of every key."""
         from hpcft.config.load import leaf_sections
 
         values = {}
-        for leaf, origin in self.loaded.origins.items():
-            section = leaf_sections()[leaf]
-            if origin != "default":
-                value = getattr(getattr(self.loaded.run, section) if section else self.loaded.run, leaf)
-                values[leaf] = (" ".join(map(str, value)) if isinstance(value, tuple) else str(value), origin)
+        for leaf, section in leaf_sections().items():
+            value = getattr(getattr(self.loaded.run, section) if section else self.loaded.run, leaf)
+            values[leaf] = (_spoken(leaf, value), self.loaded.origins[leaf])
         return values
+
+
+def _spoken(leaf: str, value: Any) -> str:
+    """A value as a person would write it."""
+    from hpcft.config.fields import clock
+    from hpcft.config.source import spoken
+
+    if leaf == "time" and value is not None:
+        return clock(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else spoken(value)
 
 
 def plan_run(words: Sequence[str]) -> Planned:
@@ -60,7 +75,7 @@ def plan_run(words: Sequence[str]) -> Planned:
         loaded = _named_by_file(loaded)
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
-    cluster, shown = load_cluster(loaded.run.cluster, loaded.file)
+    cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
     return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins))
 
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from hpcft import __version__
-from hpcft.errors import EXIT_REFUSED, Refusal, near
+from hpcft.errors import EXIT_REFUSED, Refusal, near, printable
 
 # verb → what it does, in one line; the module is hpcft.cli.<verb>, the command in it is called `command`
 VERBS: dict[str, str] = {
@@ -24,6 +24,19 @@ VERBS: dict[str, str] = {
     "cancel": "End a run for good.",
     "resume": "Go on with a run that has ended, from its newest checkpoint.",
     "export": "Write a Hugging Face folder from a checkpoint.",
+}
+
+
+# What people type who come from other tools
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("sft", "train", "finetune", "fine-tune", "run", "launch", "sbatch", "start"), "submit"),
+    **dict.fromkeys(("pt", "pretrain", "rlhf", "dpo"), "submit"),
+    **dict.fromkeys(("merge", "merge-lora", "merge_lora"), "export --merge"),
+    **dict.fromkeys(("preprocess", "tokenize"), "prepare"),
+    **dict.fromkeys(("kill", "stop", "scancel"), "cancel"),
+    **dict.fromkeys(("ls", "squeue"), "list"),
+    **dict.fromkeys(("check", "validate", "config", "show"), "plan"),
+    "help": "--help",
 }
 
 
@@ -44,14 +57,19 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            guess = near(args[0], VERBS)
-            hint = f"did you mean {guess}?" if guess else f"one of {', '.join(VERBS)}"
-            raise click.UsageError(f"no such verb: {args[0]}\n  hint: {hint}", ctx)
+            raise click.UsageError(f"no such verb: {printable(args[0])}\n  hint: {_verb_hint(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _verb_hint(word: str) -> str:
+    if word in ELSEWHERE:
+        return f"here it is: hpcft {ELSEWHERE[word]}"
+    guess = near(word, VERBS)
+    return f"did you mean {guess}?" if guess else f"one of {', '.join(VERBS)}"
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

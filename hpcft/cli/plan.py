@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 @click.command("plan", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="The Plan itself, as the job will read it.")
+@click.option("--all", "show_all", is_flag=True, help="Also the keys that stand at their default.")
 @run_words
-def command(words: tuple[str, ...], as_json: bool) -> None:
+def command(words: tuple[str, ...], as_json: bool, show_all: bool) -> None:
     """Show what would be run: layout, batch, data, steps, time and environment, with the arithmetic."""
     planned = plan_run(words)
     if as_json:
@@ -24,9 +26,9 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
         return
     from hpcft.plan.explain import explain
 
-    click.echo(explain(planned.plan, _prepared(planned.plan), planned.chosen), nl=False)
-    file = planned.loaded.file or "…"
-    click.echo(f"\nnext: hpcft submit {file}", err=True)
+    said = planned.settings if show_all else planned.chosen
+    click.echo(explain(planned.plan, _prepared(planned.plan), said, planned.cluster_file), nl=False)
+    click.echo(f"\nnext: hpcft submit {shlex.join(words)}", err=True)
 
 
 def _prepared(plan: Plan) -> PreparedFacts | None:

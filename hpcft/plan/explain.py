@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from hpcft.config.fields import clock
-from hpcft.plan.estimate import USUAL_UTILISATION, model_config, parameters, seconds_per_step
+from hpcft.errors import printable
+from hpcft.plan.estimate import (
+    BYTES_PER_TOKEN,
+    USUAL_UTILISATION,
+    guessed_tokens,
+    model_config,
+    parameters,
+    seconds_per_step,
+)
 from hpcft.plan.plan import Plan, Source
 from hpcft.plan.prepared import PreparedFacts, steps_per_epoch, total_steps
 
 LABEL = 12  # columns of the left margin
+WIDEST = 32  # columns of a table's values
 
 
-def explain(plan: Plan, facts: PreparedFacts | None, chosen: Mapping[str, tuple[str, str]]) -> str:
+def explain(
+    plan: Plan, facts: PreparedFacts | None, chosen: Mapping[str, tuple[str, str]], cluster_file: str = ""
+) -> str:
     """The page. facts: counts of the prepared data, None before it is prepared; chosen: leaf → (value, origin)."""
     sections = [
         [("run", f"{plan.name}   (plan {plan.fingerprint}, hpcft {plan.hpcft})"), *_model(plan)],
         [*_layout(plan), *_batch(plan), *_data(plan, facts), *_steps(plan, facts)],
-        [*_cluster(plan), *_paths(plan)],
+        [*_cluster(plan, cluster_file), *_paths(plan)],
         [("environment", _table((v.name, v.value, v.reason) for v in plan.environment))],
     ]
     if chosen:
-        sections.append([("you said", _table((leaf, value, origin) for leaf, (value, origin) in chosen.items()))])
+        said = _table((leaf, printable(value), origin) for leaf, (value, origin) in chosen.items())
+        sections.append([("settings", said)])
     return "\n\n".join("\n".join(_line(label, text) for label, text in section) for section in sections) + "\n"
 
 
@@ -31,10 +44,18 @@ def _line(label: str, text: str) -> str:
 
 
 def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Three columns; a value wider than WIDEST has its third column on the next line."""
     table = list(rows)
     first = max((len(row[0]) for row in table), default=0)
-    second = min(32, max((len(row[1]) for row in table), default=0))
-    return "\n".join(f"{a:<{first}}  {b:<{second}}  {c}" for a, b, c in table)
+    second = min(WIDEST, max((len(row[1]) for row in table), default=0))
+    gap = "\n" + " " * (first + second + 4)
+    return "\n".join(f"{a:<{first}}  {b:<{second}}{'  ' if len(b) <= second else gap}{c}" for a, b, c in table)
+
+
+def _count(number: int | float, thing: str) -> str:
+    """``1 node``, ``2 nodes``, ``1,500 windows``."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{shown} {thing}{'' if number == 1 else 's'}"
 
 
 def _model(plan: Plan) -> list[tuple[str, str]]:
@@ -54,15 +75,11 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
 
 def _layout(plan: Plan) -> list[tuple[str, str]]:
     layout = plan.layout
-    unit = "ranks on CPUs" if plan.resources.accelerator == "cpu" else "GPUs"
-    axes = " × ".join(f"{axis.name} {axis.degree}" for axis in layout.axes)
-    nodes = f"{layout.nodes} node{'s' if layout.nodes > 1 else ''}"
-    return [
-        (
-            "layout",
-            f"{nodes} × {layout.ranks_per_node} {unit} = {layout.world_size} ranks; {plan.train.strategy}: {axes}",
-        )
-    ]
+    on_cpus = plan.resources.accelerator == "cpu"
+    each = _count(layout.ranks_per_node, "rank" if on_cpus else "GPU") + (" on CPUs" if on_cpus else "")
+    axes = " × ".join(f"{axis.name} {axis.degree}" for axis in layout.axes if axis.degree > 1) or "one rank, no axis"
+    world = _count(layout.world_size, "rank")
+    return [("layout", f"{_count(layout.nodes, 'node')} × {each} = {world}; {plan.train.strategy}: {axes}")]
 
 
 def _batch(plan: Plan) -> list[tuple[str, str]]:
@@ -70,8 +87,8 @@ def _batch(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "batch",
-            f"{batch.micro_windows} windows × {batch.accumulation} accumulation × {plan.layout.data_parallel} ranks "
-            f"= {batch.global_windows} windows\n"
+            f"{_count(batch.micro_windows, 'window')} × {batch.accumulation} accumulation × "
+            f"{_count(plan.layout.data_parallel, 'rank')} = {_count(batch.global_windows, 'window')}\n"
             f"× {length:,} tokens ≤ {batch.global_windows * length:,} tokens an optimizer step",
         )
     ]
@@ -92,14 +109,16 @@ def _data(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     how = f"windows of ≤ {data.max_length:,} tokens, {kind}; longer records: {data.truncation}"
     lines = [*(_source(source) for source in data.train), how]
     if data.validation:
-        lines.append("validation: " + "; ".join(_source(source) for source in data.validation))
+        lines.append("evaluated on " + "; ".join(_source(source) for source in data.validation))
     elif data.validation_ratio:
-        lines.append(f"validation: {data.validation_ratio:.1%} of the rows")
+        lines.append(f"evaluated on {data.validation_ratio:.1%} of the rows, set aside")
     if facts:
         share = facts.trained_tokens / max(1, facts.tokens)
         lines.append(f"prepared: {facts.windows:,} windows, {facts.tokens:,} tokens of which {share:.0%} are trained")
     else:
         lines.append("not prepared yet; submit does it first, or: hpcft prepare")
+        if size := guessed_tokens(plan):
+            lines.append(f"about {size:,} tokens, judging by the files' size ({BYTES_PER_TOKEN} bytes a token)")
     return [("data", "\n".join(lines))]
 
 
@@ -113,39 +132,58 @@ def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
         lines.append(
             division
             if optim.max_steps > 0
-            else f"{division} × {optim.num_train_epochs:g} epochs = {steps:,} optimizer steps"
+            else f"{division} × {_count(optim.num_train_epochs, 'epoch')} = {_count(steps, 'optimizer step')}"
         )
     if optim.max_steps > 0:
-        lines.append(f"max_steps: {optim.max_steps:,} optimizer steps")
+        lines.append(f"max_steps: {_count(optim.max_steps, 'optimizer step')}")
     elif not facts:
-        lines.append(f"{optim.num_train_epochs:g} epochs; the count of steps is known once the data is prepared")
-    warm = f"{optim.warmup_steps} steps" if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
+        lines.append(f"{_count(optim.num_train_epochs, 'epoch')}; {_guessed_steps(plan)}")
+    steps = optim.max_steps if optim.max_steps > 0 else steps
+    warm = _count(optim.warmup_steps, "step") if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
     if steps and not optim.warmup_steps:
-        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {-(-optim.warmup_ratio * steps // 1):.0f} steps"
+        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {_count(math.ceil(optim.warmup_ratio * steps - 1e-9), 'step')}"
     lines.append(f"learning rate {optim.learning_rate:g}, {optim.schedule}, warm-up {warm}")
+    every = f"evaluated every {_count(plan.train.eval_steps, 'step')}"
+    lines.append({0: "evaluated at the end of each epoch", -1: "no evaluation"}.get(plan.train.eval_steps, every))
     return [("steps", "\n".join(lines)), *_time(plan, steps)]
+
+
+def _guessed_steps(plan: Plan) -> str:
+    """An estimate of the steps, said to be one."""
+    exact = "the count of steps is known once the data is prepared"
+    if not (plan.data.packing and (tokens := guessed_tokens(plan))):
+        return exact
+    windows = -(-tokens // plan.data.max_length)
+    return f"about {_count(total_steps(plan, windows), 'optimizer step')}, judging by the files' size; {exact}"
 
 
 def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:
     resources = plan.resources
-    lines = [
-        f"limit {clock(resources.time_minutes)}; ranks are warned {resources.signal_lead} s before it, save and requeue"
-    ]
+    limit = f"limit {clock(resources.time_minutes)}"
+    warned = f"; ranks are warned {resources.signal_lead} s before it, save and requeue"
+    lines = [limit + (warned if resources.scheduler == "slurm" else "; then the run is ended")]
     config = model_config(plan)
     weights = parameters(config) if config else None
     if weights and (seconds := seconds_per_step(plan, weights)):
         size = f"{weights / 1e9:.2f} B weights"
         text = f"about {seconds:.2g} s an optimizer step at {USUAL_UTILISATION:.0%} of the peak ({size})"
-        lines.append(f"{text}; {steps * seconds / 3600:.2g} h for {steps:,} steps" if steps else text)
+        lines.append(f"{text}; {_duration(steps * seconds)} for {_count(steps, 'step')}" if steps else text)
     return [("time", "\n".join(lines))]
 
 
-def _cluster(plan: Plan) -> list[tuple[str, str]]:
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.2g} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _cluster(plan: Plan, file: str) -> list[tuple[str, str]]:
     r = plan.resources
+    named = f"{r.cluster} ({file})" if file else r.cluster
+    if r.scheduler == "none":
+        return [("cluster", f"{named}: this machine, without Slurm, {_count(r.cpus_per_task, 'core')} a rank")]
     asked = [f"partition {r.partition}" if r.partition else "", f"account {r.account}" if r.account else ""]
     asked += [
-        f"{r.gpus_per_node} GPUs a node ({r.gpu_request})" if r.gpus_per_node else "",
-        f"{r.cpus_per_task} cores a rank",
+        f"{_count(r.gpus_per_node, 'GPU')} a node ({r.gpu_request})" if r.gpus_per_node else "",
+        f"{_count(r.cpus_per_task, 'core')} a rank",
     ]
     asked += [f"memory {r.memory} a node" if r.memory and r.memory != "0" else "", "whole nodes" if r.exclusive else ""]
     preempted = {
@@ -153,7 +191,7 @@ def _cluster(plan: Plan) -> list[tuple[str, str]]:
         "cancel": "when preempted: this partition cancels; the run requeues itself if the site lets it",
         "none": "this partition does not preempt",
     }[r.preemption]
-    return [("cluster", f"{r.cluster}: " + ", ".join(part for part in asked if part) + f"\n{preempted}")]
+    return [("cluster", f"{named}: " + ", ".join(part for part in asked if part) + f"\n{preempted}")]
 
 
 def _paths(plan: Plan) -> list[tuple[str, str]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from hpcft.plan.plan import Variable
 
+MOST_THREADS = 8  # of OpenMP per rank that has a GPU
+
 
 def environment(
     *,
@@ -32,19 +34,21 @@ def environment(
 
 
 def _python(cpus: int, workers: int, accelerator: str) -> list[Variable]:
-    threads = max(1, cpus - workers) if accelerator == "cpu" else max(1, min(8, cpus - workers))
+    spare = max(1, cpus - workers)
+    threads = spare if accelerator == "cpu" else min(MOST_THREADS, spare)
+    most = f"; more than {MOST_THREADS} do not help beside a GPU" if threads < spare else ""
     table = [
         Variable(name="PYTHONUNBUFFERED", value="1", reason="a killed rank's last words reach its log"),
         Variable(
             name="OMP_NUM_THREADS",
             value=str(threads),
-            reason=f"{cpus} cores a rank less {workers} data threads; unset, every rank takes all cores of the node",
+            reason=f"{cpus} cores a rank less {workers} data threads{most}; unset, each rank takes all of the node",
         ),
         Variable(
             name="TOKENIZERS_PARALLELISM", value="false", reason="ranks never tokenise; forked threads would warn"
         ),
     ]
-    if accelerator != "cpu":
+    if accelerator == "cuda":  # torch has it for NVIDIA's driver only
         table.append(
             Variable(
                 name="PYTORCH_ALLOC_CONF",
@@ -96,14 +100,7 @@ def _sockets(fabric: str, interface: str | None, accelerator: str, nodes: int) -
 
 
 def _nccl(fabric: str, accelerator: str, hcas: Sequence[str], nodes: int) -> list[Variable]:
-    table = [
-        Variable(
-            name="TORCH_NCCL_ASYNC_ERROR_HANDLING",
-            value="1",
-            reason="a dead peer ends the collective instead of hanging it",
-        ),
-        Variable(name="NCCL_DEBUG", value="WARN", reason="silent until something is wrong"),
-    ]
+    table = [Variable(name="NCCL_DEBUG", value="WARN", reason="silent until something is wrong")]
     if nodes == 1:
         return table
     if fabric == "infiniband":
@@ -112,7 +109,7 @@ def _nccl(fabric: str, accelerator: str, hcas: Sequence[str], nodes: int) -> lis
                 Variable(
                     name="NCCL_IB_HCA",
                     value="=" + ",".join(hcas),
-                    reason="these adapters exactly; a bonded one would halve the speed",
+                    reason="these adapters exactly; a bonded or storage one among them would slow down every rank",
                 )
             )
         table.append(
@@ -127,9 +124,13 @@ def _nccl(fabric: str, accelerator: str, hcas: Sequence[str], nodes: int) -> lis
             Variable(
                 name="NCCL_NET_GDR_LEVEL",
                 value="PHB",
-                reason="network cards read GPU memory directly within a NUMA domain",
+                reason="network cards read the memory of the GPUs of their own NUMA domain directly",
             ),
-            Variable(name="NCCL_CROSS_NIC", value="1", reason="a rank may use every network card of its node"),
+            Variable(
+                name="NCCL_CROSS_NIC",
+                value="1",
+                reason="traffic may leave a node by one network card and enter the next by another",
+            ),
             Variable(
                 name="FI_CXI_DISABLE_HOST_REGISTER",
                 value="1",

@@ -33,6 +33,7 @@ from hpcft.plan.plan import (
     Source,
     TrainPlan,
     TunerPlan,
+    Variable,
 )
 
 
@@ -41,7 +42,7 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
 
     Raises Refusal where the run and the cluster do not fit together, with every problem found.
     """
-    where = dict(origins or {})
+    where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [*_check_words(run, where), *_check_resources(run, cluster, where)]
     if problems:
         raise Refusal(problems)
@@ -70,18 +71,7 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
         layout=layout,
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
-        environment=environment(
-            fabric=cluster.fabric,
-            accelerator=cluster.accelerator,
-            interface=cluster.interface,
-            ib_hcas=cluster.ib_hcas,
-            nodes=layout.nodes,
-            cpus_per_rank=_cpus_per_rank(cluster, layout),
-            dataloader_workers=run.data.dataloader_num_workers,
-            hf_home=cluster.hf_home,
-            node_cache=cluster.node_cache,
-            own=cluster.environment,
-        ),
+        environment=_environment(cluster, layout, run.data.dataloader_num_workers),
         folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
     )
 
@@ -133,14 +123,16 @@ def _check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str
     most = cluster.gpus_per_node or cluster.cores_per_node
     per_node = ask.nproc_per_node or most
     if per_node > most:
-        unit = "GPUs" if cluster.gpus_per_node else "cores"
-        wrong("nproc_per_node", f"a node of {cluster.name} has {most} {unit}", per_node, (f"1 … {most}",))
+        unit, key = ("GPUs", "gpus_per_node") if cluster.gpus_per_node else ("cores", "cores_per_node")
+        wrong("nproc_per_node", f"a node of {cluster.name} has {most} {unit}", per_node, (f"1 … {most}",),
+              f"more nodes, or {key} in the cluster profile if it is wrong there")  # fmt: skip
     nodes = ask.nodes or 1
     bounds = [n for n in (cluster.max_nodes, limits.max_nodes if limits else None) if n is not None]
     if cluster.scheduler == "none" and nodes > 1:
         wrong("nodes", "this machine is one node", nodes, ("1",), "give a cluster profile: --cluster NAME")
     elif bounds and nodes > min(bounds):
-        wrong("nodes", f"{partition or cluster.name} gives at most {min(bounds)} nodes to a job", nodes)
+        wrong("nodes", f"{partition or cluster.name} gives at most {min(bounds)} nodes to a job", nodes,
+              (f"1 … {min(bounds)}",), _roomier(cluster, nodes))  # fmt: skip
     time = ask.time or cluster.time
     if limits and limits.max_time and time > limits.max_time:
         wrong(
@@ -154,8 +146,17 @@ def _check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str
             "time",
             f"shorter than the warning of {cluster.signal_lead} s before its end and a minute to train",
             clock(time),
+            hint="a longer time, or a shorter signal_lead in the cluster profile",
         )
     return problems
+
+
+def _roomier(cluster: ClusterProfile, nodes: int) -> str:
+    """The hint that names the partitions in which so many nodes may be had."""
+    if cluster.max_nodes and nodes > cluster.max_nodes:
+        return ""
+    roomy = [name for name, limits in cluster.partitions.items() if limits.max_nodes and limits.max_nodes >= nodes]
+    return f"so many are allowed in: {', '.join(sorted(roomy))}" if roomy else ""
 
 
 def _layout(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> Layout:
@@ -168,6 +169,14 @@ def _cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
     """A rank's share of the cores: by its GPUs' share of the node, so that a half-used node leaves half its cores."""
     share = cluster.gpus_per_node or layout.ranks_per_node
     return max(1, cluster.cores_per_node // max(share, layout.ranks_per_node))
+
+
+def _environment(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) -> tuple[Variable, ...]:
+    return environment(
+        fabric=cluster.fabric, accelerator=cluster.accelerator, interface=cluster.interface, ib_hcas=cluster.ib_hcas,
+        nodes=layout.nodes, cpus_per_rank=_cpus_per_rank(cluster, layout), dataloader_workers=dataloader_workers,
+        hf_home=cluster.hf_home, node_cache=cluster.node_cache, own=cluster.environment,
+    )  # fmt: skip
 
 
 def source_of(name: str, use_hf: bool) -> str:
@@ -286,14 +295,13 @@ def _checkpoint(run: RunConfig, where: Mapping[str, str]) -> CheckpointPlan:
 
 
 def _runs(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> str:
-    said = where.get("output_dir", "default") != "default" or run.checkpoint.output_dir != "runs"
+    said = "output_dir" in where or run.checkpoint.output_dir != "runs"
     return run.checkpoint.output_dir if said or not cluster.runs else cluster.runs
 
 
 def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resources:
     ask = run.slurm
     partition = ask.partition or cluster.partition
-    limits = cluster.partitions.get(partition) if partition else None
     return Resources(
         cluster=cluster.name, scheduler=cluster.scheduler, job_name=run_name(run), partition=partition,
         account=ask.account or cluster.account, qos=ask.qos or cluster.qos,
@@ -303,29 +311,52 @@ def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resou
         gpu_request=cluster.gpu_request if cluster.gpus_per_node else "none",
         memory=ask.mem or cluster.mem, exclusive=cluster.exclusive if ask.exclusive is None else ask.exclusive,
         time_minutes=ask.time or cluster.time, signal_lead=cluster.signal_lead, requeue=True,
-        preemption=limits.preemption if limits else "requeue", extra=cluster.extra, setup=cluster.setup,
+        preemption=_preemption(cluster, partition), extra=cluster.extra, setup=cluster.setup,
         launcher=cluster.launcher, accelerator=cluster.accelerator,
         backend="gloo" if cluster.accelerator == "cpu" else "nccl", prepare=cluster.prepare, template=cluster.template,
     )  # fmt: skip
 
 
+def _preemption(cluster: ClusterProfile, partition: str | None) -> str:
+    """What the profile says of the partition; where it says nothing, that a job may be put back into the queue."""
+    if cluster.scheduler == "none":
+        return "none"
+    limits = cluster.partitions.get(partition or "")
+    return limits.preemption if limits else "requeue"
+
+
 def replan(
-    plan: Plan, *, nodes: int | None = None, nproc_per_node: int | None = None, time_minutes: int | None = None
+    plan: Plan,
+    *,
+    nodes: int | None = None,
+    nproc_per_node: int | None = None,
+    time_minutes: int | None = None,
+    cluster: ClusterProfile | None = None,
 ) -> Plan:
     """The same run on another layout: batch, data and schedule stay; raises Refusal where the batch does not divide.
 
     Only the allocation changes: the global batch is kept, so the losses are those of the first layout.
+    cluster: the profile, so that cores and environment follow too; a run that leaves its one node needs it, since
+    the variables of the fabric are set for several nodes only.
     """
     old = plan.layout
     nodes, per_node = nodes or old.nodes, nproc_per_node or old.ranks_per_node
+    if nodes > 1 and old.nodes == 1 and cluster is None and plan.resources.accelerator != "cpu":
+        raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
+                     hint="name the cluster profile: --cluster NAME")  # fmt: skip
     layout = Layout(nodes, per_node, (Axis("dp", nodes * per_node // old.degree("tp")), Axis("tp", old.degree("tp"))))
+    per_rank = plan.batch.global_windows // layout.data_parallel
+    held = plan.resources
     batch = plan_batch(
         data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
-        micro=None, accumulation=None, eval_windows=plan.batch.eval_windows,
+        # Never more windows in a forward pass than before: the card that held those may not hold more.
+        micro=next((n for n in range(plan.batch.micro_windows, 0, -1) if per_rank % n == 0), 1),
+        accumulation=None, eval_windows=plan.batch.eval_windows,
     )  # fmt: skip
-    held = plan.resources
     resources = dataclasses.replace(
         held, nodes=nodes, tasks_per_node=per_node, gpus_per_node=per_node if held.gpus_per_node else 0,
+        cpus_per_task=_cpus_per_rank(cluster, layout) if cluster else held.cpus_per_task,
         time_minutes=time_minutes or held.time_minutes,
     )  # fmt: skip
-    return dataclasses.replace(plan, layout=layout, batch=batch, resources=resources)
+    variables = _environment(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
+    return dataclasses.replace(plan, layout=layout, batch=batch, resources=resources, environment=variables)

@@ -131,6 +131,8 @@ def at_edge(run: Run, asked: Asked) -> bool:
     """Evaluate, save, stop, in this order, as far as each is due. True when the run stops here."""
     if not asked.stop and run.evaluation.due():
         asked = evaluate(run, asked)
+    if run.finished and not run.evaluation.due():
+        return False  # nothing is left to come back for, whoever asks
     if not asked.stop and (reason := "asked" if asked.save else run.saving.due()):
         run.saving.save(reason)
         run.stopping.saved()

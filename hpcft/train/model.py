@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,21 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
         use_dora=tuner.use_dora,
         init_lora_weights=initial,
     )
+    if _touches_tied_weights(model, tuner):
+        config.ensure_weight_tying = True
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers renames
+            return get_peft_model(model, config)
     except ValueError as error:
         raise refuse(f"tuner: peft refuses these settings: {error}", hint="see tuner.target_modules") from error
+
+
+def _touches_tied_weights(model: nn.Module, tuner: TunerPlan) -> bool:
+    """Are embedding and head one weight, and is either adapted? Then both must be, or they come apart."""
+    named = {*tuner.target_modules, *tuner.modules_to_save}
+    return bool(model.config.tie_word_embeddings) and bool(named & {"lm_head", "embed_tokens"})
 
 
 def recompute(model: nn.Module, policy: str) -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft  # noqa: F401  imported once here, not in every forked rank
 import torch
+import torch.utils.tensorboard  # noqa: F401
+from transformers import Qwen2ForCausalLM  # noqa: F401
 
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
@@ -81,22 +84,22 @@ def save_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def tiny(model: Path, ranks: int = 1, **changes: Any) -> Plan:
+def tiny(folder: Path, ranks: int = 1, **changes: Any) -> Plan:
     """A Plan on ``ranks`` local CPU ranks."""
-    changes["model"] = {"path": str(model), **changes.get("model", {})}
+    changes["model"] = {"path": str(folder), **changes.get("model", {})}
     changes.setdefault("layout", plans.layout(1, ranks))
     return plans.plan(**changes)
 
 
-def train_here(plan: Plan, root: Path, prepared: Prepared, environ: dict[str, str], watch: Any = None) -> dict[str, Any]:
+def train_here(plan: Plan, root: Path, prepared: Prepared, watch: Any = None) -> dict[str, Any]:
     """One rank's whole life but the process: join, assemble, train. What came out, as plain values.
 
-    watch: called as watch(step, signals, run) after every optimizer step, to send signals or spoil things.
+    watch: called as watch(step, signals, run) in every optimizer step before the ranks agree, to send signals or spoil things.
     """
     signals = Signals()
     signals.install()
-    here = world.join(plan, environ)
-    run = assemble.assemble(plan, RunPaths(root), here, signals, environ, prepared=prepared)
+    here = world.join(plan, os.environ)
+    run = assemble.assemble(plan, RunPaths(root), here, signals, os.environ, prepared=prepared)
     if watch is not None:
         _spy(run, watch, signals)
     finished = loop.train(run)
@@ -107,13 +110,13 @@ def train_here(plan: Plan, root: Path, prepared: Prepared, environ: dict[str, st
 
 
 def _spy(run: Any, watch: Callable[..., None], signals: Signals) -> None:
-    step = run.sharded.step
+    reduce = run.sharded.reduce
 
-    def stepped(rate: float) -> None:
-        step(rate)
+    def reduced() -> None:
+        reduce()
         watch(run.progress.step + 1, signals, run)
 
-    run.sharded.step = stepped
+    run.sharded.reduce = reduced
 
 
 def environment(rank: int, size: int, port: int, attempt: int = 1) -> dict[str, str]:
@@ -134,7 +137,7 @@ def free_port() -> int:
 
 
 def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, attempt: int = 1) -> list[Any]:
-    """``work(*arguments, environ)`` on ``size`` forked ranks; what each returned, or raises with its traceback."""
+    """``work(*arguments)`` on ``size`` forked ranks; what each returned, or raises with its traceback."""
     port = free_port()
     receivers, processes = [], []
     for rank in range(size):
@@ -167,7 +170,7 @@ def _rank(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...], env
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(environ)
     try:
-        answer = {"result": work(*arguments, environ)}
+        answer = {"result": work(*arguments)}
     except BaseException:
         answer = {"error": traceback.format_exc()}
     sender.send_bytes(json.dumps(answer).encode())

@@ -46,9 +46,9 @@ class Bucket:
     launched: bool = False
 
 
-def build(model: nn.Module, plan: Plan, world: World, bucket_bytes: int = BUCKET_BYTES) -> DataParallel:
+def build(model: nn.Module, plan: Plan, world: World) -> DataParallel:
     """Spread ``model`` over the ranks of ``world``; its trainable parameters become copies of float32 masters."""
-    return DataParallel(model, plan, world, bucket_bytes)
+    return DataParallel(model, plan, world, BUCKET_BYTES)
 
 
 class DataParallel:

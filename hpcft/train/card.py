@@ -1,0 +1,322 @@
+"""What an exported folder says of itself: README.md for people, hpcft.json for programs; the same facts in both."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import hpcft
+from hpcft.errors import printable
+from hpcft.plan.plan import Plan, Source
+from hpcft.run import manifest as manifests
+from hpcft.run.manifest import Manifest
+from hpcft.run.paths import RunPaths
+from hpcft.train.metrics import read_metrics
+from hpcft.train.order import Order
+from hpcft.train.speech import Speech
+from hpcft.train.weights import Written
+
+FILE, SCHEMA = "hpcft.json", 1
+ADAPTER, MODEL, MERGED = "adapter", "model", "merged"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two exports the same one. state: the SHA-256 of the checkpoint's manifest, hence of all its bytes."""
+
+    kind: str
+    dtype: str
+    step: int
+    state: str
+
+    @classmethod
+    def of(cls, kind: str, dtype: str, manifest: Manifest) -> Identity:
+        return cls(kind, dtype, manifest.step, manifests.checksum(manifest.folder / manifests.FILE))
+
+
+def facts(
+    plan: Plan,
+    paths: RunPaths,
+    manifest: Manifest,
+    identity: Identity,
+    windows: int | None,
+    speech: Speech,
+    written: Written,
+) -> dict[str, Any]:
+    """Everything the card tells. windows: of the training split, None where the prepared data is not at hand."""
+    total = Order(windows, plan.batch.global_windows, plan.data.seed).total_steps(plan.optim) if windows else None
+    return {
+        "schema": SCHEMA,
+        "run": plan.name,
+        "export": asdict(identity),
+        "plan": manifest.plan,
+        "data": {
+            "content": manifest.data,
+            "train": _sources(plan.data.train),
+            "validation": _sources(plan.data.validation),
+        },
+        "base": {
+            "path": plan.model.path,
+            "source": plan.model.source,
+            "revision": plan.model.revision,
+            "from_scratch": plan.model.from_scratch,
+        },
+        "tuner": asdict(plan.tuner) if plan.tuner.kind == "lora" else {"kind": "full"},
+        "training": _training(plan, manifest, total, windows),
+        "losses": _losses(paths, manifest),
+        "stop_tokens": dict(speech.stops),
+        "learned_stop_tokens": dict(speech.learned),
+        "weights": written.parameters,
+        "reload": asdict(written.reloaded),
+        "merge": asdict(written.merged) if written.merged else None,
+        "versions": {"trained": dict(manifest.versions), "exported": _versions()},
+        "command": _command(plan, identity),
+    }
+
+
+def _sources(sources: tuple[Source, ...]) -> list[dict[str, Any]]:
+    """A local file by its name alone: where it lay concerns nobody the folder is given to."""
+    return [
+        {
+            "path": PurePosixPath(s.path).name if s.source == "local" else s.path,
+            "source": s.source,
+            "rows": s.rows,
+            "revision": s.revision,
+        }
+        for s in sources
+    ]
+
+
+def _training(plan: Plan, manifest: Manifest, total: int | None, windows: int | None) -> dict[str, Any]:
+    at = manifest.progress
+    return {
+        "objective": plan.train.objective,
+        "step": manifest.step,
+        "total_steps": total,
+        "epochs": round(at["consumed"] / windows, 4) if windows else None,
+        "tokens": at["tokens"],
+        "trained_tokens": at["trained_tokens"],
+        "global_batch_windows": plan.batch.global_windows,
+        "max_length": plan.data.max_length,
+        "packing": plan.data.packing,
+        "learning_rate": plan.optim.learning_rate,
+        "schedule": plan.optim.schedule,
+        "compute": plan.model.dtype,
+        "strategy": plan.train.strategy,
+        "ranks": manifest.layout["nodes"] * manifest.layout["ranks_per_node"],
+        "seed": plan.train.seed,
+    }
+
+
+def _losses(paths: RunPaths, manifest: Manifest) -> dict[str, Any]:
+    """The last ones up to the checkpoint, and the best evaluation so far."""
+    lines = [line for line in read_metrics(paths.metrics) if line["step"] <= manifest.step]
+    found: dict[str, Any] = {}
+    for key in ("loss", "eval_loss"):
+        if told := [line for line in lines if line.get(key) is not None]:
+            found[key], found[f"{key}_step"] = told[-1][key], told[-1]["step"]
+    if manifest.progress.get("best_loss") is not None:
+        found["best_eval_loss"] = manifest.progress["best_loss"]
+        found["best_eval_loss_step"] = manifest.progress["best_step"]
+    return found
+
+
+def _versions() -> dict[str, str]:
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "hpcft": hpcft.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _command(plan: Plan, identity: Identity) -> str:
+    """How to make this folder again, from where the run was submitted."""
+    words = ["python -m hpcft.train.export", f"--run runs/{plan.name}", f"--checkpoint {identity.step}"]
+    words += ["--merge"] if identity.kind == MERGED else []
+    return " ".join([*words, f"--dtype {identity.dtype}"])
+
+
+def write(folder: Path, plan: Plan, told: dict[str, Any], speech: Speech) -> None:
+    """README.md and hpcft.json into a folder that holds everything else."""
+    (folder / "README.md").write_text(card(plan, told, speech), encoding="utf-8")
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": manifests.checksum(path)}
+        for path in sorted(folder.iterdir())
+    }
+    text = json.dumps({**told, "files": files}, indent=2, ensure_ascii=False) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def card(plan: Plan, told: dict[str, Any], speech: Speech) -> str:
+    """The model card: what a hub reads between the dashes, then words."""
+    kind = told["export"]["kind"]
+    title = {
+        ADAPTER: f"{plan.name}: a LoRA adapter for {plan.model.path}",
+        MERGED: f"{plan.name}: {plan.model.path} with a LoRA adapter merged into it",
+        MODEL: f"{plan.name}: {plan.model.path} "
+        + ("trained from scratch" if plan.model.from_scratch else "fine-tuned"),
+    }[kind]
+    return "\n".join(
+        [
+            *_front_matter(plan, kind),
+            f"# {printable(title)}",
+            "",
+            *_use(plan, kind, speech),
+            "",
+            *_notes(plan, told, speech),
+            "",
+            "## How it was made",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {printable(str(value)).replace('|', chr(92) + '|')} |" for name, value in _rows(plan, told)),
+            "",
+            f"Made again by `{told['command']}`; every file's checksum is in `{FILE}`.",
+            "",
+        ]
+    )
+
+
+def _front_matter(plan: Plan, kind: str) -> list[str]:
+    """Hub names only: a hub refuses a base or a data set that it does not know."""
+    tags = ["hpcft", plan.train.objective, *(["lora"] if plan.tuner.kind == "lora" else [])]
+    data = [s.path for s in (*plan.data.train, *plan.data.validation) if s.source == "huggingface"]
+    lines = [
+        f"library_name: {'peft' if kind == ADAPTER else 'transformers'}",
+        "pipeline_tag: text-generation",
+        f"tags: {json.dumps(tags)}",
+    ]
+    if plan.model.source == "huggingface":
+        lines += [f"base_model: {json.dumps(plan.model.path)}"]
+        relation = {ADAPTER: "adapter", MERGED: "merge", MODEL: "finetune"}[kind]
+        lines += [f"base_model_relation: {relation}"]
+    if data:
+        lines += [f"datasets: {json.dumps(list(dict.fromkeys(data)))}"]
+    return ["---", *lines, "---", ""]
+
+
+def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
+    """A snippet that runs as it stands, in the folder's own directory."""
+    trust = ", trust_remote_code=True" if plan.model.trust_remote_code else ""
+    revision = f", revision={plan.model.revision!r}" if plan.model.revision else ""
+    if kind == ADAPTER:
+        load = [
+            f"base = AutoModelForCausalLM.from_pretrained({plan.model.path!r}{revision}, dtype='auto'{trust})",
+            "model = PeftModel.from_pretrained(base, folder)",
+            "model.generation_config = GenerationConfig.from_pretrained(folder)",
+        ]
+        imports = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
+        ]
+    else:
+        load = [f"model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto'{trust})"]
+        imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    ask = (
+        ["chat = [{'role': 'user', 'content': 'Hello'}]",
+         "asked = dict(add_generation_prompt=True, return_tensors='pt', return_dict=True)",
+         "inputs = tokenizer.apply_chat_template(chat, **asked)"]
+        if speech.has_template
+        else ["inputs = tokenizer('Once', return_tensors='pt')"]
+    )  # fmt: skip
+    return [
+        "```python",
+        *imports,
+        "",
+        'folder = "."  # this folder, or its name on the hub',
+        *load,
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
+        *ask,
+        "answer = model.generate(**inputs, max_new_tokens=200)[0, inputs['input_ids'].shape[1]:]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+        "```",
+    ]
+
+
+def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
+    """What a person who was given this folder has to know."""
+    stops = ", ".join(f"`{text}`" for text in speech.stops) or "no token"
+    notes = [f"Generation stops at {stops} (`generation_config.json`)."]
+    if plan.model.source == "local" and told["export"]["kind"] == ADAPTER:
+        notes.append(
+            f"The base model is a local folder, `{printable(plan.model.path)}`, as seen from where the run was "
+            "submitted. Elsewhere, give its place in the snippet and in `base_model_name_or_path` of "
+            "`adapter_config.json`."
+        )
+    elif plan.model.source == "modelscope" and told["export"]["kind"] == ADAPTER:
+        notes.append("The base model's name is ModelScope's: download it there and give its folder in the snippet.")
+    if speech.dated:
+        notes.append("The chat template writes today's date; in training it was the same fixed one in all rows.")
+    if merge := told["merge"]:
+        notes.append(
+            f"Merged in float32, then cast to {told['export']['dtype']}: beside base and adapter kept apart, the "
+            f"largest logit change is {merge['largest']:.3g} (largest logit {merge['scale']:.3g}), and the likeliest "
+            f"next token is the same at {merge['same']} of {merge['positions']} positions tried."
+        )
+    return [f"- {note}" for note in notes]
+
+
+def _rows(plan: Plan, told: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    training, losses, versions = told["training"], told["losses"], told["versions"]
+    rows: list[tuple[str, Any]] = [
+        ("base", plan.model.path + (f" at {plan.model.revision}" if plan.model.revision else "")),
+        *(("data", _data_row(source)) for source in told["data"]["train"]),
+        *(("validation data", _data_row(source)) for source in told["data"]["validation"]),
+        ("objective", training["objective"]),
+        ("tuning", _tuning(plan)),
+        (
+            "optimizer step",
+            f"{told['export']['step']:,}" + (f" of {training['total_steps']:,}" if training["total_steps"] else ""),
+        ),
+    ]
+    if training["epochs"] is not None:
+        rows.append(("epochs", f"{training['epochs']:g}"))
+    rows += [
+        ("tokens", f"{training['tokens']:,}, {training['trained_tokens']:,} of them trained"),
+        ("batch", f"{training['global_batch_windows']} windows of at most {training['max_length']} tokens"),
+        ("learning rate", f"{training['learning_rate']:g}, {training['schedule']}"),
+        ("precision", f"float32 master weights, {training['compute']} compute; written as {told['export']['dtype']}"),
+    ]
+    names = {"loss": "training loss", "eval_loss": "evaluation loss", "best_eval_loss": "best evaluation loss"}
+    rows += [
+        (name, f"{losses[key]:.4f} at step {losses[f'{key}_step']:,}") for key, name in names.items() if key in losses
+    ]
+    rows += [
+        ("plan", told["plan"]),
+        ("prepared data", told["data"]["content"]),
+        ("trained with", _software(versions["trained"])),
+        ("exported with", _software(versions["exported"])),
+    ]
+    return rows
+
+
+def _data_row(source: Mapping[str, Any]) -> str:
+    rows = f", {source['rows']:,} rows" if source["rows"] else ""
+    return source["path"] + rows + (f" at {source['revision']}" if source["revision"] else "")
+
+
+def _tuning(plan: Plan) -> str:
+    tuner = plan.tuner
+    if tuner.kind == "full":
+        return "every weight"
+    extras = [word for word, on in (("rsLoRA", tuner.use_rslora), ("DoRA", tuner.use_dora)) if on]
+    extras += [f"trained in full: {', '.join(tuner.modules_to_save)}"] if tuner.modules_to_save else []
+    return f"LoRA, rank {tuner.rank}, alpha {tuner.alpha:g}, on {', '.join(tuner.target_modules)}" + "".join(
+        f"; {extra}" for extra in extras
+    )
+
+
+def _software(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "written")

@@ -1,0 +1,344 @@
+"""A checkpoint as an ordinary Hugging Face folder, checked by loading it back and published by one rename.
+
+    python -m hpcft.train.export --run runs/x [--checkpoint latest|best|STEP|FOLDER] [--merge] [--dtype bfloat16]
+
+One process on the CPU, without a process group, from the directory the run was submitted from. The folder's path is
+printed on stdout, everything else on stderr. Exit codes: 0 done, 2 refused, 1 failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcft.errors import EXIT_REFUSED, Refusal, near, refuse
+from hpcft.plan.plan import Plan
+from hpcft.run import manifest as manifests
+from hpcft.run.manifest import Broken, Manifest
+from hpcft.run.paths import STORE_VARIABLE, RunPaths
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+SAMPLES, SAMPLE_TOKENS = 4, 64
+DTYPE_NAMES = ("bfloat16", "float32", "float16")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asks for. checkpoint: latest, best, a step or a folder; "" for best where the plan keeps one, else
+    latest. fallback: take an earlier whole checkpoint where the asked one is broken. store: of the prepared data."""
+
+    checkpoint: str = ""
+    output: Path | None = None
+    merge: bool = False
+    dtype: str | None = None
+    fallback: bool = False
+    store: Path | None = None
+
+
+def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Path:
+    """The exported folder, written now or found as it was written before; progress goes to ``say``.
+
+    Raises Refusal for what cannot be exported, Unfaithful where the folder would not be the trained model.
+    """
+    from hpcft.train import card
+    from hpcft.train.checkpoint import check_facts
+
+    plan = read_plan(paths)
+    kind = _kind(plan, wish)
+    manifest = choose(paths, plan, wish, say)
+    check_facts(manifest, plan, manifest.data)
+    identity = card.Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
+    target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()
+    if already_there(target, identity):
+        say("it is there already, whole; nothing was written")
+        return target
+    with published(target) as folder:
+        _write(folder, plan, paths, manifest, identity, wish, say)
+    return target
+
+
+def _write(folder: Path, plan: Plan, paths: RunPaths, manifest: Manifest, identity: Any, wish: Wish, say: Say) -> None:
+    """All files of the export. The weights come first: writing them leaves configurations that are replaced after."""
+    from hpcft.train import card, weights
+    from hpcft.train.checkpoint import Reader
+    from hpcft.train.precision import DTYPES
+    from hpcft.train.speech import audit_of, speech
+
+    store = wish.store or store_of(plan)
+    words = speech(plan, audit_of(store, manifest.data))
+    samples, windows = samples_of(store, manifest.data, len(words.tokenizer))
+    say(f"{identity.kind} of step {identity.step} as {identity.dtype}: writing, then loading it back")
+    writer = {card.ADAPTER: weights.write_adapter, card.MODEL: weights.write_model, card.MERGED: weights.write_merged}
+    with Reader(manifest.folder, manifest) as reader:
+        written = writer[identity.kind](plan, reader, folder, DTYPES[identity.dtype], samples)
+    words.write(folder)
+    told = card.facts(plan, paths, manifest, identity, windows, words, written)
+    card.write(folder, plan, told, words)
+    for line in _findings(plan, told, words, written):
+        say(line)
+
+
+def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Iterator[str]:
+    """What came out, one sentence each; warnings last."""
+    steps = told["training"]["total_steps"]
+    again = written.reloaded
+    yield f"loaded back, its logits are the trained model's (difference {again.largest:.2g} of {again.scale:.3g})"
+    if change := written.merged:
+        yield (
+            f"merging moved the largest-changed logit by {change.largest:.3g} (largest logit {change.scale:.3g}); the "
+            f"likeliest next token is the same at {change.same} of {change.positions} positions"
+        )
+    yield f"generation stops at {', '.join(words.stops) or 'no token at all'}"
+    if steps and told["training"]["step"] < steps:
+        yield f"note: the run was at step {told['training']['step']} of {steps} then"
+    if Path(plan.model.path).is_absolute() and told["export"]["kind"] == "adapter":
+        yield "note: the base is named by a path of this machine; change base_model_name_or_path before you share it"
+    if not words.stops:
+        yield "WARNING: neither tokenizer nor data has a token that ends a turn: generation runs to its limit"
+    for warning in written.warnings:
+        yield f"WARNING: {warning}"
+
+
+def read_plan(paths: RunPaths) -> Plan:
+    """The plan of a run. Raises Refusal where there is no such run, naming those beside it."""
+    try:
+        return Plan.from_json(paths.plan.read_text(encoding="utf-8"), where=str(paths.plan))
+    except OSError as error:
+        known = sorted(path.parent.name for path in paths.root.parent.glob("*/plan.json"))
+        guess = near(paths.root.name, known)
+        hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
+        raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error
+
+
+def _kind(plan: Plan, wish: Wish) -> str:
+    """adapter, model or merged. Raises Refusal where the run has nothing of the kind."""
+    if plan.tuner.kind == "full":
+        if wish.merge:
+            raise refuse("--merge: this run trained every weight, so there is no adapter to merge", value=plan.name,
+                         hint="leave --merge away: the export is the whole model")  # fmt: skip
+        return "model"
+    if plan.model.from_scratch and not wish.merge:
+        raise refuse("the adapter's base has random weights that are written nowhere, so it could be loaded by nobody",
+                     value=plan.model.path, hint="export the whole model: --merge")  # fmt: skip
+    return "merged" if wish.merge else "adapter"
+
+
+def _own_dtype(plan: Plan, kind: str) -> str:
+    """An adapter keeps its float32 masters; a model is written in the type of its base, or of its training."""
+    from hpcft.train.model import load_config
+
+    if kind == "adapter":
+        return "float32"
+    name = str(getattr(load_config(plan.model), "dtype", None) or plan.model.dtype).removeprefix("torch.")
+    return name if name in DTYPE_NAMES else plan.model.dtype
+
+
+def choose(paths: RunPaths, plan: Plan, wish: Wish, say: Say) -> Manifest:
+    """The checkpoint that is asked for, every byte of it verified.
+
+    Raises Refusal where there is none, or it is broken and no earlier one may be taken.
+    """
+    folder = _asked(paths, plan, wish.checkpoint)
+    try:
+        return manifests.verify(folder)
+    except Broken as broken:
+        say(f"broken: {broken}")
+        reason = broken
+    earlier = (m for m in manifests.verified(paths, on_broken=lambda b: None) if m.folder.name < folder.name)
+    found = next(earlier, None)
+    if wish.fallback and found is not None:
+        say(f"WARNING: {folder.name} is broken; taking {found.folder.name} instead")
+        return found
+    hint = (
+        f"the newest whole one before it is {found.folder.name}: --fallback takes it"
+        if found
+        else "no earlier one is whole"
+    )
+    raise refuse(f"{folder.name} is broken: {reason.why}", where=str(reason.file), hint=hint)
+
+
+def _asked(paths: RunPaths, plan: Plan, words: str) -> Path:
+    """The folder that ``words`` name. Raises Refusal with the checkpoints that are there."""
+    there = manifests.folders(paths)
+    best = manifests.pointed(paths.best)
+    if not words:
+        words = "best" if plan.checkpoint.load_best_at_end and best else "latest"
+    if words == "latest" and there:
+        return there[0][1]
+    if words == "best" and best:
+        return best
+    if words.isdecimal() and paths.checkpoint(int(words)).is_dir():
+        return paths.checkpoint(int(words))
+    if not words.isdecimal() and words not in ("latest", "best") and Path(words).is_dir():
+        return Path(words).absolute()
+    choices = ["latest", *(["best"] if best else []), *(str(step) for step, _ in there)] if there else []
+    what = "the run has no such checkpoint" if there else "the run has no checkpoint yet"
+    hint = (
+        "a step, a checkpoint's folder, or one of these"
+        if there
+        else "it saves by checkpoint.save_steps and at its end"
+    )
+    raise refuse(what, where=str(paths.checkpoints), value=words, choices=choices, hint=hint)
+
+
+def already_there(target: Path, identity: Any) -> bool:
+    """True where ``target`` is this very export, whole. Raises Refusal where it is anything else."""
+    if not target.exists() and not target.is_symlink():
+        return False
+    if target.is_dir() and not any(target.iterdir()):
+        return False
+    try:
+        told = json.loads((target / "hpcft.json").read_text(encoding="utf-8"))
+        whole = all((target / name).stat().st_size == file["bytes"] for name, file in told["files"].items())
+        found = told["export"]
+    except (OSError, ValueError, KeyError, TypeError):
+        whole, found = False, None
+    if whole and found == asdict(identity):
+        return True
+    what = f"{found['kind']} of step {found['step']} as {found['dtype']}" if found else "something else"
+    raise refuse(f"there is {what} already" + ("" if whole or not found else ", not whole"), value=target,
+                 hint="give another place with --output, or remove it")  # fmt: skip
+
+
+@contextmanager
+def published(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that becomes it by one rename when the block ends well, else vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".tmp-{target.name}.{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        for path in (*folder.iterdir(), folder):
+            _flush(path)
+        os.rename(folder, target)
+        _flush(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has it."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def store_of(plan: Plan) -> Path | None:
+    """Where the prepared data lies, as the job was told or the plan says; None where that is not known here."""
+    text = os.environ.get(STORE_VARIABLE) or os.path.expandvars(plan.folders.store)
+    return None if "$" in text else Path(text)
+
+
+def samples_of(store: Path | None, content: str, vocabulary: int) -> tuple[list[list[int]], int | None]:
+    """Token sequences to try the model on, and the number of training windows.
+
+    The run's own first documents, cut; where the prepared data is not at hand, made-up ones, always the same.
+    """
+    from hpcft.data.shards import Windows
+
+    try:
+        facts = json.loads((store / content / "manifest.json").read_text())["splits"]["train"] if store else None
+        if facts is None:
+            raise FileNotFoundError(content)
+        windows = Windows(store / content, "train", facts)  # type: ignore[operator]
+        first = [windows[i] for i in range(min(SAMPLES, len(windows)))]
+        return [w.tokens[: min(w.documents[0], SAMPLE_TOKENS)].tolist() for w in first], len(windows)
+    except (OSError, ValueError, KeyError, TypeError, Refusal):
+        return [
+            [(1 + 7 * n + 13 * i * i) % vocabulary for i in range(SAMPLE_TOKENS // 2)] for n in range(SAMPLES)
+        ], None
+
+
+def summary(folder: Path, plan: Plan) -> str:
+    """What is in the folder, and what to type next."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    width = max(map(len, sizes))
+    files = [f"  {name:<{width}}  {_size(size):>9}" for name, size in sizes.items()]
+    where = shlex.quote(str(folder))
+    tools = "transformers and peft" if "adapter_config.json" in sizes else "transformers"
+    return "\n".join(
+        [
+            f"{len(files)} files, {_size(sum(sizes.values()))}:",
+            *files,
+            f"next: how to load it with {tools}:  head -40 {where}/README.md",
+            f"      to share it:  hf upload YOUR-NAME/{shlex.quote(plan.name)} {where}",
+        ]
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m hpcft.train.export", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument(
+        "--checkpoint", default="", help="latest, best, a step or a folder (best where the plan keeps it)"
+    )
+    parser.add_argument("--output", type=Path, help="where to (default: RUN/export/step-…)")
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into its base, in float32")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="default: adapters float32, models as their base")
+    parser.add_argument("--fallback", action="store_true", help="take an earlier checkpoint where this one is broken")
+    parser.add_argument("--store", type=Path, help="the prepared data (default: HPCFT_STORE, else the plan's)")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Export; the exit code."""
+    from hpcft.train.main import go_offline
+
+    given = parse(words)
+    go_offline()
+    paths = RunPaths(given.run.absolute())
+    wish = Wish(given.checkpoint, given.output, given.merge, given.dtype, given.fallback, given.store)
+    try:
+        folder = export(paths, wish, _say)
+    except Refusal as refusal:
+        _say(str(refusal))
+        return EXIT_REFUSED
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was published")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _failed(error)
+    _say(summary(folder, read_plan(paths)))
+    print(folder)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """Unfaithful and a full disk are sentences; anything else is a mistake of ours and keeps its traceback."""
+    from hpcft.train.weights import Unfaithful
+
+    if not isinstance(error, (Unfaithful, OSError)):
+        raise error
+    _say(f"failed: {error}; nothing was published")
+    return EXIT_FAILED
+
+
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Two ranks are one process: the same losses, norms and weights, whatever the masks and the number of windows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcft.run.paths import RunPaths
+from hpcft.train import model as models
+from hpcft.train.metrics import read_metrics
+from hpcft.train.precision import LossScale
+from hpcft.train.strategies import ddp
+from hpcft.train.world import World
+from tests import plans
+from tests.train import small
+
+LORA = {"kind": "lora", "rank": 4, "alpha": 8.0}
+
+
+def curve(root: Path) -> list[tuple[float, float]]:
+    return [(line["loss"], line["grad_norm"]) for line in read_metrics(RunPaths(root).metrics) if "loss" in line]
+
+
+@pytest.mark.parametrize("tuner", [{}, LORA, {**LORA, "use_dora": True, "modules_to_save": ("lm_head",)}])
+def test_two_ranks_give_the_losses_norms_and_weights_of_one(
+    tuner: dict[str, Any], tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ddp, "BUCKET_BYTES", 20_000)
+    prepared = small.Prepared(small.windows(20))
+    options: dict[str, Any] = {"tuner": tuner, "optim": {"max_steps": 3, "weight_decay": 0.1}}
+    one_batch = {"global_windows": 8, "micro_windows": 4, "accumulation": 2}
+    two_batch = {"global_windows": 8, "micro_windows": 2, "accumulation": 2}
+    [one] = small.on_ranks(1, small.train_here, small.tiny(model, 1, batch=one_batch, **options), tmp_path / "1", prepared)
+    two = small.on_ranks(2, small.train_here, small.tiny(model, 2, batch=two_batch, **options), tmp_path / "2", prepared)
+    assert len(curve(tmp_path / "1")) == 3
+    for step_of_one, step_of_two in zip(curve(tmp_path / "1"), curve(tmp_path / "2"), strict=True):
+        assert step_of_two == pytest.approx(step_of_one, rel=1e-5)
+    assert two[0]["weights"] == two[1]["weights"]
+    for name, weights in one["weights"].items():
+        assert two[0]["weights"][name] == pytest.approx(weights, abs=2e-5), name
+
+
+def test_a_rank_without_a_window_in_the_last_step_adds_nothing_and_hangs_nobody(tmp_path: Path, model: Path) -> None:
+    prepared = small.Prepared(small.windows(5))  # steps of 4 and of 1: the second rank has none in every other step
+    options: dict[str, Any] = {"optim": {"max_steps": 4}}
+    small.on_ranks(1, small.train_here, small.tiny(model, 1, **options), tmp_path / "1", prepared)
+    small.on_ranks(
+        2,
+        small.train_here,
+        small.tiny(model, 2, batch={"micro_windows": 1, "accumulation": 2}, **options),
+        tmp_path / "2",
+        prepared,
+    )
+    for one, two in zip(curve(tmp_path / "1"), curve(tmp_path / "2"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+def alone(plan: Any) -> World:
+    return World(plan.layout.place(0), plan.layout, torch.device("cpu"), 0, 1)
+
+
+def built(folder: Path, **changes: Any) -> ddp.DataParallel:
+    plan = small.tiny(folder, 1, **changes)
+    return ddp.build(models.prepare_model(plan, alone(plan)), plan, alone(plan))
+
+
+def test_masters_are_float32_and_working_copies_of_the_compute_type(model: Path) -> None:
+    sharded = built(model, model={"dtype": "bfloat16"}, tuner=LORA)
+    trained = {n: p for n, p in sharded.model.named_parameters() if p.requires_grad}
+    assert sharded.slots.keys() == trained.keys()
+    assert all(p.dtype is torch.bfloat16 for p in sharded.model.parameters())
+    for name, slot in sharded.slots.items():
+        assert slot.master.dtype is torch.float32
+        assert torch.equal(slot.master.to(torch.bfloat16), trained[name])
+    a = next(slot for name, slot in sharded.slots.items() if "lora_A" in name)
+    assert not torch.equal(a.master, a.master.to(torch.bfloat16).float()), "the master was rounded before it was kept"
+
+
+def test_in_float32_the_parameter_is_its_master(model: Path) -> None:
+    sharded = built(model)
+    assert all(s.parameter.data_ptr() == s.master.data_ptr() for s in sharded.slots.values())
+
+
+def test_only_matrices_decay(model: Path) -> None:
+    sharded = built(model, optim={"weight_decay": 0.1})
+    decay = {id(p): g["weight_decay"] for g in sharded.optimizer.param_groups for p in g["params"]}
+    assert len(decay) == len(sharded.slots)
+    for name, slot in sharded.slots.items():
+        assert decay[id(slot.master)] == (0.1 if slot.master.dim() == 2 else 0.0), name
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_every_number_of_the_state_is_on_exactly_one_rank(size: int, model: Path) -> None:
+    sharded = built(model)
+    covered: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for rank in range(size):
+        layout = plans.layout(1, size)
+        sharded.world = World(layout.place(rank), layout, torch.device("cpu"), rank, size)
+        for shard in sharded.shards():
+            covered.setdefault((shard.name, shard.part), []).append((shard.offset, shard.tensor.numel()))
+    assert len(covered) == 3 * len(sharded.slots)
+    for (name, _), pieces in covered.items():
+        at = 0
+        for offset, length in sorted(pieces):
+            assert offset == at
+            at += length
+        assert at == sharded.slots[name].master.numel()
+
+
+def test_the_loss_scale_is_gone_from_the_gradients_and_from_the_norm(model: Path) -> None:
+    plain, scaled = built(model), built(model)
+    scaled.scale = LossScale(2.0**12, dynamic=True)
+    tokens = torch.arange(8)[None]
+    for sharded in (plain, scaled):
+        sharded.backward(sharded.model(input_ids=tokens).logits.square().mean(), last=True)
+        sharded.reduce()
+    assert float(scaled.clip(0.0)) == pytest.approx(float(plain.clip(0.0)), rel=1e-6)
+
+
+def test_a_scale_halves_on_overflow_and_doubles_after_good_steps() -> None:
+    scale = LossScale(8.0, dynamic=True, growth_interval=2)
+    scale.shrink()
+    assert scale.value == 4.0
+    scale.grow()
+    scale.grow()
+    assert (scale.value, scale.good_steps) == (8.0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_learn(dtype: str, tmp_path: Path, model: Path) -> None:
+    plan = small.tiny(model, 1, model={"dtype": dtype}, optim={"max_steps": 12, "learning_rate": 3e-3})
+    small.on_ranks(1, small.train_here, plan, tmp_path, small.Prepared(small.windows(4)))
+    losses = [loss for _, loss in small.losses(tmp_path)]
+    assert losses[-1] < losses[0] - 0.3

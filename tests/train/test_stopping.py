@@ -1,0 +1,145 @@
+"""Each cause of a signal has its road, and the ranks take it together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcft.run.ledger import read_events
+from hpcft.run.paths import RunPaths
+from hpcft.slurm.cause import Cause
+from hpcft.train import stopping
+from hpcft.train.signals import EXIT_HUNG, Signals
+from tests.train import small
+
+OPTIONS: dict[str, Any] = {"optim": {"max_steps": 4}, "checkpoint": {"save_steps": 0}}
+PREPARED = small.Prepared(small.windows(8))
+
+
+def term_at_2(step: int, signals: Any, run: Any) -> None:
+    if step == 2 and run.world.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped_by(cause: Cause, root: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
+    """Two ranks told to stop at step 2, Slurm answering ``cause``; what they came to, and the requeues asked for."""
+    asked = root / "requeues"
+    monkeypatch.setattr(stopping, "why_signalled", lambda *about: cause)
+    monkeypatch.setattr(stopping, "requeue", lambda *about: asked.write_text(f"{os.environ['RANK']}\n") > 0)
+    results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), root, PREPARED, term_at_2)
+    return results, asked.read_text().split() if asked.exists() else []
+
+
+def saved(root: Path) -> list[tuple[int, str]]:
+    return [(e["step"], e["reason"]) for e in read_events(RunPaths(root)) if e["event"] == "saved"]
+
+
+@pytest.mark.parametrize("cause", [Cause.PREEMPTED, Cause.TIME_LIMIT])
+def test_a_preempted_run_saves_and_is_requeued_once_by_rank_0(
+    cause: Cause, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, requeues = stopped_by(cause, tmp_path, model, monkeypatch)
+    assert [r["finished"] for r in results] == [False, False]
+    assert saved(tmp_path) == [(2, "stop")]
+    assert requeues == ["0"]
+    events = [e["event"] for e in read_events(RunPaths(tmp_path))]
+    assert events.index("stopping") < events.index("saved") < events.index("requeued")
+
+
+@pytest.mark.parametrize("cause", [Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN, Cause.NOT_SLURM])
+def test_nothing_else_is_requeued(cause: Cause, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, requeues = stopped_by(cause, tmp_path, model, monkeypatch)
+    assert [r["finished"] for r in results] == [False, False]
+    assert saved(tmp_path) == [(2, "stop")]
+    assert requeues == []
+
+
+def test_a_signal_by_hand_saves_and_the_run_goes_on_and_hears_the_next_one(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, requeues = stopped_by(Cause.BY_HAND, tmp_path, model, monkeypatch)
+    assert [r["finished"] for r in results] == [True, True]
+    assert saved(tmp_path) == [(2, "asked"), (4, "end")]
+    assert requeues == []
+
+
+def test_in_a_teardown_nothing_is_saved(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="PeerLost"):
+        stopped_by(Cause.TEARDOWN, tmp_path, model, monkeypatch)
+    assert saved(tmp_path) == []
+
+
+def test_a_signal_during_loading_stops_before_the_first_step_with_nothing_to_save(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = small.assemble._resume
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return resume(*arguments)
+
+    monkeypatch.setattr(small.assemble, "_resume", signalled)
+    results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED)
+    assert [(r["finished"], r["progress"]["step"]) for r in results] == [(False, 0), (False, 0)]
+    assert saved(tmp_path) == []
+
+
+def test_a_signal_in_the_last_step_does_not_bring_a_finished_run_back(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(step: int, signals: Any, run: Any) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stopping, "why_signalled", lambda *about: Cause.PREEMPTED)
+    monkeypatch.setattr(stopping, "requeue", lambda *about: pytest.fail("a finished run was requeued"))
+    [result] = small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED, watch)
+    assert result["finished"]
+    assert saved(tmp_path) == [(4, "end")]
+
+
+def test_a_second_signal_changes_nothing_but_is_not_forgotten() -> None:
+    signals = Signals()
+    signals._on_stop(signal.SIGUSR2, None)
+    seen = signals.stops
+    signals._on_stop(signal.SIGTERM, None)
+    assert signals.stop == "USR2"
+    signals.forget_stop(seen)
+    assert signals.stop == "USR2", "a stop that came meanwhile was forgotten"
+    signals.forget_stop(signals.stops)
+    assert signals.stop is None
+
+
+HANG = """
+import sys, time
+from hpcft.train.signals import Signals
+assert "torch" not in sys.modules
+signals = Signals()
+signals.install()
+signals.watch(0.5)
+print("ready", flush=True)
+def the_hanging_place():
+    while True:
+        time.sleep(0.1)
+the_hanging_place()
+"""
+
+
+def test_a_step_edge_that_never_comes_ends_the_process_and_says_where_it_hung() -> None:
+    process = subprocess.Popen([sys.executable, "-c", HANG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == EXIT_HUNG
+    assert time.monotonic() - began < 10
+    assert "the_hanging_place" in stderr
+    assert "no step edge came" in stderr

@@ -88,7 +88,7 @@ def _lines(path: Path, shown: str) -> Records:
             try:
                 yield line, json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise _broken_json(error, text, shown, line) from error
+                raise _broken_json(error, text.rstrip("\r\n"), shown, line) from error
 
 
 def _array(path: Path, shown: str) -> Records:

@@ -1,0 +1,154 @@
+"""Each shape is found by its keys and becomes the canonical row; what is no known shape is refused with the nearest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from hpcft.catalog import FORMATS
+from hpcft.data.rows import ROLES, Row, filled, opened
+from hpcft.data.shapes import Shaped, shape_of
+from hpcft.errors import Refusal
+
+ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+CALL = {"name": "add", "arguments": {"a": 2}}
+
+
+def row(record: Any) -> Row:
+    return Shaped("a.jsonl").row(7, record)
+
+
+def refused(record: Any) -> str:
+    with pytest.raises(Refusal, match=r"a\.jsonl:7: ") as refusal:
+        row(record)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_sample_of_every_format_is_found_by_its_keys_and_read(name: str) -> None:
+    sample = json.loads(FORMATS[name].sample)
+    assert shape_of(frozenset(sample)) == name
+    assert row(sample).text == sample["text"] if name == "text" else row(sample).messages[-1]["content"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("record", "messages"),
+    [
+        ({"messages": [ASKED, SAID]}, [ASKED, SAID]),
+        ({"messages": [ASKED, SAID], "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
+        ({"messages": json.dumps([ASKED, SAID])}, [ASKED, SAID]),
+        ({"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]}, [ASKED, SAID]),
+        ({"conversations": [ASKED, SAID]}, [ASKED, SAID]),
+        ({"conversation": [{"human": "2 + 2?", "assistant": "4"}], "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
+        ({"instruction": "2 + 2?", "input": "", "output": "4"}, [ASKED, SAID]),
+        ({"instruction": "2", "input": "+ 2?", "output": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"instruction": "2", "context": "+ 2?", "response": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"instruction": "2 + 2?", "output": "4", "history": [["2 + 2?", "4"]]}, [ASKED, SAID, ASKED, SAID]),
+        ({"query": "2 + 2?", "response": "4", "history": None, "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
+        ({"question": "2 + 2?", "answer": 4}, [ASKED, SAID]),
+        ({"problem": "2 + 2?", "solution": "4"}, [ASKED, SAID]),
+        ({"prompt": "2 + 2?", "completion": "4"}, [ASKED, SAID]),
+        ({"prompt": [ASKED], "completion": [SAID]}, [ASKED, SAID]),
+        ({"prompt": [ASKED, SAID, ASKED], "completion": "4"}, [ASKED, {**SAID, "loss": False}, ASKED, SAID]),
+        ({"prompt": "2 + 2?", "response": "4"}, [ASKED, SAID]),
+    ],
+)
+def test_a_record_becomes_its_turns(record: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    assert list(row(record).messages) == messages
+
+
+def test_every_name_of_a_role_is_understood() -> None:
+    for name, role in ROLES.items():
+        content = json.dumps(CALL) if role == "tool_call" else "x"
+        (turn,) = row({"messages": [{"from": name.upper(), "value": content}]}).messages
+        assert turn["role"] == ("assistant" if role == "tool_call" else role)
+
+
+def test_tool_calls_and_tools_keep_what_templates_read() -> None:
+    call = {"type": "function", "function": CALL}
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    turns = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": {"sum": 4}}]
+    whole = row({"messages": turns, "tools": json.dumps(tools)})
+    assert whole.messages == (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"sum": 4}'},
+    )
+    assert whole.tools == tuple(tools)
+    assert row({"messages": [{"role": "tool_call", "content": json.dumps([CALL])}]}).messages[0]["tool_calls"] == [call]
+
+
+def test_text_parts_are_joined_and_pictures_refused() -> None:
+    parts = [{"type": "text", "text": "2 "}, {"type": "text", "text": "+ 2?"}]
+    assert row({"messages": [{"role": "user", "content": parts}]}).messages == (ASKED,)
+    assert "text only" in refused({"messages": [{"role": "user", "content": [{"type": "image"}]}]})
+
+
+@pytest.mark.parametrize(
+    ("record", "sentences"),
+    [
+        (["a"], ["an object with keys"]),
+        ({"instuction": "a", "output": "b"}, ["nearest is alpaca", "is `instuction` meant to be `instruction`?"]),
+        ({"mesages": []}, ["nearest is messages", "is `mesages` meant to be `messages`?"]),
+        ({"id": 1}, ["no known shape", "valid: messages, sharegpt"]),
+        ({}, ["no known shape"]),
+        ({"messages": []}, ["`messages` holds no turns"]),
+        ({"messages": "hello"}, ["is a text that is not JSON"]),
+        ({"messages": {"role": "user"}}, ["`messages` is an object, not a list"]),
+        ({"messages": ["hello"]}, ["turn 1 is a text, not an object"]),
+        ({"messages": [ASKED, {"content": "4"}]}, ["turn 2 has no role"]),
+        (
+            {"messages": [ASKED, {"role": "asistant", "content": "4"}]},
+            ["unknown role 'asistant'", "did you mean assistant?"],
+        ),
+        ({"messages": [ASKED, {"role": "assistant"}]}, ["turn 2 has no content"]),
+        ({"messages": [ASKED, {**SAID, "loss": 0.5}]}, ["`loss` of turn 2 is 0.5", "true or false"]),
+        ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
+        ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
+        ({"messages": [{"role": "tool_call", "content": "{}"}]}, ["without a name"]),
+        ({"instruction": "a", "output": ["b"]}, ["`output` is a list, not text"]),
+        ({"instruction": "a", "output": 1.5}, ["`output` is a number, not text", "in quotes"]),
+        ({"instruction": "a", "output": "b", "history": [["a"]]}, ["`history` entry 1 is not a pair"]),
+        ({"text": "\ud83d"}, ["half of a UTF-16 pair"]),
+    ],
+)
+def test_a_record_that_cannot_be_a_row_is_refused_with_file_line_and_reason(record: Any, sentences: list[str]) -> None:
+    message = refused(record)
+    assert all(sentence in message for sentence in sentences), message
+
+
+def test_a_file_of_mixed_shapes_is_refused_where_the_second_shape_begins() -> None:
+    shaped = Shaped("a.jsonl")
+    shaped.row(1, {"text": "a"})
+    with pytest.raises(Refusal, match=r"a\.jsonl:2: .*shape messages, .*\(line 1\) is text"):
+        shaped.row(2, {"messages": [ASKED, SAID]})
+
+
+def test_keys_that_nobody_read_are_counted() -> None:
+    shaped = Shaped("a.jsonl")
+    for _ in range(3):
+        shaped.row(1, {"problem": "a", "solution": "long", "answer": "b", "label": True})
+    assert dict(shaped.unread) == {"solution": 3, "label": 3}
+
+
+def test_the_default_system_prompt_gives_way_to_a_rows_own() -> None:
+    assert opened(Row((ASKED, SAID)), "Be brief.").messages[0] == SYSTEM
+    assert opened(Row((SYSTEM, ASKED)), "Other").messages == (SYSTEM, ASKED)
+    assert opened(Row(text="raw"), "Other") == Row(text="raw")
+
+
+def test_name_and_author_are_filled_in() -> None:
+    row_ = Row(({"role": "assistant", "content": "I am {{NAME}} by {{AUTHOR}}."},))
+    assert filled(row_, {"{{NAME}}": "Ada", "{{AUTHOR}}": "us"}).messages[0]["content"] == "I am Ada by us."
+
+
+def test_equal_rows_have_equal_digests_whatever_their_shape() -> None:
+    shapes: list[Any] = [
+        {"messages": [ASKED, SAID]},
+        {"query": "2 + 2?", "response": "4", "id": 9},
+        {"conversations": [{"from": "human", "value": "2 + 2?"}, {"value": "4", "from": "gpt"}]},
+    ]
+    assert len({row(record).digest for record in shapes}) == 1
+    assert row({"text": "a"}).digest != row({"text": "b"}).digest

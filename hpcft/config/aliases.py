@@ -106,7 +106,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     "task": {"pt": "pretrain", "reward": "rm"},
     "train_on": {"default": "assistant", "last_round": "last_turn"},
     "target_modules": {"all": "all-linear"},
-    "gradient_checkpointing": {True: "full", False: "none", "true": "full", "false": "none"},
+    "gradient_checkpointing": {True: "full", False: "none"},
     "truncation_strategy": {
         "delete": "drop",
         "left": "truncate_left",
@@ -121,7 +121,7 @@ VALUES: dict[str, dict[Any, Any]] = {
         "constant_with_warmup": "constant",
         "WSD": "wsd",
     },
-    "resume_from_checkpoint": {True: "auto", False: "none", "true": "auto", "false": "none"},
+    "resume_from_checkpoint": {True: "auto", False: "none"},
     "init_weights": {True: "true", False: "false"},
 }
 
@@ -287,7 +287,7 @@ def _switched(word: str, value: Any) -> tuple[str, Any] | None:
     table = SWITCHES[word]
     if value is None:
         return None
-    key = _switch(value) if isinstance(_switch(value), bool) and True in table else value
+    key = _switch(value) if True in table else value
     if not _plain(key) or key not in table:
         said = tuple(str(choice).lower() for choice in table)
         raise refuse(f"{word}: no such value in this release", value=value, choices=said)
@@ -316,7 +316,8 @@ def translate(leaf: str, value: Any) -> Any:
     table = VALUES.get(leaf, {})
     if isinstance(value, (list, tuple)):
         return [table.get(item, item) if _plain(item) else item for item in value]
-    return table.get(value, value) if _plain(value) else value
+    said = _switch(value) if True in table else value
+    return table.get(said, value) if _plain(said) else value
 
 
 def _plain(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from hpcft.config.fields import SBATCH_OPTION, Line, Minutes, Name, Word
+from hpcft.config.fields import SBATCH_OPTION, Features, Line, Minutes, Name, Word
 from hpcft.config.run import Section
 
 
@@ -47,7 +47,7 @@ class ClusterProfile(Section):
     )
     account: Word | None = Field(None, description="Default account.")
     qos: Word | None = Field(None, description="Default quality of service.")
-    constraint: Word | None = Field(None, description="Default node features.")
+    constraint: Features | None = Field(None, description="Default node features.")
     time: Minutes = Field(240, description="Default time limit.")
     mem: Word | None = Field("0", description='Memory per node; "0" is all of it; null leaves it to the site.')
     exclusive: bool = Field(False, description="Whole nodes, always.")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 # A name reaches file names, job names and `#SBATCH` lines: a newline there would run as code.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:,+@=-]{0,127}$"  # partitions, accounts, constraints
+WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:,+@=-]{0,127}$"  # partitions, accounts, memory
+FEATURES_PATTERN = r"^[A-Za-z0-9(\[][A-Za-z0-9._:,+@=&|!*()\[\]-]{0,127}$"  # constraints: a100&hbm80g, [rack1|rack2]
 SBATCH_OPTION = r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9._:,+@/%=-]+)?$"
 ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
@@ -52,5 +53,7 @@ def clock(total: int) -> str:
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
 Line = Annotated[str, StringConstraints(pattern=ONE_LINE)]
-Minutes = Annotated[int, BeforeValidator(minutes), Field(ge=1)]
+Features = Annotated[str, StringConstraints(pattern=FEATURES_PATTERN)]
+_TIME_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}  # what an editor may accept
+Minutes = Annotated[int, BeforeValidator(minutes), Field(ge=1), WithJsonSchema(_TIME_SCHEMA)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from hpcft.config.fields import Fraction, Line, Minutes, Name, Word
+from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Word
 
 
 class Section(BaseModel):
@@ -209,7 +209,7 @@ class Slurm(Section):
     partition: Word | None = Field(None, description="Partition.")
     account: Word | None = Field(None, description="Account that pays.")
     qos: Word | None = Field(None, description="Quality of service.")
-    constraint: Word | None = Field(None, description="Node features.")
+    constraint: Features | None = Field(None, description="Node features.")
     reservation: Word | None = Field(None, description="Reservation.")
     mem: Word | None = Field(None, description='Memory per node in Slurm\'s words; "0" is all of it.')
     exclusive: bool | None = Field(None, description="Whole nodes.")

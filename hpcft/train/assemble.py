@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,7 +71,9 @@ def make_reproducible(plan: Plan) -> None:
     np.random.seed(plan.train.seed % 2**32)
     torch.manual_seed(plan.train.seed)
     if plan.train.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not warn_only: attention kernels take that for permission to stay nondeterministic.
+        torch.use_deterministic_algorithms(True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
         torch.backends.cudnn.benchmark = False
 
 

@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -198,17 +199,24 @@ def already_there(target: Path, identity: Any) -> bool:
         return False
     if target.is_dir() and not any(target.iterdir()):
         return False
-    try:
-        told = json.loads((target / "hpcft.json").read_text(encoding="utf-8"))
-        whole = all((target / name).stat().st_size == file["bytes"] for name, file in told["files"].items())
-        found = told["export"]
-    except (OSError, ValueError, KeyError, TypeError):
-        whole, found = False, None
+    found, whole = _found(target)
     if whole and found == asdict(identity):
         return True
     what = f"{found['kind']} of step {found['step']} as {found['dtype']}" if found else "something else"
-    raise refuse(f"there is {what} already" + ("" if whole or not found else ", not whole"), value=target,
+    raise refuse(f"there is {what} already" + (", not whole" if found and not whole else ""), value=target,
                  hint="give another place with --output, or remove it")  # fmt: skip
+
+
+def _found(target: Path) -> tuple[dict[str, Any], bool]:
+    """The identity of the export at ``target``, {} where it is none, and whether all its files are there."""
+    try:
+        told = json.loads((target / "hpcft.json").read_text(encoding="utf-8"))
+        found, files = {key: told["export"][key] for key in ("kind", "dtype", "step", "state")}, told["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, False
+    return found, all(
+        (target / name).is_file() and (target / name).stat().st_size == f["bytes"] for name, f in files.items()
+    )
 
 
 @contextmanager
@@ -309,6 +317,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     given = parse(words)
     go_offline()
+    _quiet()
     paths = RunPaths(given.run.absolute())
     wish = Wish(given.checkpoint, given.output, given.merge, given.dtype, given.fallback, given.store)
     try:
@@ -324,6 +333,15 @@ def main(words: Sequence[str] | None = None) -> int:
     _say(summary(folder, read_plan(paths)))
     print(folder)
     return 0
+
+
+def _quiet() -> None:
+    """What libraries tell each other about names to come concerns nobody here; bars are for terminals."""
+    warnings.simplefilter("ignore", FutureWarning)
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _failed(error: Exception) -> int:

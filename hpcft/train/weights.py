@@ -82,7 +82,7 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
     del model, masters
     change = compare(trained, logits(_reloaded_adapter(plan, compute, folder, tensors), samples))
     # Where a part was taken out of rounded base weights, putting it back differs by that rounding.
-    _faithful(change, 32 * torch.finfo(compute).eps if initial else EXACT)
+    _faithful(change, max(EXACT, 32 * torch.finfo(compute).eps) if initial else EXACT)
     return Written(sum(tensor.numel() for tensor in tensors.values()), change, warnings=warnings)
 
 

@@ -75,8 +75,17 @@ def test_masters_are_float32_and_working_copies_of_the_compute_type(model: Path)
     for name, slot in sharded.slots.items():
         assert slot.master.dtype is torch.float32
         assert torch.equal(slot.master.to(torch.bfloat16), trained[name])
-    a = next(slot for name, slot in sharded.slots.items() if "lora_A" in name)
-    assert not torch.equal(a.master, a.master.to(torch.bfloat16).float()), "the master was rounded before it was kept"
+
+
+def test_masters_keep_updates_that_the_compute_type_would_round_away(model: Path) -> None:
+    sharded = built(model, model={"dtype": "bfloat16"})
+    before = {name: (slot.master.clone(), slot.parameter.detach().clone()) for name, slot in sharded.slots.items()}
+    sharded.backward(sharded.model(input_ids=torch.arange(8)[None]).logits.float().square().mean(), last=True)
+    sharded.reduce()
+    sharded.step(1e-6)
+    norm = sharded.slots["model.norm.weight"]  # ones: bfloat16 next to one is 1.0078
+    assert torch.equal(norm.parameter, before["model.norm.weight"][1])
+    assert not torch.equal(norm.master, before["model.norm.weight"][0])
 
 
 def test_in_float32_the_parameter_is_its_master(model: Path) -> None:

@@ -1,0 +1,61 @@
+"""A loss or gradient that is no number is seen by all ranks in the same step, and is never hidden."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcft.run.paths import RunPaths
+from hpcft.train.metrics import read_metrics
+from hpcft.train.objectives import sft
+from hpcft.train.protocols import Batch, Loss
+from tests.train import small
+
+PREPARED = small.Prepared(small.windows(8))
+BAD = 5  # the window whose loss is spoilt
+
+
+@pytest.fixture(params=["loss", "gradient"])
+def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    loss = sft.loss
+
+    def bad(model: torch.nn.Module, batch: Batch) -> Loss:
+        value = loss(model, batch).value
+        if BAD in batch.windows:
+            value = value * math.nan if request.param == "loss" else value + (value - value.detach()).sqrt()
+        return Loss(value)
+
+    monkeypatch.setattr(sft, "loss", bad)
+    return str(request.param)
+
+
+def options(policy: str) -> dict[str, Any]:
+    return {"optim": {"max_steps": 2}, "train": {"nonfinite": policy}, "checkpoint": {"save_steps": 1, "keep": 9}}
+
+
+def test_stop_ends_all_ranks_naming_step_and_windows_and_saves_nothing_of_it(
+    spoilt: str, tmp_path: Path, model: Path
+) -> None:
+    with pytest.raises(AssertionError) as caught:
+        small.on_ranks(2, small.train_here, small.tiny(model, 2, **options("stop")), tmp_path, PREPARED)
+    text = str(caught.value)
+    assert text.count("NotFinite: step") == 2, "not every rank saw it"
+    assert str(BAD) in text.partition("windows ")[2].splitlines()[0]
+    bad_step = int(text.partition("NotFinite: step ")[2].split(":")[0])
+    steps = [int(p.name[5:]) for p in RunPaths(tmp_path).checkpoints.glob("step-*")]
+    assert all(step < bad_step for step in steps)
+
+
+def test_skip_discards_the_step_everywhere_counts_it_and_shows_it(spoilt: str, tmp_path: Path, model: Path) -> None:
+    results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **options("skip")), tmp_path, PREPARED)
+    assert [r["progress"]["skipped"] for r in results] == [1, 1]
+    assert results[0]["weights"] == results[1]["weights"]
+    assert all(math.isfinite(w) for weights in results[0]["weights"].values() for w in weights)
+    [line] = [line for line in read_metrics(RunPaths(tmp_path).metrics) if line.get("finite") is False]
+    assert line["skipped"] == 1
+    assert line["grad_norm"] is None
+    assert (line["loss"] is None) == (spoilt == "loss")

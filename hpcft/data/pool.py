@@ -39,10 +39,7 @@ class Encoders:
 
     def __enter__(self) -> Encoders:
         if self.here is None:
-            # A fresh interpreter: a fork would copy the tokenizer's threads in an unknown state.
-            self.pool = ProcessPoolExecutor(
-                self.data.workers, multiprocessing.get_context("spawn"), _begin, (self.data, self.folder)
-            )
+            self.pool = ProcessPoolExecutor(self.data.workers, _processes(), _begin, (self.data, self.folder))
         return self
 
     def __exit__(
@@ -76,6 +73,13 @@ def _chunked(tasks: Iterable[Task]) -> Iterator[list[Task]]:
     tasks = iter(tasks)
     while chunk := list(itertools.islice(tasks, CHUNK)):
         yield chunk
+
+
+def _processes() -> Any:
+    """Workers are forked from a bare server that imported the slow part once, never from here, with its threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.auto.tokenization_auto"])
+    return context
 
 
 _encoder: Encoder

@@ -23,8 +23,10 @@ def shown(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
         yield from tqdm(items, desc=what, total=total, unit=" rows", leave=False)
         return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    start = last = 0.0
+    for done, item in enumerate(items):
+        if not done:  # what came before the first item was starting up, and says nothing of the speed
+            start = last = time.monotonic()
         yield item
         if (now := time.monotonic()) - last > EVERY:
             last, speed = now, done / (now - start)

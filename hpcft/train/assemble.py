@@ -15,6 +15,7 @@ import torch
 from hpcft.plan.plan import Plan
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.train.attention import check_packing
 from hpcft.train.batches import steps
 from hpcft.train.checkpoint import Store
 from hpcft.train.console import Console
@@ -51,6 +52,8 @@ def assemble(
     phase("data")
     make_reproducible(plan)
     sharded = importlib.import_module(plan.train.strategy_module).build(prepare_model(plan, world), plan, world)
+    if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
+        check_packing(sharded.model)
     phase("model")
     store = Store(paths, plan, prepared.content, world, environ)
     progress = _resume(store, sharded)

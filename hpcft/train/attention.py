@@ -111,12 +111,13 @@ def document_arguments(batch: Batch) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_packing(model: nn.Module, vocabulary: int, name: str) -> None:
+def check_packing(model: Any) -> None:
     """Prove on this very model that a packed document sees nothing of the one before it. Raises Refusal otherwise.
 
     The second document is run alone, packed, and joined to the first; packed must be as alone, not as joined.
     """
-    device = next(model.parameters()).device
+    device, name = next(model.parameters()).device, model.config._attn_implementation
+    vocabulary = model.config.get_text_config().vocab_size
     numbers = torch.Generator().manual_seed(0)
     first, second = torch.randint(0, vocabulary, (2, DOCUMENT), generator=numbers)
     training = model.training
@@ -136,7 +137,7 @@ def check_packing(model: nn.Module, vocabulary: int, name: str) -> None:
         )
 
 
-def _second_logits(model: nn.Module, documents: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+def _second_logits(model: Any, documents: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     batch = Batch(
         tokens=torch.cat(documents)[None].to(device),
         positions=torch.cat([torch.arange(len(d)) for d in documents])[None].to(device),

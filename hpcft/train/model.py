@@ -16,7 +16,7 @@ from torch import nn
 
 from hpcft.errors import refuse
 from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
-from hpcft.train.attention import VARLEN, check_packing, choose_attention, register_varlen
+from hpcft.train.attention import VARLEN, choose_attention, register_varlen
 from hpcft.train.precision import DTYPES
 from hpcft.train.world import World
 
@@ -34,8 +34,6 @@ def prepare_model(plan: Plan, world: World) -> nn.Module:
         model = add_adapters(model, plan.tuner, plan.train.seed)
     recompute(model, plan.train.recomputation)
     model.train()
-    if plan.data.packing:
-        check_packing(model, config.get_text_config().vocab_size, attention)
     check_same(model, world)
     return model
 

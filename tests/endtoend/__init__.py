@@ -1,0 +1,1 @@
+"""hpcft as a person uses it: real command lines, real processes, a real Slurm."""

@@ -1,0 +1,60 @@
+"""A run that is preempted comes back and takes exactly the steps that it would have taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.endtoend.scene import Scene
+
+STEPS = 240
+TUNERS = {"full": {"tuner_type": "full"}, "lora": {"tuner_type": "lora", "modules_to_save": ["lm_head"]}}
+
+
+def preempt_three_times(scene: Scene, name: str) -> None:
+    """Take the nodes away three times, each time after the run has gone on for a while."""
+    for time in range(1, 4):
+        scene.wait_for_step(name, scene.step(name) + STEPS // 6)
+        scene.preempt()
+        scene.wait_for_attempt(name, time + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_three_preemptions_leave_the_loss_curve_as_it_is_to_the_last_bit(
+    real_scene: Scene, tuner: str, thorough: bool
+) -> None:
+    scene, keys = real_scene, {**TUNERS[tuner], "max_steps": STEPS, "eval_steps": STEPS // 4}
+    scene.submit(f"calm-{tuner}", partition="batch", **keys)
+    assert scene.wait_for_end(f"calm-{tuner}") == "finished"
+    calm = scene.losses(f"calm-{tuner}")
+    assert len(calm) == STEPS
+    assert len(set(calm.values())) == STEPS, "two steps with one loss: a step left out could go unseen"
+    evaluations = [row["eval_loss"] for row in scene.metrics(f"calm-{tuner}") if "eval_loss" in row]
+    assert evaluations[-1] < evaluations[0]
+
+    partitions = ["low", "low0"] if thorough else [{"full": "low", "lora": "low0"}[tuner]]
+    for partition in partitions:
+        name = f"{partition}-{tuner}"
+        scene.submit(name, partition=partition, **keys)
+        preempt_three_times(scene, name)
+        assert scene.wait_for_end(name) == "finished"
+        taken = [row["step"] for row in scene.metrics(name) if "loss" in row]
+        assert scene.losses(name) == calm
+        assert sum(event["event"] == "requeued" for event in scene.events(name)) >= (3 if partition == "low" else 0)
+        if partition == "low":  # with grace nothing is done twice
+            assert sorted(taken) == list(range(1, STEPS + 1))
+        assert scene.status(name)["attempts"][-1]["restart"] >= 3
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_survived_without_losing_a_step(scene: Scene) -> None:
+    """The warning comes 90 s and up to a minute more before the limit of three minutes: the run is too long for it."""
+    scene.submit("limit", partition="batch", time=3, max_steps=100_000, nodes=1, nproc_per_node=2, logging_steps=10)
+    scene.wait(lambda: scene.status("limit").get("attempts", [])[1:] != [], 240, "a second attempt", "limit")
+    first = scene.status("limit")["attempts"][0]
+    assert first["ending"] == "time_limit"
+    scene.wait(lambda: scene.status("limit")["attempts"][1]["first_step"] is not None, 90, "its first step", "limit")
+    second = scene.status("limit")["attempts"][1]
+    assert second["first_step"] == first["last_saved"] > 0
+    scene.hpcft("cancel", "limit")
+    assert scene.wait_for_end("limit") == "cancelled"

@@ -35,7 +35,7 @@ def _up(cluster: LoopbackSlurm) -> int:
     print(f"  export SLURM_CONF={cluster.folder}/slurm.conf")
     print("\nand then, for example:\n")
     print("  srun -N2 -n4 -l hostname")
-    print("  sbatch sbatch/loopback/*.sbatch")
+    print("  sbatch sbatch/loopback/tiny.sbatch")
     print("\nPartitions: batch; low and low0 (preempted by high, with 10 s and no grace).  End it: make slurm-down")
     return 0
 

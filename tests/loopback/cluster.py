@@ -1,8 +1,9 @@
 """A private Slurm of several nodes on this one machine: real daemons on loopback, in one folder, on ports of their own.
 
 Nothing outside the folder is touched and nothing on the machine is needed but the packages: munge runs with its
-own key and socket, so several such clusters, and the machine's own Slurm, can be up at once. Every process is
-stopped by the id it left in its pid file, or by the mark it carries in its environment; never by name.
+own key and socket, so several such clusters, and the machine's own Slurm, can be up at once. Any account can
+start one (its jobs then run as that account); only installing the packages takes root. Every process is stopped
+by the id it left in its pid file, or by the mark it carries in its environment; never by name.
 """
 
 from __future__ import annotations
@@ -68,11 +69,12 @@ class LoopbackSlurm:
         """Write the configuration, start munged, slurmctld and the nodes, and wait until every node is idle."""
         if self.is_up:
             raise RuntimeError(f"{self.folder}: this cluster is up already")
+        if len(str(self.folder)) > _LONGEST_FOLDER:
+            raise RuntimeError(f"{self.folder}: too long for Unix sockets (at most {_LONGEST_FOLDER} letters)")
+        self._clear()
         if missing := missing_programs():
             install = f"apt-get install {' '.join(PACKAGES)}"
             raise RuntimeError(f"Slurm is not installed here (no {', '.join(missing)}): {install}")
-        if len(str(self.folder)) > _LONGEST_FOLDER:
-            raise RuntimeError(f"{self.folder}: too long for Unix sockets (at most {_LONGEST_FOLDER} letters)")
         self._write_configuration()
         try:
             self._start_munge()
@@ -173,6 +175,14 @@ class LoopbackSlurm:
         self._start("slurmctld", "slurmctld", ["slurmctld", "-f", str(self.folder / "slurm.conf")])
         self._until(lambda: "is UP" in self.run(["scontrol", "ping"], check=False).stdout, 30, "slurmctld to answer")
 
+    def _clear(self) -> None:
+        """Nothing is deleted but what an earlier private Slurm left."""
+        if self.folder.exists() and any(self.folder.iterdir()):
+            if not (self.folder / "slurm.conf").exists():
+                raise RuntimeError(f"{self.folder}: not empty and not a private Slurm's; name another folder")
+            self.down()  # what is left of a cluster that was not stopped: the machine was restarted, for example
+            shutil.rmtree(self.folder)
+
     def _mark(self, name: str) -> str:
         return f"{self.folder}:{name}"
 
@@ -184,11 +194,6 @@ class LoopbackSlurm:
         return pid is not None and processes.carries(pid, self._mark(mark))
 
     def _write_configuration(self) -> None:
-        if self.folder.exists() and any(self.folder.iterdir()):
-            if not (self.folder / "slurm.conf").exists():
-                raise RuntimeError(f"{self.folder}: not empty and not a private Slurm's; name another folder")
-            self.down()  # what is left of a cluster that was not stopped: the machine was restarted, for example
-            shutil.rmtree(self.folder)
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
         layout = Layout(
             folder=self.folder,
@@ -205,6 +210,9 @@ class LoopbackSlurm:
             "cgroup.conf": cgroup_conf(),
         }.items():
             (self.folder / name).write_text(text)
+        if os.geteuid() == 0 and Path("/sys/fs/cgroup/cgroup.controllers").exists():
+            # Without systemd (a container) nobody has made the one folder that slurmd insists on.
+            Path("/sys/fs/cgroup/system.slice").mkdir(exist_ok=True)
         for number in range(layout.gpus):
             (self.folder / f"gpu{number}").symlink_to("/dev/null")  # Slurm insists on a device
 

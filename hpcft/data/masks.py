@@ -53,7 +53,7 @@ class Masker:
     def __init__(self, render: Render, specials: Sequence[str]) -> None:
         self.render = render
         some = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
-        self.tail = re.compile(rf"(?:{some}|\s)*\Z")
+        self.specials = tuple(specials)
         self.special = re.compile(some)
         self.first = re.compile(rf"\s*(?:{some})")
 
@@ -124,12 +124,19 @@ class Masker:
         After plain words the first special token ends the turn (some templates close the whole text behind it);
         after tool calls, which have special tokens of their own, the last one does.
         """
-        tail = self.tail.search(text, span.start, span.end)
-        from_ = tail.start() if tail else span.end
+        from_ = self._words_end(text, span.start, span.end)
         found = [match.end() for match in self.special.finditer(text, from_, span.end)]
         if not found:
             return Span(span.turn, span.start, from_, False)
         return Span(span.turn, span.start, found[-1] if message.get("tool_calls") else found[0], True)
+
+    def _words_end(self, text: str, start: int, end: int) -> int:
+        """Where, before ``end``, nothing follows but special tokens and white space."""
+        end = start + len(text[start:end].rstrip())
+        while text.endswith(self.specials, start, end):
+            end = max(m for m in (end - len(s) for s in self.specials if text.endswith(s, start, end)) if m >= start)
+            end = start + len(text[start:end].rstrip())
+        return end
 
     def _last_special(self, text: str) -> str:
         matches = self.special.findall(text)

@@ -21,7 +21,6 @@ from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit, table
 from hpcft.data.encode import KEPT, Document
-from hpcft.data.files import missing
 from hpcft.data.mixing import Choice, choose
 from hpcft.data.pool import Encoders, Task
 from hpcft.data.progress import shown, tell
@@ -100,10 +99,9 @@ def _data_input(read: Read) -> Input:
 
 
 def _input(file: DataFile, kind: str) -> Input:
-    try:
-        now = file.path.stat()
-    except OSError as error:
-        raise missing(file.path, file.shown) from error
+    if not file.path.exists():
+        return Input(str(file.path), stores.ABSENT, 0, "", kind, file.pinned)
+    now = file.path.stat()
     return Input(str(file.path), now.st_size, now.st_mtime_ns, stores.sha256_of(file.path), kind, file.pinned)
 
 

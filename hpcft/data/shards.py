@@ -47,7 +47,11 @@ class Windows(Sequence[Window]):
         self._columns = {name: _mapped(folder / file_name(split, name), kind, facts) for name, kind in COLUMNS.items()}
         self._members, self._starts = self._columns["members"], self._columns["windows"]
         self._documents = self._columns["documents"]
-        self.facts = facts
+        self.folder, self.split, self.facts = folder, split, facts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as a name: it opens the memory maps itself instead of receiving their bytes."""
+        return Windows, (self.folder, self.split, self.facts)
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -22,12 +22,16 @@ from hpcft.plan.plan import DataPlan, data_key
 
 FORMAT = 1  # raised whenever the same input would give other bytes
 SCHEMA = 1
+ABSENT = -1
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file that shaped the shards. kind: train:0, validation:1 … (the source's number), tokenizer or template."""
+    """A file that shaped the shards. kind: train:0, validation:1 … (the source's number), tokenizer or template.
+
+    size is ABSENT for a file that was not there but would have counted.
+    """
 
     path: str
     size: int

@@ -34,6 +34,9 @@ FILES = re.compile(
 )
 
 
+OVERRIDING = ("chat_template.jinja", "chat_template.json", "added_tokens.json", "special_tokens_map.json")
+
+
 def folder_of(data: DataPlan) -> Path:
     """The folder of the tokenizer. Raises Refusal where it is not on this machine."""
     if data.tokenizer_source != "local":
@@ -45,12 +48,16 @@ def folder_of(data: DataPlan) -> Path:
 
 
 def files_of(data: DataPlan, folder: Path) -> list[DataFile]:
-    """The files that decide how text becomes tokens; their content is part of the shards' address."""
+    """The files that decide how text becomes tokens; their content is part of the shards' address.
+
+    Among them are files that are not there but would override others, so that their arrival is noticed.
+    """
     pinned = data.tokenizer_source != "local"
     paths = sorted(path for path in folder.iterdir() if path.is_file() and FILES.fullmatch(path.name))
     paths += sorted((folder / "additional_chat_templates").glob("*.jinja"))
     if not any(path.name.startswith(("tokenizer", "vocab")) or path.suffix == ".model" for path in paths):
         raise refuse("this folder holds no tokenizer", where=data.tokenizer, hint="tokenizer.json is missing there")
+    paths += [folder / name for name in OVERRIDING if not (folder / name).exists()]
     return [DataFile(path, f"{data.tokenizer.rstrip('/')}/{path.relative_to(folder)}", pinned) for path in paths]
 
 

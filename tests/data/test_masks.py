@@ -173,6 +173,11 @@ def test_tokens_are_those_of_the_whole_text(prepared: Preparing, tokenizer: Toke
     assert np.array_equal(prepared([TWO_TURNS], "llama3").train[0].tokens, whole)
 
 
+def test_a_hundred_thousand_spaces_are_masked_in_no_time(prepared: Preparing) -> None:
+    shards = prepared([chat("a" + " " * 100_000, "b" + " " * 100_000 + "c")], max_length=300_000)
+    assert len(shards.train[0].tokens) > 200_000
+
+
 def test_a_random_conversation_is_masked_alike_by_prefixes_and_by_substitution(tokenizer: Tokenizers) -> None:
     """Two independent ways to find the words agree, for words that try to look like the template's own."""
     import random

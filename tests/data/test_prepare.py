@@ -22,7 +22,7 @@ from hpcft.data.shards import Prepared, open_prepared
 from hpcft.errors import Refusal
 from hpcft.plan.plan import Source
 from tests.data.conftest import Preparing, Tokenizers
-from tests.data.small import chat, request, write_lines
+from tests.data.small import TEMPLATES, chat, request, write_lines, write_tokenizer
 from tests.plans import plan
 
 ROWS = [chat(f"what is {n} ?", "the answer is " + "and two " * (n % 7) + str(n)) for n in range(40)]
@@ -118,6 +118,26 @@ def test_changed_data_is_refused_until_it_is_prepared_and_touched_data_is_not(
     assert prepare(data, store).content != content
     write_lines(path, ROWS)
     assert open_prepared(store, data).content == content
+
+
+def test_a_chat_template_added_to_the_tokenizer_makes_the_shards_stale(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    data = request(write_lines(tmp_path / "a.jsonl", [{"text": "two and two"}]), tokenizer=folder)
+    prepare(data, tmp_path / "store")
+    (folder / "chat_template.jinja").write_text(TEMPLATES["chatml"])
+    with pytest.raises(Refusal, match="has changed"):
+        open_prepared(tmp_path / "store", data)
+
+
+def test_windows_sent_to_another_process_open_the_files_there(prepared: Preparing) -> None:
+    from multiprocessing.reduction import ForkingPickler
+
+    train = prepared(ROWS).train
+    sent = bytes(ForkingPickler.dumps(train))
+    assert len(sent) < 2000
+    again = ForkingPickler.loads(sent)
+    assert again[0].tokens.tolist() == train[0].tokens.tolist()
 
 
 def test_prepared_data_outlives_its_source(tmp_path: Path, tokenizer: Tokenizers) -> None:

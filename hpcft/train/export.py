@@ -15,29 +15,26 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcft.errors import EXIT_REFUSED, Refusal, near, refuse
+from hpcft.errors import EXIT_REFUSED, Refusal, refuse
 from hpcft.plan.plan import Plan
-from hpcft.run import manifest as manifests
-from hpcft.run.manifest import Broken, Manifest
+from hpcft.run.manifest import Manifest
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, choose, kind_of, read_plan
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 SAMPLES, SAMPLE_TOKENS = 4, 64
 DTYPE_NAMES = ("bfloat16", "float32", "float16")
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person asks for. checkpoint: latest, best, a step or a folder; "" for best where the plan keeps one, else
-    latest. fallback: take an earlier whole checkpoint where the asked one is broken. store: of the prepared data."""
+    """What a person asks for. checkpoint, fallback: as ``pick.choose`` takes them; store: of the prepared data."""
 
     checkpoint: str = ""
     output: Path | None = None
@@ -52,14 +49,13 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
 
     Raises Refusal for what cannot be exported, Unfaithful where the folder would not be the trained model.
     """
-    from hpcft.train import card
     from hpcft.train.checkpoint import check_facts
 
     plan = read_plan(paths)
-    kind = _kind(plan, wish)
-    manifest = choose(paths, plan, wish, say)
+    kind = kind_of(plan, wish.merge)
+    manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
     check_facts(manifest, plan, manifest.data)
-    identity = card.Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
+    identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
     target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()
     if already_there(target, identity):
         say("it is there already, whole; nothing was written")
@@ -69,22 +65,28 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
     return target
 
 
-def _write(folder: Path, plan: Plan, paths: RunPaths, manifest: Manifest, identity: Any, wish: Wish, say: Say) -> None:
+def _write(
+    folder: Path, plan: Plan, paths: RunPaths, manifest: Manifest, identity: Identity, wish: Wish, say: Say
+) -> None:
     """All files of the export. The weights come first: writing them leaves configurations that are replaced after."""
-    from hpcft.train import card, weights
+    from hpcft.train import card, merging, provenance, weights
     from hpcft.train.checkpoint import Reader
     from hpcft.train.precision import DTYPES
-    from hpcft.train.speech import audit_of, speech
+    from hpcft.train.speech import speech
 
     store = wish.store or store_of(plan)
-    words = speech(plan, audit_of(store, manifest.data))
-    samples, windows = samples_of(store, manifest.data, len(words.tokenizer))
-    say(f"{identity.kind} of step {identity.step} as {identity.dtype}: writing, then loading it back")
-    writer = {card.ADAPTER: weights.write_adapter, card.MODEL: weights.write_model, card.MERGED: weights.write_merged}
+    prepared = prepared_manifest(store, manifest.data)
+    words = speech(plan, prepared["audit"] if prepared else None)
+    samples = samples_of(store, prepared, len(words.tokenizer))
+    compute = {ADAPTER: plan.model.dtype, MERGED: "float32"}.get(identity.kind, identity.dtype)
+    held = _size(weights.memory(plan, DTYPES[compute]))
+    say(f"{identity.kind} of step {identity.step} as {identity.dtype}: written, then loaded back; {held} in memory")
+    writer = {ADAPTER: weights.write_adapter, MODEL: weights.write_model, MERGED: merging.write_merged}
     with Reader(manifest.folder, manifest) as reader:
         written = writer[identity.kind](plan, reader, folder, DTYPES[identity.dtype], samples)
     words.write(folder)
-    told = card.facts(plan, paths, manifest, identity, windows, words, written)
+    windows = prepared["splits"]["train"]["windows"] if prepared else None
+    told = provenance.facts(plan, paths, manifest, identity, windows, words, written)
     card.write(folder, plan, told, words)
     for line in _findings(plan, told, words, written):
         say(line)
@@ -103,7 +105,7 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
     yield f"generation stops at {', '.join(words.stops) or 'no token at all'}"
     if steps and told["training"]["step"] < steps:
         yield f"note: the run was at step {told['training']['step']} of {steps} then"
-    if Path(plan.model.path).is_absolute() and told["export"]["kind"] == "adapter":
+    if Path(plan.model.path).is_absolute() and told["export"]["kind"] == ADAPTER:
         yield "note: the base is named by a path of this machine; change base_model_name_or_path before you share it"
     if not words.stops:
         yield "WARNING: neither tokenizer nor data has a token that ends a turn: generation runs to its limit"
@@ -111,89 +113,17 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
         yield f"WARNING: {warning}"
 
 
-def read_plan(paths: RunPaths) -> Plan:
-    """The plan of a run. Raises Refusal where there is no such run, naming those beside it."""
-    try:
-        return Plan.from_json(paths.plan.read_text(encoding="utf-8"), where=str(paths.plan))
-    except OSError as error:
-        known = sorted(path.parent.name for path in paths.root.parent.glob("*/plan.json"))
-        guess = near(paths.root.name, known)
-        hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
-        raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error
-
-
-def _kind(plan: Plan, wish: Wish) -> str:
-    """adapter, model or merged. Raises Refusal where the run has nothing of the kind."""
-    if plan.tuner.kind == "full":
-        if wish.merge:
-            raise refuse("--merge: this run trained every weight, so there is no adapter to merge", value=plan.name,
-                         hint="leave --merge away: the export is the whole model")  # fmt: skip
-        return "model"
-    if plan.model.from_scratch and not wish.merge:
-        raise refuse("the adapter's base has random weights that are written nowhere, so it could be loaded by nobody",
-                     value=plan.model.path, hint="export the whole model: --merge")  # fmt: skip
-    return "merged" if wish.merge else "adapter"
-
-
 def _own_dtype(plan: Plan, kind: str) -> str:
     """An adapter keeps its float32 masters; a model is written in the type of its base, or of its training."""
     from hpcft.train.model import load_config
 
-    if kind == "adapter":
+    if kind == ADAPTER:
         return "float32"
     name = str(getattr(load_config(plan.model), "dtype", None) or plan.model.dtype).removeprefix("torch.")
     return name if name in DTYPE_NAMES else plan.model.dtype
 
 
-def choose(paths: RunPaths, plan: Plan, wish: Wish, say: Say) -> Manifest:
-    """The checkpoint that is asked for, every byte of it verified.
-
-    Raises Refusal where there is none, or it is broken and no earlier one may be taken.
-    """
-    folder = _asked(paths, plan, wish.checkpoint)
-    try:
-        return manifests.verify(folder)
-    except Broken as broken:
-        say(f"broken: {broken}")
-        reason = broken
-    earlier = (m for m in manifests.verified(paths, on_broken=lambda b: None) if m.folder.name < folder.name)
-    found = next(earlier, None)
-    if wish.fallback and found is not None:
-        say(f"WARNING: {folder.name} is broken; taking {found.folder.name} instead")
-        return found
-    hint = (
-        f"the newest whole one before it is {found.folder.name}: --fallback takes it"
-        if found
-        else "no earlier one is whole"
-    )
-    raise refuse(f"{folder.name} is broken: {reason.why}", where=str(reason.file), hint=hint)
-
-
-def _asked(paths: RunPaths, plan: Plan, words: str) -> Path:
-    """The folder that ``words`` name. Raises Refusal with the checkpoints that are there."""
-    there = manifests.folders(paths)
-    best = manifests.pointed(paths.best)
-    if not words:
-        words = "best" if plan.checkpoint.load_best_at_end and best else "latest"
-    if words == "latest" and there:
-        return there[0][1]
-    if words == "best" and best:
-        return best
-    if words.isdecimal() and paths.checkpoint(int(words)).is_dir():
-        return paths.checkpoint(int(words))
-    if not words.isdecimal() and words not in ("latest", "best") and Path(words).is_dir():
-        return Path(words).absolute()
-    choices = ["latest", *(["best"] if best else []), *(str(step) for step, _ in there)] if there else []
-    what = "the run has no such checkpoint" if there else "the run has no checkpoint yet"
-    hint = (
-        "a step, a checkpoint's folder, or one of these"
-        if there
-        else "it saves by checkpoint.save_steps and at its end"
-    )
-    raise refuse(what, where=str(paths.checkpoints), value=words, choices=choices, hint=hint)
-
-
-def already_there(target: Path, identity: Any) -> bool:
+def already_there(target: Path, identity: Identity) -> bool:
     """True where ``target`` is this very export, whole. Raises Refusal where it is anything else."""
     if not target.exists() and not target.is_symlink():
         return False
@@ -251,24 +181,26 @@ def store_of(plan: Plan) -> Path | None:
     return None if "$" in text else Path(text)
 
 
-def samples_of(store: Path | None, content: str, vocabulary: int) -> tuple[list[list[int]], int | None]:
-    """Token sequences to try the model on, and the number of training windows.
+def prepared_manifest(store: Path | None, content: str) -> dict[str, Any] | None:
+    """What the data says of itself that the checkpoint was trained on; None where it is not in ``store``."""
+    try:
+        return dict(json.loads((store / content / "manifest.json").read_text(encoding="utf-8"))) if store else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def samples_of(store: Path | None, prepared: dict[str, Any] | None, vocabulary: int) -> list[list[int]]:
+    """Token sequences to try the model on.
 
     The run's own first documents, cut; where the prepared data is not at hand, made-up ones, always the same.
     """
     from hpcft.data.shards import Windows
 
-    try:
-        facts = json.loads((store / content / "manifest.json").read_text())["splits"]["train"] if store else None
-        if facts is None:
-            raise FileNotFoundError(content)
-        windows = Windows(store / content, "train", facts)  # type: ignore[operator]
-        first = [windows[i] for i in range(min(SAMPLES, len(windows)))]
-        return [w.tokens[: min(w.documents[0], SAMPLE_TOKENS)].tolist() for w in first], len(windows)
-    except (OSError, ValueError, KeyError, TypeError, Refusal):
-        return [
-            [(1 + 7 * n + 13 * i * i) % vocabulary for i in range(SAMPLE_TOKENS // 2)] for n in range(SAMPLES)
-        ], None
+    if store is None or prepared is None:
+        return [[(1 + 7 * n + 13 * i * i) % vocabulary for i in range(SAMPLE_TOKENS // 2)] for n in range(SAMPLES)]
+    windows = Windows(store / prepared["content"], "train", prepared["splits"]["train"])
+    first = [windows[i] for i in range(min(SAMPLES, len(windows)))]
+    return [w.tokens[: min(w.documents[0], SAMPLE_TOKENS)].tolist() for w in first]
 
 
 def summary(folder: Path, plan: Plan) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,15 +54,6 @@ def speech(plan: Plan, audit: Mapping[str, Any] | None) -> Speech:
     texts = {str(tokenizer.convert_ids_to_tokens(token)): token for token in generation.eos_token_id or ()}
     counts = {text: learned[token] for text, token in texts.items() if token in learned}
     return Speech(tokenizer, texts, counts, generation, template.dated)
-
-
-def audit_of(store: Path | None, content: str) -> dict[str, Any] | None:
-    """The label audit of prepared data by its content key; None where it is not in ``store``."""
-    try:
-        manifest = json.loads((store / content / "manifest.json").read_text(encoding="utf-8")) if store else None
-        return dict(manifest["audit"]) if manifest else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _audited(tokenizer: Any, audit: Mapping[str, Any], data: DataPlan) -> dict[int, int]:

@@ -1,8 +1,7 @@
 """Trained weights out of a checkpoint into a Hugging Face folder, and read back by plain transformers and peft.
 
-Three forms: an adapter, a whole model, an adapter merged into its base. Each writer fills a model with the checkpoint's
-float32 masters, asks it for logits, writes it, loads what it wrote as a stranger would, and compares. Memory: one
-model in the type it is written in; merging holds one in float32.
+Each writer fills a model with the checkpoint's float32 masters, asks it for logits, writes it, loads what it wrote as
+a stranger would, and compares. One copy of the model is held at a time, in the type it is written in.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ ADAPTER = "adapter_model.safetensors"
 # Inits that take a part out of the base weights: their adapter means nothing beside the original base.
 MUTATING = ("pissa", "olora")
 EXACT = 1e-5  # share of the largest logit that float32 sums may differ by when they are added in another order
-WRONG = 1e-3  # … and from which on a merge is not rounding but a mistake
 
 Samples = Sequence[Sequence[int]]
 
@@ -82,7 +80,7 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
     del model, masters
     change = compare(trained, logits(_reloaded_adapter(plan, compute, folder, tensors), samples))
     # Where a part was taken out of rounded base weights, putting it back differs by that rounding.
-    _faithful(change, max(EXACT, 32 * torch.finfo(compute).eps) if initial else EXACT)
+    faithful(change, max(EXACT, 32 * torch.finfo(compute).eps) if initial else EXACT)
     return Written(sum(tensor.numel() for tensor in tensors.values()), change, warnings=warnings)
 
 
@@ -93,33 +91,20 @@ def write_model(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, sa
     trained = logits(model, samples)
     parameters = save_model(model, folder)
     del model
-    change = compare(trained, logits(_reloaded_model(plan, dtype, folder), samples))
-    _faithful(change, EXACT)
+    change = compare(trained, logits(reloaded_model(plan, dtype, folder), samples))
+    faithful(change, EXACT)
     return Written(parameters, change)
 
 
-def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
-    """The adapter merged into the original base in float32, then cast; the base is never a quantised or rounded one.
+def memory(plan: Plan, dtype: torch.dtype) -> int:
+    """Bytes of the base model in ``dtype``, from its configuration alone."""
+    from transformers import AutoModelForCausalLM
 
-    Raises Unfaithful where merging moves the logits by more than the order of float32 sums, before any cast.
-    """
-    model = add_adapters(original(plan, torch.float32), plan.tuner, plan.train.seed)
-    fill(model, masters_of(reader), reader)
-    trained = logits(model, samples)
-    whole = merge(model)
-    exact = compare(trained, logits(whole, samples))
-    if not exact.share < WRONG:
-        raise Unfaithful(
-            f"merging in float32 moved a logit by {exact.largest:.3g} of {exact.scale:.3g}: more than rounding explains"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            load_config(plan.model), dtype=dtype, trust_remote_code=plan.model.trust_remote_code
         )
-    _round(whole, dtype)
-    cast = logits(whole, samples)
-    change = compare(trained, cast)
-    parameters = save_model(whole.to(dtype), folder)
-    del model, whole
-    again = compare(cast, logits(_reloaded_model(plan, torch.float32, folder), samples))
-    _faithful(again, EXACT)
-    return Written(parameters, again, change, torch.finfo(dtype).eps / 2, _merge_warnings(change, dtype))
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def original(plan: Plan, dtype: torch.dtype) -> Any:
@@ -179,7 +164,8 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: 
                 value=str(tensor.dtype).removeprefix("torch."),
                 hint="an earlier checkpoint, or another --dtype, may do",
             )
-        parameters[name].copy_(tensor)
+        # A new tensor, as in training: peft lets some parameters share memory that were trained apart.
+        parameters[name].data = tensor.to(parameters[name].dtype)
 
 
 @torch.no_grad()
@@ -202,47 +188,6 @@ def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Ch
     )
 
 
-def merge(model: Any) -> Any:
-    """The base model with the adapter inside its weights.
-
-    Embedding and head that share one tensor part ways where only one of them was trained: merged into the shared
-    tensor, the change would reach the other one too.
-    """
-    inner = model.get_base_model()
-    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
-    shared = head is not None and _plain(head).weight is _plain(embedding).weight
-    if shared and (_plain(head) is not head or _plain(embedding) is not embedding):
-        _plain(head).weight = nn.Parameter(_plain(head).weight.detach().clone())
-    whole = model.merge_and_unload(safe_merge=True)
-    if shared:
-        _share_again(whole)
-    return whole
-
-
-def _share_again(whole: Any) -> None:
-    """Embedding and head are one tensor where they are still equal; else the configuration says that they are two."""
-    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
-    if torch.equal(head.weight, embedding.weight):
-        head.weight = embedding.weight
-        return
-    for config in (whole.config, whole.config.get_text_config()):
-        config.tie_word_embeddings = False
-
-
-def _plain(layer: Any) -> Any:
-    """The layer itself, without what peft wrapped around it."""
-    for name in ("base_layer", "original_module"):
-        layer = getattr(layer, name, layer)
-    return layer
-
-
-@torch.no_grad()
-def _round(model: nn.Module, dtype: torch.dtype) -> None:
-    """Every weight to the nearest number that ``dtype`` has, kept in float32: so the cast is measured, nothing else."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-
-
 def save_model(model: Any, folder: Path) -> int:
     """Weights in shards and the configuration; how many weights. The generation configuration is written elsewhere."""
     from transformers import GenerationConfig
@@ -253,7 +198,7 @@ def save_model(model: Any, folder: Path) -> int:
     return parameters
 
 
-def _reloaded_model(plan: Plan, dtype: torch.dtype, folder: Path) -> Any:
+def reloaded_model(plan: Plan, dtype: torch.dtype, folder: Path) -> Any:
     try:
         return _pretrained(plan, str(folder), dtype)
     except Exception as error:
@@ -325,6 +270,12 @@ def adapter_config(plan: Plan, model: Any) -> Any:
     config.inference_mode = True
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)
+    if getattr(config, "ensure_weight_tying", False) and any(
+        "lora_embedding_A" in n for n, _ in model.named_parameters()
+    ):
+        # The two adapters of a shared embedding were trained apart; loaded as one, the second would replace the first.
+        config.ensure_weight_tying = False
+        config.target_modules = sorted({*config.target_modules, "embed_tokens", "lm_head"})
     if _mutates(plan):
         config.init_lora_weights = True
         config.r *= 2
@@ -332,22 +283,9 @@ def adapter_config(plan: Plan, model: Any) -> Any:
     return config
 
 
-def _faithful(change: Change, allowed: float) -> None:
+def faithful(change: Change, allowed: float) -> None:
     if not change.share <= allowed:
         raise Unfaithful(
             f"loaded back, the folder's largest logit differs by {change.largest:.3g} (of {change.scale:.3g}) "
             "from the trained model's"
         )
-
-
-def _merge_warnings(change: Change, dtype: torch.dtype) -> tuple[str, ...]:
-    """Rounded weights move logits by some multiple of their rounding; far beyond that the type is too coarse."""
-    name = str(dtype).removeprefix("torch.")
-    if not math.isfinite(change.largest):
-        raise Unfaithful(f"the merged weights do not fit into {name}: logits are no numbers; use --dtype float32")
-    if change.share <= 16 * torch.finfo(dtype).eps + EXACT:
-        return ()
-    return (
-        f"casting the merged weights to {name} moves a logit by {change.largest:.3g} of {change.scale:.3g}, more than "
-        "is usual for this type; --dtype float32 keeps the trained model",
-    )

@@ -25,7 +25,7 @@ from hpcft.errors import Refusal
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.paths import RunPaths
-from hpcft.train import assemble, loop, weights, world
+from hpcft.train import assemble, loop, merging, weights, world
 from hpcft.train.export import Wish, export, main
 from hpcft.train.metrics import read_metrics
 from hpcft.train.signals import Signals
@@ -35,7 +35,7 @@ from tests.train import small
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.tensor([[5, 9, 40, 12, 77, 3, 60, 21, 8, 90]])
-TIGHT = {"rtol": 0.0, "atol": 2e-6}
+TIGHT: dict[str, Any] = {"rtol": 0.0, "atol": 2e-6}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>{% endfor %}"
 
 
@@ -225,7 +225,7 @@ def test_the_folder_stops_where_the_chats_turns_ended_and_has_the_chat_template(
     class Ends(LogitsProcessor):
         """A model that ends its turn at once."""
 
-        def __call__(self, ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        def __call__(self, ids: torch.LongTensor, scores: torch.FloatTensor) -> Any:
             return torch.full_like(scores, -100.0).index_fill_(1, torch.tensor([end]), 0.0)
 
     merged = AutoModelForCausalLM.from_pretrained(run.export(merge=True))
@@ -292,7 +292,8 @@ def test_nothing_of_this_machine_and_no_pickle_is_in_the_folder(site: Path, monk
 
 
 def test_the_same_export_is_found_again_and_another_one_is_never_overwritten(site: Path) -> None:
-    run, said = trained(site, "lora-untied"), []
+    said: list[str] = []
+    run = trained(site, "lora-untied")
     place = site / "once"
     run.export(output=place)
     before = (place / "hpcft.json").stat().st_mtime_ns
@@ -313,7 +314,8 @@ def test_the_same_export_is_found_again_and_another_one_is_never_overwritten(sit
 
 def test_a_broken_checkpoint_is_refused_by_file_and_passed_over_only_when_told(site: Path, tmp_path: Path) -> None:
     shutil.copytree(trained(site, "lora-untied").paths.root, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
-    paths, said = RunPaths(tmp_path / "run"), []
+    said: list[str] = []
+    paths = RunPaths(tmp_path / "run")
     file = paths.checkpoint(4) / "state-rank-0000.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -377,7 +379,7 @@ def test_an_export_that_is_not_the_trained_model_is_not_published(
     monkeypatch.setattr(weights, "_reloaded_adapter", spoiled)
     assert main(["--run", str(run.paths.root), "--output", str(place)]) == 1
     assert "differs" in capsys.readouterr().err
-    monkeypatch.setattr(weights, "merge", lambda model: model.unload())
+    monkeypatch.setattr(merging, "merge", lambda model: model.unload())
     with pytest.raises(Unfaithful, match="more than rounding explains"):
         run.export(merge=True, output=place)
     assert not place.exists()

@@ -1,0 +1,109 @@
+"""An adapter merged into its base, with the change that merging and the written type make to the logits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcft.plan.plan import Plan
+from hpcft.train.checkpoint import Reader
+from hpcft.train.model import add_adapters
+from hpcft.train.weights import (
+    EXACT,
+    Change,
+    Samples,
+    Unfaithful,
+    Written,
+    compare,
+    faithful,
+    fill,
+    logits,
+    masters_of,
+    original,
+    reloaded_model,
+    save_model,
+)
+
+WRONG = 1e-3  # share of the largest logit from which on a float32 merge is not rounding but a mistake
+
+
+def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
+    """The adapter merged into the original base in float32, then cast; the base is never a quantised or rounded one.
+
+    Raises Unfaithful where merging moves the logits by more than the order of float32 sums, before any cast.
+    """
+    model = add_adapters(original(plan, torch.float32), plan.tuner, plan.train.seed)
+    fill(model, masters_of(reader), reader)
+    trained = logits(model, samples)
+    whole = merge(model)
+    exact = compare(trained, logits(whole, samples))
+    if not exact.share < WRONG:
+        raise Unfaithful(
+            f"merging in float32 moved a logit by {exact.largest:.3g} of {exact.scale:.3g}: more than rounding explains"
+        )
+    _round(whole, dtype)
+    cast = logits(whole, samples)
+    change = compare(trained, cast)
+    parameters = save_model(whole.to(dtype), folder)
+    del model, whole
+    again = compare(cast, logits(reloaded_model(plan, torch.float32, folder), samples))
+    faithful(again, EXACT)
+    return Written(parameters, again, change, torch.finfo(dtype).eps / 2, _merge_warnings(change, dtype))
+
+
+def merge(model: Any) -> Any:
+    """The base model with the adapter inside its weights.
+
+    Embedding and head that share one tensor part ways where only one of them was trained: merged into the shared
+    tensor, the change would reach the other one too.
+    """
+    inner = model.get_base_model()
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    shared = head is not None and _plain(head).weight is _plain(embedding).weight
+    if shared and (_plain(head) is not head or _plain(embedding) is not embedding):
+        _plain(head).weight = nn.Parameter(_plain(head).weight.detach().clone())
+    whole = model.merge_and_unload(safe_merge=True)
+    if shared:
+        _share_again(whole)
+    return whole
+
+
+def _share_again(whole: Any) -> None:
+    """Embedding and head are one tensor where they are still equal; else the configuration says that they are two."""
+    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    if torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+        return
+    for config in (whole.config, whole.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _plain(layer: Any) -> Any:
+    """The layer itself, without what peft wrapped around it."""
+    for name in ("base_layer", "original_module"):
+        layer = getattr(layer, name, layer)
+    return layer
+
+
+@torch.no_grad()
+def _round(model: nn.Module, dtype: torch.dtype) -> None:
+    """Every weight to the nearest number that ``dtype`` has, kept in float32: so the cast is measured, nothing else."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def _merge_warnings(change: Change, dtype: torch.dtype) -> tuple[str, ...]:
+    """Rounded weights move logits by some multiple of their rounding; far beyond that the type is too coarse."""
+    name = str(dtype).removeprefix("torch.")
+    if not math.isfinite(change.largest):
+        raise Unfaithful(f"the merged weights do not fit into {name}: logits are no numbers; use --dtype float32")
+    if change.share <= 16 * torch.finfo(dtype).eps + EXACT:
+        return ()
+    return (
+        f"casting the merged weights to {name} moves a logit by {change.largest:.3g} of {change.scale:.3g}, more than "
+        "is usual for this type; --dtype float32 keeps the trained model",
+    )

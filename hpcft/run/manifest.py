@@ -199,7 +199,7 @@ def verified(
 
 
 def newest_verified(paths: RunPaths, on_broken: Callable[[Broken], None] = lambda broken: None) -> Manifest | None:
-    """The newest checkpoint whose every byte is right; None where there is none. The pointer ``latest`` is not asked."""
+    """The newest checkpoint whose every byte is right, None where there is none; ``latest`` is not asked."""
     return next(verified(paths, True, on_broken), None)
 
 

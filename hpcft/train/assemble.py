@@ -112,9 +112,7 @@ def _run(
         steps=steps(prepared.train, order, progress.consumed, plan, world.data_rank, world.data_size),
         total_steps=total,
         progress=progress,
-        evaluation=Evaluation(
-            plan, world, sharded, objective, prepared.validation, order, progress, stopping, total
-        ),
+        evaluation=Evaluation(plan, world, sharded, objective, prepared.validation, order, progress, stopping, total),
         saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, saved=progress.step),
         stopping=stopping,
         metrics=Metrics(paths if world.first else None, progress.step, attempt_of(environ)),

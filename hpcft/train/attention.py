@@ -50,7 +50,7 @@ def _varlen_runs(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
         bounds = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
         out, _ = varlen(nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=20)
         out.float().sum().backward()
-        return bool(torch.isfinite(query.grad).all())
+        return query.grad is not None and bool(torch.isfinite(query.grad).all())
     except (ImportError, RuntimeError, TypeError, NotImplementedError):
         return False
 
@@ -95,8 +95,8 @@ def varlen(
             options["enable_gqa"] = True
         else:
             key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
-    flat = [t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value)]
-    out = varlen_attn(*flat, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
+    q, k, v = (t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value))
+    out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return out.view(rows, length, heads, width), None
 
 

@@ -119,9 +119,7 @@ class Store:
         _sync(path)
         return {"file": name, "bytes": path.stat().st_size, "sha256": manifests.checksum(path), "pieces": pieces}
 
-    def _publish(
-        self, reports: list[Any], sharded: Sharded, progress: Progress, temporary: Path, target: Path
-    ) -> str:
+    def _publish(self, reports: list[Any], sharded: Sharded, progress: Progress, temporary: Path, target: Path) -> str:
         """Rank 0 alone: manifest, fence, rename, pointers, retention. Returns what went wrong, "" when nothing did."""
         try:
             manifest = self._manifest(reports, sharded, progress)
@@ -174,7 +172,11 @@ class Store:
             facts=facts(self.plan),
             data=self.data,
             progress=progress.to_json(),
-            state={"updates": sharded.updates, "loss_scale": sharded.scale.value, "good_steps": sharded.scale.good_steps},
+            state={
+                "updates": sharded.updates,
+                "loss_scale": sharded.scale.value,
+                "good_steps": sharded.scale.good_steps,
+            },
             layout=asdict(self.plan.layout),
             versions=_versions(),
             tensors={name: Tensor(shapes[name], tuple(pieces[name])) for name in shapes},
@@ -327,7 +329,7 @@ def _same_tensors(manifest: Manifest, sharded: Sharded) -> None:
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             raise refuse(
-                f"{name} is {then.get(name, 'not there')} in the checkpoint and {now.get(name, 'not there')} in the model",
+                f"{name} is {then.get(name, 'not there')} in the checkpoint, {now.get(name, 'not there')} in the model",
                 where=str(manifest.folder),
                 hint="has the model's folder changed since the run began?",
             )

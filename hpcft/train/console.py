@@ -22,7 +22,7 @@ class Console:
             self._bar = tqdm(total=total, initial=step, unit="step", file=stream, dynamic_ncols=True)
 
     def step(self, line: dict[str, Any]) -> None:
-        """Show a line of metrics; on a stream that is no terminal at most every few seconds, and the last one always."""
+        """Show a line of metrics; where there is no terminal at most every few seconds, and the last one always."""
         if not self.speaks:
             return
         loss = f"{line['loss']:.4f}" if line.get("loss") is not None else "not finite"

@@ -57,8 +57,13 @@ class Evaluation:
         mean = loss / units if units else math.nan
         best = self.progress.judge(mean)
         seconds = time.perf_counter() - started
-        return {"step": self.progress.step, "eval_loss": mean, "eval_trained_tokens": int(units),
-                "eval_seconds": round(seconds, 3), "eval_best": best}
+        return {
+            "step": self.progress.step,
+            "eval_loss": mean,
+            "eval_trained_tokens": int(units),
+            "eval_seconds": round(seconds, 3),
+            "eval_best": best,
+        }
 
     @property
     def hopeless(self) -> bool:

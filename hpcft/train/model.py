@@ -131,12 +131,15 @@ def recompute(model: nn.Module, policy: str) -> None:
     """none: keep all activations; full: every decoder layer again in the backward pass; selective: every other one."""
     if policy == "none":
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.2x on
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if policy == "selective":
         layers = [m for m in model.modules() if isinstance(getattr(m, "gradient_checkpointing", None), bool)]
         leaves = [m for m in layers if not any(n is not m and n in layers for n in m.modules())]
         for layer in leaves[1::2]:
-            layer.gradient_checkpointing = False
+            setattr(layer, "gradient_checkpointing", False)  # noqa: B010  a flag of transformers, unknown to nn.Module
 
 
 def check_same(model: nn.Module, world: World) -> None:

@@ -32,7 +32,7 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """One step. rows: one per rank, as ROW names them. norm: of the gradients before clipping. step: its number, from 1."""
+    """One step. step: its number, from 1. rows: one per rank, as ROW names them. norm: of the unclipped gradients."""
 
     step: int
     windows: tuple[int, ...]

@@ -92,7 +92,6 @@ class Stopping:
     def leave(self, cause: Cause) -> None:
         """Everything is saved: put the job back into the queue where the cause wants that. Rank 0 alone calls Slurm."""
         self.world.barrier()
-        if self.world.first and cause.requeues:
-            # Slurm may end this process together with the answer; what `after` finds in Slurm then decides, not this line.
-            if requeue(self.environ, REQUEUE_SECONDS):
-                self.ledger.write("requeued", by="rank-0000")
+        # Slurm may end this process together with its answer; `after` asks Slurm too, and does not rely on the line.
+        if self.world.first and cause.requeues and requeue(self.environ, REQUEUE_SECONDS):
+            self.ledger.write("requeued", by="rank-0000")

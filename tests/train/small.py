@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import peft  # noqa: F401  imported once here, not in every forked rank
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 from transformers import Qwen2ForCausalLM  # noqa: F401
 
 from hpcft.plan.plan import Plan
@@ -94,7 +94,7 @@ def tiny(folder: Path, ranks: int = 1, **changes: Any) -> Plan:
 def train_here(plan: Plan, root: Path, prepared: Prepared, watch: Any = None) -> dict[str, Any]:
     """One rank's whole life but the process: join, assemble, train. What came out, as plain values.
 
-    watch: called as watch(step, signals, run) in every optimizer step before the ranks agree, to send signals or spoil things.
+    watch: called as watch(step, signals, run) in every optimizer step before the ranks agree.
     """
     signals = Signals()
     signals.install()
@@ -105,7 +105,8 @@ def train_here(plan: Plan, root: Path, prepared: Prepared, watch: Any = None) ->
     finished = loop.train(run)
     here.barrier()
     run.metrics.close()
-    weights = {n: p.detach().double().flatten().tolist() for n, p in run.sharded.model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in run.sharded.model.named_parameters() if p.requires_grad}
+    weights = {name: p.detach().double().flatten().tolist() for name, p in trained.items()}
     return {"finished": finished, "progress": run.progress.to_json(), "weights": weights}
 
 

@@ -60,7 +60,9 @@ def test_the_newest_whole_checkpoint_is_taken(root: Path, model: Path) -> None:
     assert resumed_at(root, model) == 4
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "hole", "missing", "torn manifest", "flipped manifest", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "hole", "missing", "torn manifest", "flipped manifest", "empty"]
+)
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(damage: str, root: Path, model: Path) -> None:
     spoil(newest(root), damage)
     assert resumed_at(root, model) == 2
@@ -210,7 +212,9 @@ def test_nothing_is_readable_by_others(root: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-def test_no_pickle_is_written_or_read_in_a_whole_life(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pickle_is_written_or_read_in_a_whole_life(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("pickle was used")
 

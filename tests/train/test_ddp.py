@@ -33,8 +33,12 @@ def test_two_ranks_give_the_losses_norms_and_weights_of_one(
     options: dict[str, Any] = {"tuner": tuner, "optim": {"max_steps": 3, "weight_decay": 0.1}}
     one_batch = {"global_windows": 8, "micro_windows": 4, "accumulation": 2}
     two_batch = {"global_windows": 8, "micro_windows": 2, "accumulation": 2}
-    [one] = small.on_ranks(1, small.train_here, small.tiny(model, 1, batch=one_batch, **options), tmp_path / "1", prepared)
-    two = small.on_ranks(2, small.train_here, small.tiny(model, 2, batch=two_batch, **options), tmp_path / "2", prepared)
+    [one] = small.on_ranks(
+        1, small.train_here, small.tiny(model, 1, batch=one_batch, **options), tmp_path / "1", prepared
+    )
+    two = small.on_ranks(
+        2, small.train_here, small.tiny(model, 2, batch=two_batch, **options), tmp_path / "2", prepared
+    )
     assert len(curve(tmp_path / "1")) == 3
     for step_of_one, step_of_two in zip(curve(tmp_path / "1"), curve(tmp_path / "2"), strict=True):
         assert step_of_two == pytest.approx(step_of_one, rel=1e-5)

@@ -93,7 +93,9 @@ def test_save_now_saves_and_goes_on(tmp_path: Path, model: Path) -> None:
 
 def test_a_file_asks_for_a_save_and_is_taken_away(tmp_path: Path, model: Path) -> None:
     (tmp_path / "save-now").touch()
-    small.on_ranks(1, small.train_here, small.tiny(model, 1, **{**OPTIONS, "optim": {"max_steps": 2}}), tmp_path, PREPARED)
+    small.on_ranks(
+        1, small.train_here, small.tiny(model, 1, **{**OPTIONS, "optim": {"max_steps": 2}}), tmp_path, PREPARED
+    )
     assert not (tmp_path / "save-now").exists()
 
 

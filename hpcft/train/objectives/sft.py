@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -82,7 +83,7 @@ class Head:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
-_HEADS: WeakKeyDictionary[nn.Module, Head | bool] = WeakKeyDictionary()
+_HEADS: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
 
 
 def head_of(model: nn.Module) -> Head | None:
@@ -94,11 +95,11 @@ def head_of(model: nn.Module) -> Head | None:
                 "the model's head does more than a matrix product: its logits are computed whole", stacklevel=2
             )
             head = None
-        _HEADS[model] = head or False
-    return _HEADS[model] or None
+        _HEADS[model] = head
+    return _HEADS[model]
 
 
-def _split(model: nn.Module) -> Head | None:
+def _split(model: Any) -> Head | None:
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     body, output = getattr(whole, whole.base_model_prefix, None), whole.get_output_embeddings()
     if body is None or body is whole or output is None:

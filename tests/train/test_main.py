@@ -1,0 +1,126 @@
+"""A rank as a process: its exit code, its last words, its line in the ledger."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcft.errors import refuse
+from hpcft.run.ledger import read_events
+from hpcft.run.paths import RunPaths
+from hpcft.train import assemble, loop, main
+from hpcft.train.metrics import Metrics, read_metrics
+from hpcft.train.objectives import sft
+from tests.train import small
+
+OPTIONS: dict[str, Any] = {"optim": {"max_steps": 3}, "checkpoint": {"save_steps": 0}}
+PREPARED = small.Prepared(small.windows(8))
+
+
+@pytest.fixture
+def root(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run's folder for two ranks, its data at hand."""
+    tmp_path.joinpath("plan.json").write_text(small.tiny(model, 2, **OPTIONS).to_json())
+    monkeypatch.setattr(assemble, "open_data", lambda plan, environ: PREPARED)
+    return tmp_path
+
+
+def codes(root: Path, attempt: int = 1) -> list[int]:
+    def rank() -> int:
+        os.environ["HPCFT_RUN"] = str(root)
+        return main.main()
+
+    return small.on_ranks(2, rank, attempt=attempt)
+
+
+def events(root: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in read_events(RunPaths(root)) if e["event"] == name]
+
+
+def test_a_finished_run_exits_0_and_says_so_once(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert codes(root) == [0, 0]
+    assert [e["step"] for e in events(root, "finished")] == [3]
+    [started] = events(root, "started")
+    assert (started["step"], started["checkpoint"], started["world"]) == (0, None, 2)
+    assert list(started["phases"]) == ["import", "rendezvous", "data", "model", "checkpoint"]
+    assert capfd.readouterr().out.count("hpcft export") == 1
+
+
+def test_a_finished_run_started_again_is_finished_at_once(root: Path) -> None:
+    assert codes(root) == [0, 0]
+    assert codes(root, attempt=2) == [0, 0]
+    assert [e["checkpoint"] for e in events(root, "started")] == [None, "step-000003"]
+    assert len([line for line in read_metrics(RunPaths(root).metrics) if "loss" in line]) == 3
+
+
+def test_a_stopped_run_exits_75(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop.optimizer_step
+
+    def stopped(run: Any, this: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, this)
+
+    monkeypatch.setattr(loop, "optimizer_step", stopped)
+    assert codes(root) == [75, 75]
+    [stopping] = events(root, "stopping")
+    assert (stopping["cause"], stopping["step"]) == ("not_slurm", 1)
+
+
+def test_a_refusal_exits_2_without_a_traceback(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def absent(plan: Any, environ: Any) -> Any:
+        raise refuse("the data is not prepared", hint="hpcft prepare run.yaml")
+
+    monkeypatch.setattr(assemble, "open_data", absent)
+    assert codes(root) == [2, 2]
+    text = capfd.readouterr().err
+    assert "hpcft prepare" in text
+    assert "Traceback" not in text
+
+
+def test_one_failing_rank_is_the_culprit_and_its_peer_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = sft.loss
+
+    def broken(model: Any, batch: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            raise ValueError("a bad day")
+        return loss(model, batch)
+
+    monkeypatch.setattr(sft, "loss", broken)
+    assert codes(root) == [1, 1]
+    culprits = [e for e in events(root, "failed") if not e["peer"]]
+    assert [(e["rank"], e["error"]) for e in culprits] == [(1, "ValueError: a bad day")]
+    assert culprits[0]["where"].startswith("test_main.py:")
+    assert all(e["rank"] == 0 for e in events(root, "failed") if e["peer"])
+
+
+def test_out_of_memory_says_what_can_be_done() -> None:
+    text = main.explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    assert "per_device_train_batch_size" in text
+    assert "recomputation" in text
+    assert "\n" not in text
+
+
+def test_a_resumed_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for attempt, resumed, steps in ((1, 0, (1, 2, 3)), (2, 2, (3, 4))):
+        metrics = Metrics(paths, resumed, attempt)
+        for step in steps:
+            metrics.write({"step": step, "loss": float(attempt)})
+        metrics.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(paths.metrics)] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_torn_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.metrics.write_text('{"resumed_at": 0}\n{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    metrics = Metrics(paths, 1, 2)
+    metrics.write({"step": 2, "loss": 2.0})
+    metrics.close()
+    assert [line["step"] for line in read_metrics(paths.metrics)] == [1, 2]

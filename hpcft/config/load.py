@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,17 @@ from hpcft.config.cluster import ClusterProfile
 from hpcft.config.complaints import validate
 from hpcft.config.overrides import read_words
 from hpcft.config.run import RunConfig, Section
-from hpcft.config.source import COMMAND_LINE, Given, flatten, line_of, plain, read_yaml, spoken
+from hpcft.config.source import (
+    COMMAND_LINE,
+    Given,
+    exists,
+    flatten,
+    is_file,
+    line_of,
+    plain,
+    read_yaml,
+    spoken,
+)
 from hpcft.errors import Problem, Refusal, near, refuse
 from hpcft.resources import templates
 
@@ -94,8 +104,8 @@ def load_run(words: Sequence[str]) -> Loaded:
 
 def _line_number(problem: Problem) -> int:
     """Complaints come in the order of the file's lines, those without a line first."""
-    line = problem.where.rpartition(":")[2]
-    return int(line) if line.isdecimal() else 0
+    match = re.search(r":([0-9]{1,9})$", problem.where)
+    return int(match[1]) if match else 0
 
 
 def _mark_local(run: RunConfig) -> RunConfig:
@@ -103,7 +113,7 @@ def _mark_local(run: RunConfig) -> RunConfig:
 
     def local(name: str) -> str:
         path = name.partition("#")[0]
-        return f"./{name}" if path[:1].isalnum() and os.path.exists(path) else name
+        return f"./{name}" if path[:1].isalnum() and exists(path) else name
 
     data = run.data.model_copy(
         update={key: tuple(map(local, getattr(run.data, key))) for key in ("dataset", "val_dataset")}
@@ -149,12 +159,12 @@ def cluster_names() -> list[str]:
 def _find_cluster(name: str | None, beside: Path | None, where: str) -> Path:
     if name is None:
         own = [Path("cluster.yaml"), *([beside.parent / "cluster.yaml"] if beside else [])]
-        return next((path for path in own if path.is_file()), templates() / "clusters" / "local.yaml")
+        return next((path for path in own if is_file(path)), templates() / "clusters" / "local.yaml")
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        there = beside is not None and not os.path.exists(name) and (beside.parent / name).is_file()
-        return beside.parent / name if beside and there else Path(name)
+        meant = [Path(name), *([beside.parent / name] if beside else [])]
+        return next((path for path in meant if is_file(path)), meant[0])
     for folder in (Path("clusters"), *([beside.parent / "clusters"] if beside else []), templates() / "clusters"):
-        if (folder / f"{name}.yaml").is_file():
+        if is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     guess = near(name, cluster_names())
     raise refuse(
@@ -180,12 +190,12 @@ def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = (
     layers: list[dict[str, Given]] = []
     for base in _as_list(extends.value) if extends and extends.value else []:
         path = file.parent / str(base)
-        if path.resolve() in (*seen, file.resolve()):
-            raise refuse("extends: goes in a circle", where=extends.origin if extends else shown, value=str(base))
-        if not path.is_file():
+        if not is_file(path):
             hint = f"it is looked for beside {file.name}"
             problems.append(Problem("extends: no such file", extends.origin if extends else shown, str(base), (), hint))
             continue
+        if path.resolve() in (*seen, file.resolve()):
+            raise refuse("extends: goes in a circle", where=extends.origin if extends else shown, value=str(base))
         layers += _file_layers(path, problems, (*seen, file.resolve()))
     return [*layers, leaves]
 

@@ -81,8 +81,8 @@ def _bare(key: str) -> str:
 
 
 def _ends_values(word: str, key: str, listed: bool) -> bool:
-    """A list ends at the next ``--key``, ``key=value`` or run file; a single value may look like ``a=b``."""
-    if word.startswith("--") or (listed and _ASSIGNMENT.match(word)):
+    """A list ends at the next ``--key``, ``key=value`` or run file; a single value may look like ``a=b`` or ``-1``."""
+    if word.startswith("--") or (listed and (word.startswith("-") or _ASSIGNMENT.match(word))):
         return True
     return _is_run_file(word) and key not in ("cluster", "config")
 

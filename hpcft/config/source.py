@@ -6,6 +6,7 @@ Every leaf keeps its origin (``run.yaml:14``, ``command line``), so that each la
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,16 @@ class Given:
     word: str
 
 
+def exists(path: str | Path) -> bool:
+    """Whether something is there; a name that no file could have is not (pathlib raises at some of those)."""
+    return os.path.exists(path)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there, in the same way."""
+    return os.path.isfile(path)
+
+
 def spoken(value: Any) -> str:
     """A value as a person would write it: ``true``, not ``True``; nothing for null."""
     if value is None or isinstance(value, str):
@@ -41,11 +52,12 @@ def read_yaml(path: Path) -> tuple[Any, str]:
     shown = str(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise refuse(f"cannot be read: {error.strerror}", where=shown, hint="give the path of a YAML file") from error
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise refuse("not UTF-8 text", where=f"{shown}:{line}", hint="save the file as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        why = getattr(error, "strerror", None) or str(error)
+        raise refuse(f"cannot be read: {why}", where=shown, hint="give the path of a YAML file") from error
     try:
         tree = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -74,8 +86,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     """YAML's value as plain Python. Raises Refusal at a YAML tag, which could stand for any object."""
     if depth > DEEPEST:  # an anchor may even stand inside itself
         raise refuse(f"nested deeper than {DEEPEST} levels", where=where)
-    tag = getattr(getattr(value, "tag", None), "value", None)
-    if tag and isinstance(value, (Mapping, list, tuple)):
+    if isinstance(value, (Mapping, list, tuple)) and (tag := _tag(value)):
         raise refuse("YAML tags are not read here", where=where, value=tag, hint="remove the tag")
     if isinstance(value, Mapping):
         return {str(key): plain(item, where, depth + 1) for key, item in value.items()}
@@ -87,6 +98,10 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         if isinstance(value, kind):
             return kind(value)
     raise refuse("YAML tags and dates are not read here", where=where, value=value, hint="put the value in quotes")
+
+
+def _tag(value: Any) -> str:
+    return str(getattr(getattr(value, "tag", None), "value", None) or "")
 
 
 def flatten(tree: Any, shown: str, sections: Collection[str], problems: list[Problem]) -> dict[str, Given]:
@@ -110,7 +125,7 @@ def flatten(tree: Any, shown: str, sections: Collection[str], problems: list[Pro
 
     for key, value in tree.items():
         name = str(key)
-        if name in sections and (value is None or isinstance(value, Mapping)):
+        if name in sections and (value is None or isinstance(value, Mapping)) and not _tag(value):
             for inner, item in (value or {}).items():
                 add(value, inner, item, f"{name}.{inner}")
         else:

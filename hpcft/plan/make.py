@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from hpcft import __version__
-from hpcft.catalog import LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
+from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile
-from hpcft.config.fields import clock
 from hpcft.config.run import Data, Model, RunConfig, Train
-from hpcft.errors import Problem, Refusal, near, refuse
+from hpcft.config.source import spoken
+from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.batch import plan_batch
+from hpcft.plan.checks import check_resources, check_words
 from hpcft.plan.fabric import environment
 from hpcft.plan.layout import Axis, Layout
 from hpcft.plan.plan import (
@@ -43,10 +44,10 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
     Raises Refusal where the run and the cluster do not fit together, with every problem found.
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
-    problems = [*_check_words(run, where), *_check_resources(run, cluster, where)]
+    problems = [*check_words(run, where), *check_resources(run, cluster, where), *_check_parts(run, cluster)]
     if problems:
-        raise Refusal(problems)
-    layout = _layout(run, cluster, where)
+        raise Refusal([_placed(problem, where) for problem in problems])
+    layout = _layout(run, cluster)
     train = run.train
     micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
     return Plan(
@@ -67,13 +68,30 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
         ),
         optim=_optim(train, run.tuner.tuner_type),
         train=_train(run),
-        checkpoint=_checkpoint(run, where),
+        checkpoint=_checkpoint(run),
         layout=layout,
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
         environment=_environment(cluster, layout, run.data.dataloader_num_workers),
         folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
     )
+
+
+def _check_parts(run: RunConfig, cluster: ClusterProfile) -> list[Problem]:
+    """What is wrong inside the parts that can be made without a layout."""
+    problems: list[Problem] = []
+    for part in (lambda: _model(run.model, cluster), lambda: _data(run, ""), lambda: _checkpoint(run)):
+        try:
+            part()
+        except Refusal as refusal:
+            problems += refusal.problems
+    return problems
+
+
+def _placed(problem: Problem, where: Mapping[str, str]) -> Problem:
+    """``problem`` with the origin of the leaf it is about: the last word before its colon."""
+    leaf = problem.what.partition(":")[0].rpartition(".")[2]
+    return problem if problem.where else dataclasses.replace(problem, where=where.get(leaf, ""))
 
 
 def run_name(run: RunConfig) -> str:
@@ -84,82 +102,7 @@ def run_name(run: RunConfig) -> str:
     return f"{stem or 'run'}-{run.tuner.tuner_type}"[:64]
 
 
-def _check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
-    """Strategy and objective against the catalog."""
-    problems = []
-    for leaf, word, known, later in (
-        ("strategy", run.parallel.strategy, STRATEGIES, LATER_STRATEGIES),
-        ("task", run.task, OBJECTIVES, LATER_OBJECTIVES),
-    ):
-        if word in known:
-            continue
-        guess = near(word, [*known, *later])
-        hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
-        what = "not in this release" if word in later else "no such value"
-        problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
-    for leaf, degree in (("tp", run.parallel.tp), ("dp_replicate", run.parallel.dp_replicate)):
-        if degree > 1:
-            problems.append(
-                Problem(f"parallel.{leaf}: this release spreads data only", where.get(leaf, ""), str(degree), ("1",),
-                        "more ranks through nodes and nproc_per_node")
-            )  # fmt: skip
-    return problems
-
-
-def _check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
-    """Nodes, ranks, partition and time against the profile."""
-    problems = []
-    ask = run.slurm
-
-    def wrong(leaf: str, what: str, value: object, choices: tuple[str, ...] = (), hint: str = "") -> None:
-        problems.append(Problem(f"slurm.{leaf}: {what}", where.get(leaf, ""), str(value), choices, hint))
-
-    partition = ask.partition or cluster.partition
-    limits = cluster.partitions.get(partition) if partition else None
-    if partition and cluster.partitions and limits is None:
-        guess = near(partition, cluster.partitions)
-        wrong("partition", f"{cluster.name} has no such partition", partition, tuple(sorted(cluster.partitions)),
-              f"did you mean {guess}?" if guess else "")  # fmt: skip
-    most = cluster.gpus_per_node or cluster.cores_per_node
-    per_node = ask.nproc_per_node or most
-    if per_node > most:
-        unit, key = ("GPUs", "gpus_per_node") if cluster.gpus_per_node else ("cores", "cores_per_node")
-        wrong("nproc_per_node", f"a node of {cluster.name} has {most} {unit}", per_node, (f"1 … {most}",),
-              f"more nodes, or {key} in the cluster profile if it is wrong there")  # fmt: skip
-    nodes = ask.nodes or 1
-    bounds = [n for n in (cluster.max_nodes, limits.max_nodes if limits else None) if n is not None]
-    if cluster.scheduler == "none" and nodes > 1:
-        wrong("nodes", "this machine is one node", nodes, ("1",), "give a cluster profile: --cluster NAME")
-    elif bounds and nodes > min(bounds):
-        wrong("nodes", f"{partition or cluster.name} gives at most {min(bounds)} nodes to a job", nodes,
-              (f"1 … {min(bounds)}",), _roomier(cluster, nodes))  # fmt: skip
-    time = ask.time or cluster.time
-    if limits and limits.max_time and time > limits.max_time:
-        wrong(
-            "time",
-            f"{partition} allows at most {clock(limits.max_time)}",
-            clock(time),
-            hint="the run requeues itself at the limit and goes on",
-        )
-    if time * 60 <= cluster.signal_lead + 60:
-        wrong(
-            "time",
-            f"shorter than the warning of {cluster.signal_lead} s before its end and a minute to train",
-            clock(time),
-            hint="a longer time, or a shorter signal_lead in the cluster profile",
-        )
-    return problems
-
-
-def _roomier(cluster: ClusterProfile, nodes: int) -> str:
-    """The hint that names the partitions in which so many nodes may be had."""
-    if cluster.max_nodes and nodes > cluster.max_nodes:
-        return ""
-    roomy = [name for name, limits in cluster.partitions.items() if limits.max_nodes and limits.max_nodes >= nodes]
-    return f"so many are allowed in: {', '.join(sorted(roomy))}" if roomy else ""
-
-
-def _layout(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> Layout:
+def _layout(run: RunConfig, cluster: ClusterProfile) -> Layout:
     nodes = run.slurm.nodes or 1
     per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
     return Layout(nodes, per_node, (Axis("dp", nodes * per_node // run.parallel.tp), Axis("tp", run.parallel.tp)))
@@ -232,7 +175,7 @@ def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use
     if weights and len(weights) != len(names):
         raise refuse(
             f"data.interleave_prob: {len(weights)} weights for {len(names)} datasets",
-            value=weights,
+            value=" ".join(map(str, weights)),
             hint="give one per dataset",
         )
     return tuple(_source(name, weights[i] if weights else None, use_hf) for i, name in enumerate(names))
@@ -243,7 +186,7 @@ def _source(name: str, weight: float | None, use_hf: bool) -> Source:
     text, rows = name, None
     if match := re.fullmatch(r"(.+)#([^/#]*)", name):
         text = match[1]
-        if not match[2].isdigit() or int(match[2]) < 1:
+        if not re.fullmatch(r"[0-9]{1,12}", match[2]) or int(match[2]) < 1:
             raise refuse("data.dataset: the part after # is a number of rows", value=name, hint=f"write {text}#500")
         rows = int(match[2])
     for prefix, hub in (("HF::", True), ("MS::", False)):
@@ -280,13 +223,13 @@ def _train(run: RunConfig) -> TrainPlan:
     )  # fmt: skip
 
 
-def _checkpoint(run: RunConfig, where: Mapping[str, str]) -> CheckpointPlan:
+def _checkpoint(run: RunConfig) -> CheckpointPlan:
     checkpoint = run.checkpoint
     if not (run.data.val_dataset or run.data.split_dataset_ratio):
         for leaf, wanted in (("load_best_model_at_end", checkpoint.load_best_model_at_end),
                              ("early_stopping_patience", run.train.early_stopping_patience)):  # fmt: skip
             if wanted:
-                raise refuse(f"{leaf}: there is nothing to evaluate on", where=where.get(leaf, ""), value=wanted,
+                raise refuse(f"{leaf}: there is nothing to evaluate on", value=spoken(wanted),
                              hint="add val_dataset, or split_dataset_ratio: 0.02")  # fmt: skip
     return CheckpointPlan(
         save_steps=checkpoint.save_steps, keep=checkpoint.save_total_limit,

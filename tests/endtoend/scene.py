@@ -57,7 +57,8 @@ class Scene:
 
     def hpcft(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One hpcft command line in the folder, with this checkout and this interpreter."""
-        environ = {**self.slurm.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        environ = {**self.slurm.environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         environ.pop("HPCFT_RUN", None)
         done = subprocess.run(
             [sys.executable, "-m", "hpcft.cli.main", *words],

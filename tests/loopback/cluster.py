@@ -24,7 +24,7 @@ from types import TracebackType
 from hpcft.slurm.environment import scrubbed
 from hpcft.slurm.states import State
 from tests.loopback import processes
-from tests.loopback.config import Layout, cgroup_conf, gres_conf, slurm_conf
+from tests.loopback.config import TASK_PROLOG, Layout, cgroup_conf, gres_conf, slurm_conf, task_prolog
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 PACKAGES = ("munge", "slurm-client", "slurmctld", "slurmd", "slurm-wlm-basic-plugins")
@@ -213,6 +213,9 @@ class LoopbackSlurm:
         if os.geteuid() == 0 and Path("/sys/fs/cgroup/cgroup.controllers").exists():
             # Without systemd (a container) nobody has made the one folder that slurmd insists on.
             Path("/sys/fs/cgroup/system.slice").mkdir(exist_ok=True)
+        if layout.real:
+            (self.folder / TASK_PROLOG).write_text(task_prolog(layout))
+            (self.folder / TASK_PROLOG).chmod(0o755)
         for number in range(layout.gpus):
             (self.folder / f"gpu{number}").symlink_to("/dev/null")  # Slurm insists on a device
 

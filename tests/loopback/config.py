@@ -9,6 +9,7 @@ from pathlib import Path
 # A node claims more than the machine has (config_overrides lets it), so that a laptop can hold a four-node job.
 CPUS = 4
 MEMORY = 4000  # MiB
+TASK_PROLOG = "task-prolog.sh"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Layout:
     ports: Sequence[int]
     devices: tuple[tuple[str, ...], ...] = ()
     socket: str = ""
+
+    @property
+    def real(self) -> bool:
+        return any(device.startswith("/dev/nvidia") for devices in self.devices for device in devices)
 
     @property
     def gpus(self) -> int:
@@ -71,6 +76,8 @@ def slurm_conf(layout: Layout) -> str:
     ]
     if layout.gpus:
         lines.append("GresTypes=gpu")
+    if layout.real:
+        lines.append(f"TaskProlog={folder}/{TASK_PROLOG}")
     for node, port in zip(layout.nodes, layout.ports[1:], strict=True):
         at = f"NodeHostname={layout.host} NodeAddr=127.0.0.1 Port={port}"
         lines.append(f"NodeName={node} {at} CPUs={CPUS} RealMemory={MEMORY}{gres}")
@@ -82,6 +89,20 @@ def slurm_conf(layout: Layout) -> str:
         f"PartitionName=high Nodes={every} PriorityTier=10 PreemptMode=OFF MaxTime=UNLIMITED",
     ]
     return "\n".join(lines) + "\n"
+
+
+def task_prolog(layout: Layout) -> str:
+    """What a task's environment becomes on each node when the GPUs are real.
+
+    Slurm numbers a node's GPUs from 0, and all "nodes" are one machine: each must be told its own. NCCL would take
+    them for one host too and never use the network between them.
+    """
+    cases = [
+        f'    {node}) echo "export CUDA_VISIBLE_DEVICES={",".join(d.removeprefix("/dev/nvidia") for d in devices)}" ;;'
+        for node, devices in zip(layout.nodes, layout.devices, strict=True)
+    ]
+    told = ['case "$SLURMD_NODENAME" in', *cases, "esac", 'echo "export NCCL_HOSTID=$SLURMD_NODENAME"']
+    return "\n".join(["#!/bin/sh", *told]) + "\n"
 
 
 def gres_conf(layout: Layout) -> str:

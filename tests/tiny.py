@@ -1,6 +1,6 @@
 """A tiny Qwen2-shaped model with a tokenizer trained on its records: what tests and `templates/runs/tiny.yaml` run on.
 
-    python -m tests.tiny FOLDER    writes FOLDER/tiny-model and FOLDER/tiny.jsonl
+python -m tests.tiny FOLDER    writes FOLDER/tiny-model and FOLDER/tiny.jsonl
 """
 
 from __future__ import annotations
@@ -16,13 +16,33 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-WORDS = "red green blue one two three four north south east west old new small large river stone tree road".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "one",
+    "two",
+    "three",
+    "four",
+    "north",
+    "south",
+    "east",
+    "west",
+    "old",
+    "new",
+    "small",
+    "large",
+    "river",
+    "stone",
+    "tree",
+    "road",
+]
 
 
 def records(count: int, seed: int = 0) -> list[dict[str, object]]:
     """Chats whose answer follows from the question: the words of the question in reverse."""
     source = random.Random(seed)
-    rows = []
+    rows: list[dict[str, object]] = []
     for _ in range(count):
         words = source.choices(WORDS, k=source.randint(2, 9))
         rows.append(
@@ -42,7 +62,9 @@ def write_records(path: Path, rows: Iterable[object]) -> Path:
     return path
 
 
-def write_model(folder: Path, texts: Iterable[str], *, vocabulary: int = 512, hidden: int = 64, layers: int = 2) -> Path:
+def write_model(
+    folder: Path, texts: Iterable[str], *, vocabulary: int = 512, hidden: int = 64, layers: int = 2
+) -> Path:
     """A model folder without weights: configuration and a byte-level tokenizer trained on ``texts``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config

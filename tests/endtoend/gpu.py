@@ -103,7 +103,9 @@ def compare(scene: Scene, tuner: str) -> dict[str, Any]:
     attempts = scene.status(hit)["attempts"]
     evaluations = [row["eval_loss"] for row in scene.metrics(calm) if "eval_loss" in row]
     taken = [row["step"] for row in scene.metrics(hit) if "loss" in row]
-    speed = sorted(row["tokens_per_second"] for row in scene.metrics(calm) if "loss" in row and row["step"] > STEPS // 2)
+    speed = sorted(
+        row["tokens_per_second"] for row in scene.metrics(calm) if "loss" in row and row["step"] > STEPS // 2
+    )
     return {
         "tuner": tuner,
         "equal": len(one) == STEPS and one == two,

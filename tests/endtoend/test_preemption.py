@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.endtoend.scene import Scene
 
 STEPS = 240
-TUNERS = {"full": {"tuner_type": "full"}, "lora": {"tuner_type": "lora", "modules_to_save": ["lm_head"]}}
+TUNERS: dict[str, dict[str, Any]] = {
+    "full": {"tuner_type": "full"},
+    "lora": {"tuner_type": "lora", "modules_to_save": ["lm_head"]},
+}
 
 
 def preempt_three_times(scene: Scene, name: str) -> None:

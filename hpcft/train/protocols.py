@@ -18,9 +18,14 @@ from hpcft.train.world import World
 class Window(Protocol):
     """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n."""
 
-    tokens: np.ndarray
-    trained: np.ndarray
-    documents: Sequence[int]
+    @property
+    def tokens(self) -> np.ndarray: ...
+
+    @property
+    def trained(self) -> np.ndarray: ...
+
+    @property
+    def documents(self) -> Sequence[int]: ...
 
 
 class Windows(Protocol):

@@ -168,8 +168,13 @@ def test_an_aborted_evaluation_is_done_after_the_resume(tmp_path: Path, model: P
 
     def watch(step: int, signals: Any, run: Any) -> None:
         make = run.evaluation._make
+
+        def signalled_meanwhile(ids: tuple[int, ...]) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return make(ids)
+
         if step == 2:
-            run.evaluation._make = lambda ids: (os.kill(os.getpid(), signal.SIGTERM), make(ids))[1]
+            run.evaluation._make = signalled_meanwhile
 
     small.on_ranks(1, small.train_here, plan, tmp_path / "cut", PREPARED, watch)
     assert not any("eval_loss" in line for line in read_metrics(RunPaths(tmp_path / "cut").metrics))

@@ -4,8 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 FOUND := $(shell for v in 3.13 3.12 3.11 3.14 3.10; do \
-	p=$$(command -v python$$v) && "$$p" -c 'import venv' 2>/dev/null && echo "$$p" && break; done)
-PYTHON ?= $(or $(shell python3 -c 'import sys, venv; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(FOUND))
+	p=$$(command -v python$$v) && "$$p" -c 'import ensurepip, venv' 2>/dev/null && echo "$$p" && break; done)
+PYTHON ?= $(or $(shell python3 -c 'import ensurepip, sys, venv; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(FOUND))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check golden slurm-up slurm-down clean

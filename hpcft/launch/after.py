@@ -49,6 +49,7 @@ def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) ->
 def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) -> Facts:
     """Everything ``decide`` wants to know. Slurm is not asked about a run that says it is finished or requeued."""
     attempt, job = attempt_of(environ), job_of(environ)
+    log = paths.attempt(attempt) / "srun.log"
     here = [event["event"] for event in read_events(paths) if event["attempt"] == attempt]
     cause = Cause.NOT_SLURM
     if own_job_id(environ) and "finished" not in here and "requeued" not in here:
@@ -59,18 +60,15 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
         attempt,
         job,
         cause,
-        culprit(paths.attempt(attempt) / "srun.log"),
-        () if settled else lost_nodes(environ),
+        culprit(log),
+        () if settled else lost_nodes(environ, log),
         True if settled else may_requeue(environ),
     )
 
 
 def culprit(log: Path) -> str:
     """The first rank that srun's own words report, as a sentence; "" where they report none."""
-    try:
-        text = log.read_text(errors="replace")
-    except OSError:
-        return ""
+    text = _text(log)
     # Peers that were told to end are reported too, as Terminated or 75; they are named only when nobody else is.
     found = list(_SRUN.finditer(text))
     deaths = [m for m in found if not re.search(r"Terminated|exit code (75|143)\b", m["what"])] or found
@@ -80,14 +78,23 @@ def culprit(log: Path) -> str:
     return f"{'ranks' if re.search('[,-]', tasks) else 'rank'} {tasks} on {deaths[0]['node']}: {deaths[0]['what']}"
 
 
-def lost_nodes(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Nodes of this allocation that Slurm finds down or that do not answer it (a star behind the state)."""
+def _text(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def lost_nodes(environ: Mapping[str, str], log: Path) -> tuple[str, ...]:
+    """Nodes of this allocation that srun could not reach, or that Slurm finds down or silent (a star in the state)."""
+    unreached = re.findall(r"(?:failed on node|Node failure on) ([^\s:]+)", _text(log))
     try:
         known = nodes()
     except SlurmAway:
-        return ()
+        known = {}
     states = {name: known[name].state.upper() for name in allocated_nodes(environ) if name in known}
-    return tuple(name for name, state in states.items() if re.search(r"DOWN|FAIL|NOT_RESPONDING|\*", state))
+    down = [name for name, state in states.items() if re.search(r"DOWN|FAIL|NOT_RESPONDING|\*", state)]
+    return tuple(dict.fromkeys([*unreached, *down]))
 
 
 def may_requeue(environ: Mapping[str, str]) -> bool:

@@ -27,12 +27,8 @@ def read(paths: RunPaths, rank: int = 0, attempt: int | None = None) -> Iterator
     number = _attempt(paths, attempt)
     log = paths.rank_log(number, rank)
     if not log.exists():
-        ranks = [
-            path.stem.removeprefix("rank-").lstrip("0") or "0" for path in paths.attempt(number).glob("rank-*.log")
-        ]
-        raise refuse(
-            f"attempt {number} has no log of rank {rank}", where=str(log.parent), choices=sorted(ranks, key=int)
-        )
+        ranks = sorted(int(path.stem.removeprefix("rank-")) for path in paths.attempt(number).glob("rank-*.log"))
+        raise refuse(f"attempt {number} has no log of rank {rank}", where=str(log.parent), choices=ranks)
     with log.open(errors="replace") as stream:
         for line in stream:
             yield clean(line)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import hpcft
 from hpcft.errors import Refusal, refuse
 from hpcft.launch.accept import write_private
 from hpcft.launch.begin import allocated_nodes
@@ -29,7 +30,7 @@ from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 
 EXIT_BAD_NODE = 4
-PACKAGES = ("hpcft", "torch", "transformers", "peft", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
 SEEN_WITHIN_SECONDS = 20  # how long a shared file system may take to show one node's file to another
 
 
@@ -63,7 +64,7 @@ def inspect(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Report:
 
 def versions() -> dict[str, str]:
     """Versions of what must be the same everywhere; a missing package is ``missing``."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "hpcft": hpcft.__version__}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -184,8 +185,9 @@ def judge(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) ->
     """``--compare``: the exit code for the batch script. What was found goes to ledger and log."""
     nodes, attempt = allocated_nodes(environ)[: plan.resources.nodes], attempt_of(environ)
     reports = read_reports(paths, attempt, nodes, 0 if code else SEEN_WITHIN_SECONDS)
-    if code and not reports:
-        return code  # a signal, or srun itself: not for us to judge
+    if code and not reports:  # a signal, or nothing could be started: not for us to judge
+        say(f"preflight: no node reported (exit code {code}); see {paths.attempt(attempt)}")
+        return code
     ledger = Ledger(paths, "batch", environ)
     try:
         refuse_unprepared(plan, environ)

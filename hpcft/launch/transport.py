@@ -39,7 +39,7 @@ HINTS = {
     "time limit": "`sinfo -o '%P %l'` shows the longest time of each partition; set slurm.time",
     "memory specification": "ask for less per node in slurm.memory; `sinfo -o '%P %m'` shows what nodes have (MiB)",
     "node count specification": "`sinfo -o '%P %D'` shows how many nodes each partition has",
-    "node configuration is not available": "no node has so much: compare with `sinfo -o '%n %c %m %G'` (cores, MiB, GPUs)",
+    "node configuration is not available": "no node has so much: `sinfo -o '%n %c %m %G'` shows cores, MiB, GPUs",
     "more processors requested": "fewer nodes, tasks or cores per task; `sinfo -o '%P %c'` shows the cores of nodes",
     "policy": "a limit of your account or QOS: fewer nodes, a shorter time, or wait for other jobs to end",
     "access/permission denied": "this account may not use the partition; ask the site",

@@ -2,4 +2,5 @@
 
 from pkgutil import extend_path
 
+__version__ = "stand-in"
 __path__ = extend_path(__path__, __name__)

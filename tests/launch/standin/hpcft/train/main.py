@@ -1,6 +1,7 @@
 """A rank that trains nothing and behaves like one: it counts steps, saves, answers signals and keeps the ledger.
 
 STANDIN_STEPS: steps to do. STANDIN_PACE: seconds a step. STANDIN_DIE: ``attempt:rank:step`` where a rank kills itself.
+A file ``enough`` in the working directory ends the run early.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ for step in range(first + 1, int(os.environ.get("STANDIN_STEPS", "10")) + 1):
         os.kill(os.getpid(), signal.SIGKILL)
     if asked:
         stop(step)
+    if os.path.exists("enough"):
+        break
     if plan.checkpoint.save_steps and step % plan.checkpoint.save_steps == 0:
         save(step, "interval")
 print(f"rank {place.rank} did its steps", flush=True)

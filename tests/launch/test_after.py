@@ -1,0 +1,132 @@
+"""What srun's own words say about a dead rank, and what the helpers do with the run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hpcft.errors import Refusal
+from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept, differing
+from hpcft.launch.after import culprit
+from hpcft.launch.begin import begin
+from hpcft.launch.logs import clean
+from hpcft.run import lease
+from hpcft.run.ledger import Ledger, read_events
+from hpcft.run.paths import RunPaths
+from tests.plans import plan
+
+KILLED = """\
+srun: error: n2: task 3: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=12.1
+slurmstepd: error: *** STEP 12.1 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***
+srun: error: n1: tasks 0-1: Exited with exit code 75
+srun: error: n2: task 2: Terminated
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (KILLED, "rank 3 on n2: Killed"),
+        ("\n".join(reversed(KILLED.splitlines())), "rank 3 on n2: Killed"),
+        ("srun: error: n[1-2]: tasks 0-3: Exited with exit code 1\n", "ranks 0-3 on n[1-2]: Exited with exit code 1"),
+        ("srun: error: n1: tasks 0-1: Exited with exit code 75\n", "ranks 0-1 on n1: Exited with exit code 75"),
+        (
+            "srun: error: n1: task 0: Segmentation fault (core dumped)\n",
+            "rank 0 on n1: Segmentation fault (core dumped)",
+        ),
+        ("srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n", ""),
+    ],
+)
+def test_the_rank_that_died_is_named_and_not_those_that_were_told_to_end(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "srun.log").write_text(text)
+    assert culprit(tmp_path / "srun.log") == words
+
+
+def test_without_a_word_of_srun_nobody_is_named(tmp_path: Path) -> None:
+    assert culprit(tmp_path / "srun.log") == ""
+
+
+def here() -> dict[str, str]:
+    return {"HPCFT_JOB": lease.local_job()}
+
+
+def test_a_plan_is_taken_up_kept_privately_and_the_run_held(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "runs/tiny")
+    assert accept(plan().to_json(), paths, here()) == EXIT_GO_ON
+    assert paths.plan.read_text() == plan().to_json()
+    assert lease.still_mine(paths, here())
+    assert paths.root.stat().st_mode & 0o077 == 0
+    assert not [path for path in paths.root.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+
+
+def test_a_finished_run_says_so_and_is_left_alone(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    Ledger(paths, "rank-0000", here()).write("finished", step=4)
+    assert accept(plan().to_json(), paths, here()) == EXIT_FINISHED
+    assert lease.holder(paths) is None
+
+
+def test_another_plan_is_refused_with_every_key_that_differs(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    accept(plan().to_json(), paths, here())
+    changed = plan(optim={"learning_rate": 9.0}, data={"seed": 8}, resources={"time_minutes": 99})
+    with pytest.raises(Refusal, match=r"data\.seed, optim\.learning_rate differ"):
+        accept(changed.to_json(), paths, here())
+    assert paths.plan.read_text() == plan().to_json()
+
+
+def test_every_key_in_which_two_plans_differ_is_found() -> None:
+    assert differing(plan(), plan()) == []
+    assert differing(plan(budgets={"failures": 9}), plan()) == ["budgets.failures"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "not json"])
+def test_a_script_whose_plan_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(Refusal):
+        accept(text, RunPaths(tmp_path), here())
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Refusal, match="cannot be made"):
+        accept(plan().to_json(), RunPaths(tmp_path / "file/run"), here())
+
+
+def test_a_run_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(Refusal, match="another user"):
+        accept(plan().to_json(), RunPaths(tmp_path), here())
+
+
+def test_attempts_are_numbered_from_one_with_a_folder_for_logs_and_a_place_to_meet(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    accept(plan().to_json(), paths, here())
+    first, second = begin(plan(), paths, here()), begin(plan(), paths, here())
+    assert (first.number, second.number) == (1, 2)
+    assert first.logs.is_dir()
+    assert first.address == "127.0.0.1"
+    assert 1024 < first.port < 32768
+    assert lease.still_mine(paths, {**here(), "HPCFT_ATTEMPT": "2"})
+    assert not lease.still_mine(paths, {**here(), "HPCFT_ATTEMPT": "1"})
+    assert [event["attempt"] for event in read_events(paths) if event["event"] == "attempt_began"] == [1, 2]
+
+
+def test_a_requeued_job_over_its_budget_begins_no_further_attempt(tmp_path: Path) -> None:
+    paths, chosen = RunPaths(tmp_path), plan(budgets={"time_limits": 0})
+    accept(chosen.to_json(), paths, here())
+    begin(chosen, paths, here())
+    Ledger(paths, "rank-0000", {**here(), "HPCFT_ATTEMPT": "1"}).write("stopping", cause="time_limit", step=3)
+    with pytest.raises(Refusal, match="the budget is 0"):
+        begin(chosen, paths, here())
+    assert lease.holder(paths) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"), [("a\tb\n", "a\tb"), ("10%\r20%\r30%\n", "30%"), ("\x1b[2Jx\n", "\\x1b[2Jx"), ("x\r\n", "x")]
+)
+def test_a_log_line_cannot_move_the_readers_cursor(line: str, shown: str) -> None:
+    assert clean(line) == shown

@@ -54,7 +54,7 @@ class Masker:
         self.render = render
         some = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
         self.specials = tuple(specials)
-        self.special = re.compile(some)
+        self.run = re.compile(rf"(?:{some})+")
         self.first = re.compile(rf"\s*(?:{some})")
 
     def spans(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> tuple[str, list[Span]]:
@@ -72,29 +72,44 @@ class Masker:
         return text, spans
 
     def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
-        before, opened = (self._try(messages[:turn], tools, prompt) for prompt in (False, True))
-        # A template that ignores the prompt flag says nothing about where the assistant's header ends.
-        if opened and opened != before and text.startswith(opened):
+        opened = self._opened(text, messages, tools, turn)
+        if opened:
+            start, message = len(opened), messages[turn]
             last = turn == len(messages) - 1
             upto = text if last else self._try(messages[: turn + 1], tools, False)
-            if upto and text.startswith(upto):
-                return self._closed(text, Span(turn, len(opened), len(upto), False), messages[turn])
-            if upto and upto.startswith(opened) and (span := self._shortened(text, upto, len(opened), messages, turn)):
+            if upto and text.startswith(upto) and _has_last_words(text[start : len(upto)], message):
+                return self._closed(text, Span(turn, start, len(upto), False), message)
+            if upto and upto.startswith(opened) and (span := self._shortened(text, upto, start, message, turn)):
                 return span
-        return self._substituted(text, messages, tools, turn)
+        return self._substituted(text, messages, tools, turn, opened)
 
-    def _shortened(self, text: str, upto: str, start: int, messages: Sequence[Message], turn: int) -> Span | None:
+    def _opened(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> str | None:
+        """What a model is given before it writes ``turn``, if ``text`` begins with it.
+
+        None for a template that ignores the prompt flag: it says nothing about where the assistant's header ends.
+        """
+        before, opened = (self._try(messages[:turn], tools, prompt) for prompt in (False, True))
+        return opened if opened and opened != before and text.startswith(opened) else None
+
+    def _shortened(self, text: str, upto: str, start: int, message: Message, turn: int) -> Span | None:
         """The turn as ``text`` has it, ended by the token that ends it in ``upto``; None if it loses its last words."""
-        alone = self._closed(upto, Span(turn, start, len(upto), False), messages[turn])
-        closing = self._last_special(upto[start : alone.end])
+        alone = self._closed(upto, Span(turn, start, len(upto), False), message)
+        closing = upto[self._words_end(upto, start, len(upto)) : alone.end].lstrip()
         at = text.find(closing, start) if alone.closed else -1
         kept = text[start:at].strip()
-        if at < 0 or not kept or not messages[turn]["content"].strip().endswith(kept):
+        if at < 0 or not kept or not message["content"].strip().endswith(kept):
             return None
         return Span(turn, start, at + len(closing), True)
 
-    def _substituted(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
-        """The words of a turn, found by rendering other words in their place."""
+    def _substituted(
+        self,
+        text: str,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        turn: int,
+        opened: str | None = None,
+    ) -> Span:
+        """The words of a turn, found by rendering others in their place; from ``opened`` on where that is known."""
         message = messages[turn]
         other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
         before, found, after = (other or "").partition(STAND_IN)
@@ -107,28 +122,26 @@ class Masker:
             )
         if message["role"] != "assistant":
             return Span(turn, start, end, False)
-        start -= self._unprompted(before, self._try(messages[:turn], tools, True))
+        if opened and len(opened) <= start:
+            start = len(opened)
+        else:
+            start -= _unprompted(before, self._try(messages[:turn], tools, True))
         closing = self.first.match(text, end)
         return Span(turn, start, closing.end() if closing else end, closing is not None)
 
-    def _unprompted(self, before: str, opened: str | None) -> int:
-        """How much of the white space before the words the model has to write, for the prompt does not give it."""
-        if opened is None:
-            return 0
-        there, given = (len(text) - len(text.rstrip()) for text in (before, opened))
-        return max(0, there - given)
-
     def _closed(self, text: str, span: Span, message: Message) -> Span:
-        """``span`` cut behind the token that ends the turn: line breaks after it are the template's, not the model's.
+        """``span`` cut behind what ends the turn: line breaks after it are the template's, not the model's.
 
-        After plain words the first special token ends the turn (some templates close the whole text behind it);
-        after tool calls, which have special tokens of their own, the last one does.
+        After plain words that is the first special token, with those that touch it (some templates close the whole
+        text a line further down); after tool calls, which have special tokens of their own, it is the last one.
+        Where nothing ends a turn but the beginning of the next, the token that begins it does.
         """
-        from_ = self._words_end(text, span.start, span.end)
-        found = [match.end() for match in self.special.finditer(text, from_, span.end)]
-        if not found:
-            return Span(span.turn, span.start, from_, False)
-        return Span(span.turn, span.start, found[-1] if message.get("tool_calls") else found[0], True)
+        words_end = self._words_end(text, span.start, span.end)
+        found = [match.end() for match in self.run.finditer(text, words_end, span.end)]
+        if found:
+            return Span(span.turn, span.start, found[-1] if message.get("tool_calls") else found[0], True)
+        following = self.first.match(text, words_end)
+        return Span(span.turn, span.start, following.end() if following else words_end, following is not None)
 
     def _words_end(self, text: str, start: int, end: int) -> int:
         """Where, before ``end``, nothing follows but special tokens and white space."""
@@ -137,10 +150,6 @@ class Masker:
             end = max(m for m in (end - len(s) for s in self.specials if text.endswith(s, start, end)) if m >= start)
             end = start + len(text[start:end].rstrip())
         return end
-
-    def _last_special(self, text: str) -> str:
-        matches = self.special.findall(text)
-        return str(matches[-1]) if matches else ""
 
     def _try(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str | None:
         """A part of a conversation, or None: some templates refuse parts that are not conversations of their own."""
@@ -152,6 +161,20 @@ class Masker:
 
 def _says_something(message: Message) -> bool:
     return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _has_last_words(piece: str, message: Message) -> bool:
+    """Whether a turn as written ends with the row's words: a template that wants another kind of content drops them."""
+    words = message["content"].split()
+    return not words or words[-1][-16:] in piece
+
+
+def _unprompted(before: str, opened: str | None) -> int:
+    """How much of the white space before the words the model has to write, for the prompt does not give it."""
+    if opened is None:
+        return 0
+    there, given = (len(text) - len(text.rstrip()) for text in (before, opened))
+    return max(0, there - given)
 
 
 def wanted(spans: Sequence[Span], messages: Sequence[Message], train_on: str) -> list[Span]:

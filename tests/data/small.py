@@ -16,6 +16,7 @@ EOS = {
     "chatml": "<|im_end|>", "llama3": "<|eot_id|>", "mistral": "</s>", "gemma": "<end_of_turn>",
     "thinking": "<|im_end|>", "opened_thought": "<|end|>", "phi": "<|endoftext|>", "endless": "<|endoftext|>",
     "tools": "<|im_end|>", "dated": "<|im_end|>", "shouting": "<|im_end|>",
+    "two_ends": "<|im_end|>", "channels": "<|im_end|>", "parts": "<|im_end|>",
 }  # fmt: skip
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),

@@ -63,12 +63,31 @@ def test_a_token_that_closes_only_the_whole_text_is_not_taken_for_the_end_of_a_t
     ]
 
 
-def test_a_template_that_ends_no_turn_gets_the_eos_token_at_the_end_of_the_row(
+def test_a_turn_that_only_the_next_one_ends_is_ended_by_that_and_the_last_by_the_eos_token(
     prepared: Preparing, tokenizer: Tokenizers
 ) -> None:
     shards = prepared([TWO_TURNS], "endless")
-    assert trained_texts(shards, tokenizer("endless")) == ["Four, I say.", "Four again: 四 🙂<|endoftext|>"]
+    assert trained_texts(shards, tokenizer("endless")) == ["Four, I say.<|user|>", "Four again: 四 🙂<|endoftext|>"]
     assert shards.manifest["audit"]["rows"]["end_added"] == 1
+
+
+def test_end_tokens_side_by_side_are_both_trained(prepared: Preparing, tokenizer: Tokenizers) -> None:
+    shards = prepared([TWO_TURNS], "two_ends")
+    end = "<|end|><|im_end|>"
+    assert trained_texts(shards, tokenizer("two_ends")) == [f"Four, I say.{end}", f"Four again: 四 🙂{end}"]
+    assert shards.manifest["audit"]["end_token"]["text"] == "<|im_end|>"
+
+
+def test_a_header_that_the_model_writes_itself_is_trained_in_every_turn(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    shards = prepared([TWO_TURNS], "channels")
+    header = "<|start_header_id|>final<|end_header_id|>"
+    assert trained_texts(shards, tokenizer("channels")) == [
+        f"{header}Four, I say.<|end|>",
+        f"{header}Four again: 四 🙂<|im_end|>",
+    ]
+    assert {end["text"] for end in shards.manifest["audit"]["end_tokens"]} == {"<|end|>", "<|im_end|>"}
 
 
 def test_a_tool_call_is_trained_to_its_end_and_the_tools_answer_is_not(
@@ -131,9 +150,10 @@ def test_raw_text_is_trained_from_its_second_token_to_the_eos_token(prepared: Pr
     assert trained_texts(shards, tokenizer(None))[0].endswith("<|endoftext|>")
 
 
-def test_words_that_the_template_alters_beyond_recognition_are_refused_by_row(prepared: Preparing) -> None:
+@pytest.mark.parametrize("template", ["shouting", "parts"])
+def test_words_that_the_template_alters_or_drops_are_refused_by_row(template: str, prepared: Preparing) -> None:
     with pytest.raises(Refusal, match=r"rows\.jsonl:1: .*turn 2 \(assistant\)"):
-        prepared([TWO_TURNS], "shouting")
+        prepared([TWO_TURNS], template)
 
 
 def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(prepared: Preparing) -> None:

@@ -18,9 +18,11 @@ from hpcft.cli.common import find_run
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; default: in the run folder.")
 def command(run: str, checkpoint: str | None, merge: bool, dtype: str | None, output: Path | None) -> None:
     """Write adapter or model, tokenizer, generation settings and a model card of RUN, a name or a folder."""
+    from hpcft.launch.entry import read_plan
     from hpcft.launch.processes import run_module
 
-    words = ["--run", str(find_run(run).root)]
+    paths = find_run(run)
+    words = ["--run", str(paths.root)]
     for option, value in (("--checkpoint", checkpoint), ("--dtype", dtype), ("--output", output)):
         words += [option, str(value)] if value is not None else []
-    sys.exit(run_module("hpcft.train.export", *words, *(["--merge"] if merge else [])))
+    sys.exit(run_module("hpcft.train.export", read_plan(paths), *words, *(["--merge"] if merge else [])))

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hpcft.launch.hub import exported_home
 from hpcft.plan.plan import Plan
 
 
@@ -19,16 +20,17 @@ def run_data(verb: str, plan: Plan, store: Path, *words: str, aside: bool = Fals
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="hpcft-plan-", encoding="utf-8") as file:
         file.write(plan.to_json())
         file.flush()
-        return run_module(f"hpcft.data.{verb}", "--plan", file.name, "--store", str(store), *words, aside=aside)
+        return run_module(f"hpcft.data.{verb}", plan, "--plan", file.name, "--store", str(store), *words, aside=aside)
 
 
-def run_module(module: str, *words: str, aside: bool = False) -> int:
+def run_module(module: str, plan: Plan, *words: str, aside: bool = False) -> int:
     """Run ``python -m module words…`` with this interpreter and return its exit code.
 
-    The process finds this very hpcft, also where it is used from a checkout that is not installed.
+    The process finds this very hpcft, also where it is used from a checkout that is not installed, and looks for hub
+    files in the cache that the job will read.
     """
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = exported_home(plan, os.environ) | {"PYTHONPATH": path}
     command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, check=False, env=environment, stdout=sys.stderr if aside else None).returncode

@@ -67,7 +67,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(here: Callable[..., Submitte
     assert now.state == "finished"
     first, second = now.attempts
     assert first.why.startswith("rank 1 on this machine failed: was killed by SIGKILL")
-    assert second.first_step == first.last_saved == 4
+    assert second.first_step == first.last_saved
 
 
 def test_a_run_that_always_dies_stops_and_says_so(here: Callable[..., Submitted]) -> None:

@@ -68,8 +68,7 @@ def _front_matter(plan: Plan, kind: str) -> list[str]:
     ]
     if plan.model.source == "huggingface":
         lines += [f"base_model: {json.dumps(plan.model.path)}"]
-        relation = {ADAPTER: "adapter", MERGED: "merge", MODEL: "finetune"}[kind]
-        lines += [f"base_model_relation: {relation}"]
+        lines += [f"base_model_relation: {'adapter' if kind == ADAPTER else 'finetune'}"]
     if data:
         lines += [f"datasets: {json.dumps(list(dict.fromkeys(data)))}"]
     return ["---", *lines, "---", ""]

@@ -25,7 +25,7 @@ from hpcft.errors import EXIT_REFUSED, Refusal, refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
-from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, choose, kind_of, read_plan
+from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, check_base, choose, kind_of, read_plan
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 SAMPLES, SAMPLE_TOKENS = 4, 64
@@ -53,6 +53,7 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
 
     plan = read_plan(paths)
     kind = kind_of(plan, wish.merge)
+    check_base(plan, paths)
     manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
     check_facts(manifest, plan, manifest.data)
     identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
@@ -208,14 +209,15 @@ def summary(folder: Path, plan: Plan) -> str:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     width = max(map(len, sizes))
     files = [f"  {name:<{width}}  {_size(size):>9}" for name, size in sizes.items()]
-    where = shlex.quote(str(folder))
-    tools = "transformers and peft" if "adapter_config.json" in sizes else "transformers"
+    load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    if "adapter_config.json" in sizes:
+        load = f"PeftModel.from_pretrained(base, {str(folder)!r})"
     return "\n".join(
         [
             f"{len(files)} files, {_size(sum(sizes.values()))}:",
             *files,
-            f"next: how to load it with {tools}:  head -40 {where}/README.md",
-            f"      to share it:  hf upload YOUR-NAME/{shlex.quote(plan.name)} {where}",
+            f"next: {load}; README.md there has the whole snippet",
+            f"to share it: hf upload YOUR-NAME/{shlex.quote(plan.name)} {shlex.quote(str(folder))}",
         ]
     )
 
@@ -278,9 +280,11 @@ def _quiet() -> None:
 
 def _failed(error: Exception) -> int:
     """Unfaithful and a full disk are sentences; anything else is a mistake of ours and keeps its traceback."""
+    from safetensors import SafetensorError
+
     from hpcft.train.weights import Unfaithful
 
-    if not isinstance(error, (Unfaithful, OSError)):
+    if not isinstance(error, (Unfaithful, OSError, SafetensorError)):
         raise error
     _say(f"failed: {error}; nothing was published")
     return EXIT_FAILED

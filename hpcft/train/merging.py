@@ -29,6 +29,9 @@ from hpcft.train.weights import (
 )
 
 WRONG = 1e-3  # share of the largest logit from which on a float32 merge is not rounding but a mistake
+USUAL = (
+    4  # casts of merged weights were seen to move logits by less than one step of the type, as a share of the largest
+)
 
 
 def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
@@ -52,7 +55,7 @@ def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, s
     del model, whole
     again = compare(cast, logits(reloaded_model(plan, torch.float32, folder), samples))
     faithful(again, EXACT)
-    return Written(parameters, again, change, torch.finfo(dtype).eps / 2, _merge_warnings(change, dtype))
+    return Written(parameters, again, change, cast_warnings(change, dtype))
 
 
 def merge(model: Any) -> Any:
@@ -96,12 +99,12 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.copy_(parameter.to(dtype))
 
 
-def _merge_warnings(change: Change, dtype: torch.dtype) -> tuple[str, ...]:
-    """Rounded weights move logits by some multiple of their rounding; far beyond that the type is too coarse."""
+def cast_warnings(change: Change, dtype: torch.dtype) -> tuple[str, ...]:
+    """A warning where the written type moves logits more than usual. Raises Unfaithful where they are no numbers."""
     name = str(dtype).removeprefix("torch.")
     if not math.isfinite(change.largest):
         raise Unfaithful(f"the merged weights do not fit into {name}: logits are no numbers; use --dtype float32")
-    if change.share <= 16 * torch.finfo(dtype).eps + EXACT:
+    if change.share <= USUAL * torch.finfo(dtype).eps + EXACT:
         return ()
     return (
         f"casting the merged weights to {name} moves a logit by {change.largest:.3g} of {change.scale:.3g}, more than "

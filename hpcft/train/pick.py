@@ -56,8 +56,8 @@ def choose(paths: RunPaths, plan: Plan, words: str, fallback: bool, say: Say) ->
     except Broken as broken:
         say(f"broken: {broken}")
         reason = broken
-    earlier = (m for m in manifests.verified(paths, on_broken=lambda b: None) if m.folder.name < folder.name)
-    found = next(earlier, None)
+    step = next((step for step, other in manifests.folders(paths) if other == folder), 0)
+    found = next((manifest for manifest in manifests.verified(paths) if manifest.step < step), None)
     if fallback and found is not None:
         say(f"WARNING: {folder.name} is broken; taking {found.folder.name} instead")
         return found
@@ -104,3 +104,19 @@ def kind_of(plan: Plan, merge: bool) -> str:
         raise refuse("the adapter's base has random weights that are written nowhere, so it could be loaded by nobody",
                      value=plan.model.path, hint="export the whole model: --merge")  # fmt: skip
     return MERGED if merge else ADAPTER
+
+
+def check_base(plan: Plan, paths: RunPaths) -> None:
+    """Raises Refusal where a local base is not seen from here: is this where submit was typed?"""
+    base = Path(plan.model.path)
+    if plan.model.source != "local" or base.is_dir():
+        return
+    up = len(Path(plan.folders.runs).parts)
+    submitted = next(iter(paths.root.parents[up : up + 1]), paths.root)
+    there = not base.is_absolute() and (submitted / base).is_dir()
+    raise refuse(
+        "the base model's folder is not seen from this directory",
+        where="model.path",
+        value=plan.model.path,
+        hint=f"type the same after: cd {submitted}" if there else "restore it, or link it to where the plan has it",
+    )

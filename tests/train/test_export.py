@@ -399,6 +399,35 @@ def test_a_base_that_changed_since_the_run_began_is_refused(site: Path, monkeypa
         os.rename(site / "kept", site / "untied")
 
 
+def test_from_another_directory_it_says_where_to_type_it(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(site, "lora-untied")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="not seen from this directory") as refusal:
+        run.export(output=tmp_path / "out")
+    assert f"cd {site}" in str(refusal.value)
+
+
+def test_an_adapter_taken_out_of_a_rounded_base_says_what_that_costs(site: Path) -> None:
+    said: list[str] = []
+    run = trained(site, "pissa-bfloat16", model={"dtype": "bfloat16"}, tuner={"init_lora_weights": "pissa"})
+    folder = export(run.paths, Wish(), said.append)
+    reload = facts_of(folder)["reload"]
+    assert 0 < reload["largest"] < 0.05 * reload["scale"]
+    assert any(f"differ by {reload['largest']:.2g}" in sentence for sentence in said)
+
+
+def test_a_cast_that_moves_logits_too_far_is_warned_about_and_one_that_breaks_them_refused() -> None:
+    scale, positions = 8.0, 10
+    usual, far = weights.Change(0.05, scale, positions, 10), weights.Change(0.8, scale, positions, 7)
+    assert merging.cast_warnings(usual, torch.bfloat16) == ()
+    [warning] = merging.cast_warnings(far, torch.bfloat16)
+    assert "0.8 of 8" in warning
+    with pytest.raises(Unfaithful, match="do not fit into float16"):
+        merging.cast_warnings(weights.Change(float("inf"), scale, positions, 0), torch.float16)
+
+
 def test_an_adapter_that_learned_nothing_is_warned_about_and_an_empty_one_is_refused() -> None:
     moved, still = torch.ones(2, 2), torch.zeros(2, 2)
     assert weights.check_adapter({"a.lora_A.weight": still, "a.lora_B.weight": moved}) == ()
@@ -412,7 +441,7 @@ def test_as_a_process_of_its_own_it_prints_the_folder_and_nothing_else_on_stdout
     run = trained(site, "lora-untied")
     command = [sys.executable, "-m", "hpcft.train.export", "--run", "runs/lora-untied", "--output", "by-process"]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=site, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=site, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{site / 'by-process'}\n"
     for expected in ("hf upload", "adapter_model.safetensors", "<|im_end|>"):

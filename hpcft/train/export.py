@@ -49,12 +49,12 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
 
     Raises Refusal for what cannot be exported, Unfaithful where the folder would not be the trained model.
     """
-    from hpcft.train.checkpoint import check_facts
-
     plan = read_plan(paths)
     kind = kind_of(plan, wish.merge)
     check_base(plan, paths)
     manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
+    from hpcft.train.checkpoint import check_facts  # slow: torch comes with it, so what is refused above is so at once
+
     check_facts(manifest, plan, manifest.data)
     identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
     target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()

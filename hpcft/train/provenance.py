@@ -125,6 +125,6 @@ def _versions() -> dict[str, str]:
 
 def _command(plan: Plan, identity: Identity) -> str:
     """How to make this folder again, from where the run was submitted."""
-    words = ["python -m hpcft.train.export", f"--run runs/{plan.name}", f"--checkpoint {identity.step}"]
+    words = [f"hpcft export {plan.name} --checkpoint {identity.step}"]
     words += ["--merge"] if identity.kind == MERGED else []
     return " ".join([*words, f"--dtype {identity.dtype}"])

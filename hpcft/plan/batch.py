@@ -26,6 +26,8 @@ def plan_batch(
 
     data_parallel: ranks that read different windows. max_length: tokens in a window.
     """
+    unit = data_parallel * (micro or 1) * (accumulation or 1)  # a global batch is a multiple of it
+    said_both = bool(micro and accumulation)  # then it is that very number
     if global_windows is None:
         if accumulation is None:
             per_rank = max(1, -(-DEFAULT_GLOBAL_WINDOWS // data_parallel))
@@ -37,7 +39,7 @@ def plan_batch(
     elif global_windows % data_parallel:
         raise refuse(
             f"train.global_batch_size: {global_windows} windows do not divide among {data_parallel} ranks",
-            where=where, value=global_windows, choices=_nearest(global_windows, data_parallel),
+            where=where, value=global_windows, choices=[unit] if said_both else _nearest(global_windows, unit),
         )  # fmt: skip
     per_rank = global_windows // data_parallel
     if micro is None:
@@ -48,7 +50,7 @@ def plan_batch(
         raise refuse(
             f"train: {micro} windows × {accumulation} accumulation × {data_parallel} ranks = "
             f"{micro * accumulation * data_parallel}, not the global_batch_size of {global_windows}",
-            where=where, value=global_windows, choices=_nearest(global_windows, micro * data_parallel),
+            where=where, value=global_windows, choices=[unit] if said_both else _nearest(global_windows, unit),
             hint="leave out one of per_device_train_batch_size, gradient_accumulation_steps, global_batch_size",
         )  # fmt: skip
     return BatchPlan(

@@ -31,7 +31,8 @@ def test_without_a_name_the_profile_is_cluster_yaml_here_then_beside_the_run_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir(), there.mkdir()
+    here.mkdir()
+    there.mkdir()
     monkeypatch.chdir(here)
     assert load_cluster(None, there / "run.yaml")[0].name == "local"
     write(there, LEAST, "cluster.yaml")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -69,7 +72,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("kind", [Name, Word, Features])
-def test_a_name_that_could_end_a_line_or_run_is_refused(kind: object, text: str) -> None:
+def test_a_name_that_could_end_a_line_or_run_is_refused(kind: Any, text: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(kind).validate_python(text)
 
@@ -109,6 +112,4 @@ def test_a_line_may_hold_what_paths_hold(text: str) -> None:
     ],
 )
 def test_a_further_sbatch_option_is_one_word(text: str, good: bool) -> None:
-    import re
-
     assert bool(re.search(SBATCH_OPTION, text)) is good

@@ -18,7 +18,9 @@ demo: $(READY)  ## train a small model on this machine, from YAML to an answer (
 
 test: $(READY) check  ## every check and every test, on a real Slurm where it can be installed
 	@$(PY) -m tests.loopback install
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --ignore=tests/endtoend
+	@# Whole runs of several ranks, with times to keep: they get the machine to themselves.
+	$(PY) -m pytest tests/endtoend
 
 check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/ruff check --no-fix .

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hpcft.slurm.environment import scrubbed
 from tests.loopback import PACKAGES, LoopbackSlurm, missing_programs
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # Warnings are errors, but not those of torch and its friends, which come and go with their releases.
 _OTHERS_WARN = (("train",), ("data",))
@@ -21,13 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test that asks for the private Slurm is marked ``slurm``; they all run in one worker, which starts it once."""
+    """A test that asks for the private Slurm is marked ``slurm``."""
     for item in items:
         if "slurm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
         if item.path.relative_to(config.rootpath).parts[1:2] in _OTHERS_WARN:
             item.add_marker(pytest.mark.filterwarnings("default"))
 
@@ -44,11 +47,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[LoopbackSlurm]:
-    """A real Slurm of four nodes, n1 to n4, with 4 CPUs and two pretend GPUs each; see tests/loopback/."""
+    """A real Slurm of four nodes, n1 to n4, with 4 CPUs and two pretend GPUs each; see tests/loopback/.
+
+    Each pytest worker has its own: it is up in a third of a second, and most of its tests wait for Slurm.
+    """
     if missing_programs():
         pytest.skip("Slurm is not installed here")
     with LoopbackSlurm(gpus=2) as cluster:
-        yield cluster
+        # A killed pytest runs no teardown; the guard sees its end of the pipe close and takes the cluster down.
+        args = [sys.executable, "-m", "tests.loopback", "guard", "--folder", str(cluster.folder)]
+        with subprocess.Popen(args, stdin=subprocess.PIPE, cwd=ROOT, start_new_session=True) as guard:
+            yield cluster
+            assert guard.poll() is None
 
 
 @pytest.fixture(autouse=True)

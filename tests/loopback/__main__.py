@@ -14,14 +14,14 @@ from tests.loopback import PACKAGES, LoopbackSlurm, missing_programs
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.loopback", description=__doc__)
-    parser.add_argument("verb", choices=["up", "down", "status", "install"])
+    parser.add_argument("verb", choices=list(VERBS))
     parser.add_argument("--folder", type=Path, default=Path(".loopback"), help="where the cluster lives (.loopback)")
     parser.add_argument("--nodes", type=int, default=4, help="how many nodes (4)")
     parser.add_argument("--gpus", type=int, default=0, help="pretend GPUs of each node (0)")
     given = parser.parse_args()
     cluster = LoopbackSlurm(given.folder, nodes=given.nodes, gpus=given.gpus)
     try:
-        return {"up": _up, "down": _down, "status": _status, "install": _install}[given.verb](cluster)
+        return VERBS[given.verb](cluster)
     except (RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -73,6 +73,16 @@ def _install(_: LoopbackSlurm) -> int:
         print(f"!!! NO SLURM HERE (no {', '.join(missing)}): {why}: {' '.join(PACKAGES)}", file=sys.stderr)
     return 0
 
+
+def _guard(cluster: LoopbackSlurm) -> int:
+    """Wait until whoever holds the other end of stdin is gone, even killed; then take the cluster away."""
+    sys.stdin.read()
+    cluster.down()
+    shutil.rmtree(cluster.folder, ignore_errors=True)
+    return 0
+
+
+VERBS = {"up": _up, "down": _down, "status": _status, "install": _install, "guard": _guard}
 
 if __name__ == "__main__":
     raise SystemExit(main())

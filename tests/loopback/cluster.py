@@ -96,7 +96,7 @@ class LoopbackSlurm:
         for name in daemons:
             self._kill_all_of(name.removeprefix("slurmd-"))
         if self._own_folder and not keep:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(
         self,

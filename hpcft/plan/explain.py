@@ -114,7 +114,9 @@ def _data(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
         lines.append(f"evaluated on {data.validation_ratio:.1%} of the rows, set aside")
     if facts:
         share = facts.trained_tokens / max(1, facts.tokens)
-        lines.append(f"prepared: {facts.windows:,} windows, {facts.tokens:,} tokens of which {share:.0%} are trained")
+        lines.append(
+            f"prepared: {_count(facts.windows, 'window')}, {facts.tokens:,} tokens of which {share:.0%} are trained"
+        )
     else:
         lines.append("not prepared yet; submit does it first, or: hpcft prepare")
         if size := guessed_tokens(plan):
@@ -128,7 +130,9 @@ def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     steps = None
     if facts:
         steps, epoch = total_steps(plan, facts.windows), steps_per_epoch(plan, facts.windows)
-        division = f"⌈{facts.windows:,} windows / {plan.batch.global_windows}⌉ = {epoch:,} steps an epoch"
+        division = (
+            f"⌈{_count(facts.windows, 'window')} / {plan.batch.global_windows}⌉ = {_count(epoch, 'step')} an epoch"
+        )
         lines.append(
             division
             if optim.max_steps > 0
@@ -196,7 +200,11 @@ def _cluster(plan: Plan, file: str) -> list[tuple[str, str]]:
 
 def _paths(plan: Plan) -> list[tuple[str, str]]:
     run = PurePosixPath(plan.folders.runs) / plan.name
-    save = f"every {plan.checkpoint.save_steps} steps" if plan.checkpoint.save_steps else "at the end and when stopped"
+    save = (
+        f"every {_count(plan.checkpoint.save_steps, 'step')}"
+        if plan.checkpoint.save_steps
+        else "at the end and when stopped"
+    )
     return [
         ("paths", f"run {run}, prepared data {plan.folders.store}"),
         ("checkpoints", f"{save}; the newest {plan.checkpoint.keep} that verify are kept, and the best"),

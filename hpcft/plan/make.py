@@ -288,12 +288,12 @@ def replan(
         raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
                      hint="name the cluster profile: --cluster NAME")  # fmt: skip
     layout = Layout(nodes, per_node, (Axis("dp", nodes * per_node // old.degree("tp")), Axis("tp", old.degree("tp"))))
-    per_rank = plan.batch.global_windows // layout.data_parallel
+    per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     batch = plan_batch(
         data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
         # Never more windows in a forward pass than before: the card that held those may not hold more.
-        micro=next((n for n in range(plan.batch.micro_windows, 0, -1) if per_rank % n == 0), 1),
+        micro=None if rest else next(n for n in range(plan.batch.micro_windows, 0, -1) if per_rank % n == 0),
         accumulation=None, eval_windows=plan.batch.eval_windows,
     )  # fmt: skip
     resources = dataclasses.replace(

@@ -244,7 +244,7 @@ class Plan:
         """Read a Plan. Raises Refusal where the text is not one, or of a schema this release does not read."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refuse(f"not a Plan: {error}", where=where) from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema not in READABLE_SCHEMAS:
@@ -266,6 +266,8 @@ T = TypeVar("T")
 def _build(kind: type[T], data: Mapping[str, Any]) -> T:
     """A frozen dataclass from its dictionary, nested ones included; a missing or unknown key is an error."""
     hints = typing.get_type_hints(kind)
+    if not isinstance(data, Mapping):
+        raise TypeError(f"expected a {kind.__name__}, found {data!r}")
     if unknown := set(data) - set(hints):
         raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     return kind(**{name: _value(hints[name], value) for name, value in data.items()})
@@ -281,7 +283,7 @@ def _value(kind: Any, value: Any) -> Any:
         return None if value is None else _value(next(a for a in arguments if a is not type(None)), value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, type) and not isinstance(value, kind):
+    if isinstance(kind, type) and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
         raise TypeError(f"expected {kind.__name__}, found {value!r}")
     return value
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from tests.endtoend.scene import PROFILE, Scene
 from tests.loopback import LoopbackSlurm
 
 STEPS = 200
-# 29 M weights: five reduction buckets of 25 MB.
+# 29 M weights: eight reduction buckets.
 SHAPE = {"vocabulary": 4096, "hidden": 512, "layers": 8}
 GPU = {
     "accelerator": "cuda",
@@ -52,6 +53,7 @@ def main() -> int:
     gpus = 0 if given.cpu else given.per_node
     folder = Path(tempfile.mkdtemp(prefix="hpcft-gpu-"))
     with LoopbackSlurm(nodes=2, gpus=gpus, real_gpus=bool(gpus)) as slurm:
+        os.environ.update({name: slurm.environment[name] for name in ("SLURM_CONF", "PATH")})
         scene = prepare(folder, slurm, given.records, gpus)
         scene.keys |= {"nproc_per_node": given.per_node}
         rows = [compare(scene, tuner) for tuner in ("full", "lora")]
@@ -84,7 +86,7 @@ def prepare(folder: Path, slurm: LoopbackSlurm, records: list[str], gpus: int) -
 
 def compare(scene: Scene, tuner: str) -> dict[str, Any]:
     """The same run undisturbed and preempted once, with grace."""
-    keys = {"tuner_type": tuner} | ({"modules_to_save": ["lm_head"]} if tuner == "lora" else {})
+    keys = {"tuner_type": tuner} | ({"modules_to_save": ["lm_head", "embed_tokens"]} if tuner == "lora" else {})
     calm, hit = f"calm-{tuner}", f"preempted-{tuner}"
     begun = time.monotonic()
     scene.submit(calm, partition="batch", **keys)
@@ -100,7 +102,7 @@ def compare(scene: Scene, tuner: str) -> dict[str, Any]:
     if state != "finished":
         print(scene.words_of(hit), file=sys.stderr, flush=True)
     one, two = scene.losses(calm), scene.losses(hit)
-    attempts = scene.status(hit)["attempts"]
+    attempts = scene.attempts(hit)
     evaluations = [row["eval_loss"] for row in scene.metrics(calm) if "eval_loss" in row]
     taken = [row["step"] for row in scene.metrics(hit) if "loss" in row]
     speed = sorted(
@@ -110,7 +112,7 @@ def compare(scene: Scene, tuner: str) -> dict[str, Any]:
         "tuner": tuner,
         "equal": len(one) == STEPS and one == two,
         "first_difference": next((step for step in sorted(one) if one[step] != two.get(step)), None),
-        "resumed_at": attempts[-1]["first_step"],
+        "resumed_at": attempts[-1].first_step,
         "attempts": len(attempts),
         "done_twice": len(taken) - len(set(taken)),
         "eval": (evaluations[0], evaluations[-1]) if evaluations else None,

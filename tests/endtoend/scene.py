@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcft.launch.watch import ENDED, AttemptStatus, RunStatus, status
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.states import State
@@ -22,14 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # The loopback profile as the tests want it: the warning before the time limit as early as a test run needs it.
 PROFILE = (ROOT / "templates" / "clusters" / "loopback.yaml").read_text(encoding="utf-8")
 
-# A Qwen2 shape of 1.3 M weights: more than three reduction buckets, and steps of a few hundredths of a second.
+# A Qwen2 shape of 1.3 M weights: at least three reduction buckets, and steps of a few hundredths of a second.
 SHAPE: dict[str, int] = {"vocabulary": 2048, "hidden": 128, "layers": 4}
 
 RUN: dict[str, Any] = {
     "model": "./model",
     "from_scratch": True,
     "torch_dtype": "float32",
-    "max_length": 512,
+    "max_length": 256,
+    "truncation_strategy": "truncate_right",
     "learning_rate": 2e-3,
     "lr_scheduler_type": "constant",
     "gradient_checkpointing": "none",
@@ -92,10 +94,15 @@ class Scene:
         """The newest optimizer step that was taken."""
         return max(self.losses(name), default=0)
 
-    def status(self, name: str) -> dict[str, Any]:
-        """``hpcft status --json``; {"state": "new"} before the job has begun."""
-        done = self.hpcft("status", name, "--json", check=False)
-        return json.loads(done.stdout) if done.returncode == 0 else {"state": "new", "alive": True}
+    def status(self, name: str) -> RunStatus | None:
+        """How the run stands; None before Slurm has begun it. (In this process: `hpcft status` twice a second is work.)"""
+        folder = self.paths(name).root
+        return status(folder) if folder.is_dir() else None
+
+    def attempts(self, name: str) -> tuple[AttemptStatus, ...]:
+        """The attempts that have begun, oldest first."""
+        now = self.status(name)
+        return now.attempts if now else ()
 
     def wait(self, true: Callable[[], bool], seconds: float, what: str, name: str = "") -> None:
         """Wait until ``true()``. Raises AssertionError with the run's own words."""
@@ -103,7 +110,7 @@ class Scene:
         while not true():
             if time.monotonic() > end:
                 raise AssertionError(f"waited {seconds:g} s for {what}\n{self.words_of(name) if name else ''}")
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def wait_for_step(self, name: str, step: int, seconds: float = 120) -> None:
         """Wait until the run has taken ``step``."""
@@ -111,11 +118,7 @@ class Scene:
 
     def wait_for_attempt(self, name: str, number: int, seconds: float = 120) -> None:
         """Wait until attempt ``number`` of the run has begun."""
-
-        def begun() -> int:
-            return sum(event["event"] == "attempt_began" for event in self.events(name))
-
-        self.wait(lambda: begun() >= number, seconds, f"attempt {number} of {name}", name)
+        self.wait(lambda: len(self.attempts(name)) >= number, seconds, f"attempt {number} of {name}", name)
 
     def wait_for_job(self, job: str, states: Collection[State], seconds: float, name: str) -> State:
         """Wait until Slurm has the job in one of ``states``; returns it."""
@@ -124,8 +127,15 @@ class Scene:
 
     def wait_for_end(self, name: str, seconds: float = 240) -> str:
         """Wait until the run is finished, cancelled or stopped; returns which."""
-        self.wait(lambda: not self.status(name)["alive"], seconds, f"the end of {name}", name)
-        return str(self.status(name)["state"])
+
+        def ended() -> bool:
+            now = self.status(name)
+            return now is not None and now.state in ENDED
+
+        self.wait(ended, seconds, f"the end of {name}", name)
+        now = self.status(name)
+        assert now is not None
+        return now.state
 
     def preempt(self, nodes: int = 4) -> None:
         """Let a job of higher priority take every node for a moment, and wait until it has had them."""

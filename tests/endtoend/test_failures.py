@@ -38,11 +38,12 @@ def test_a_killed_rank_ends_the_job_step_is_named_and_the_run_goes_on_in_the_sam
     scene.wait(lambda: any(e["event"] == "attempt_ended" for e in scene.events("killed")), 70, "the end", "killed")
     assert time.monotonic() - killed < 60
     assert scene.wait_for_end("killed") == "finished"
-    first, second = scene.status("killed")["attempts"]
-    assert "rank 3" in first["why"]
-    assert second["job"] == first["job"] == job
-    assert (first["restart"], second["restart"]) == (0, 0)
-    assert second["first_step"] >= 40
+    first, second = scene.attempts("killed")
+    assert "rank 3" in first.why
+    assert second.job == first.job == job
+    assert (first.restart, second.restart) == (0, 0)
+    assert second.first_step is not None
+    assert second.first_step >= 40
     assert sorted(set(scene.losses("killed"))) == list(range(1, 301))
 
 
@@ -50,15 +51,16 @@ def test_a_killed_rank_ends_the_job_step_is_named_and_the_run_goes_on_in_the_sam
 def test_a_lost_node_leads_to_a_requeue_and_the_run_goes_on_elsewhere(scene: Scene) -> None:
     scene.submit("lost", max_steps=3000, save_steps=20)
     scene.wait_for_step("lost", 40)
-    node = scene.status("lost")["attempts"][0]["nodes"][1]
+    node = scene.attempts("lost")[0].nodes[1]
     scene.slurm.kill_node(node)
     try:
-        scene.wait(lambda: len(scene.status("lost")["attempts"]) > 1, 180, "a second attempt", "lost")
-        scene.wait(lambda: scene.status("lost")["attempts"][-1]["first_step"] is not None, 90, "its steps", "lost")
-        last = scene.status("lost")["attempts"][-1]
-        assert node not in last["nodes"]
-        assert last["first_step"] >= 40
-        assert last["restart"] >= 1
+        scene.wait_for_attempt("lost", 2, 180)
+        scene.wait(lambda: scene.attempts("lost")[-1].first_step is not None, 90, "its steps", "lost")
+        last = scene.attempts("lost")[-1]
+        assert node not in last.nodes
+        assert last.first_step is not None
+        assert last.first_step >= 40
+        assert last.restart >= 1
         scene.hpcft("cancel", "lost")
         assert scene.wait_for_end("lost") == "cancelled"
     finally:
@@ -69,6 +71,6 @@ def test_a_lost_node_leads_to_a_requeue_and_the_run_goes_on_elsewhere(scene: Sce
 def test_a_run_that_fails_at_the_same_place_again_and_again_stops_and_says_so(scene: Scene) -> None:
     scene.submit("hopeless", nodes=1, max_steps=50, learning_rate="1e30", max_grad_norm=0)
     assert scene.wait_for_end("hopeless") == "stopped"
-    status = scene.status("hopeless")
-    assert 1 <= len(status["attempts"]) <= 4
-    assert "finite" in status["why"] or "finite" in status["attempts"][-1]["why"]
+    attempts = scene.attempts("hopeless")
+    assert 1 <= len(attempts) <= 4
+    assert "finite" in attempts[-1].why

@@ -21,7 +21,8 @@ from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.world import World
 
-BUCKET_BYTES = 25 * 2**20  # of float32 gradients: large enough for the network, small enough to overlap
+BUCKET_BYTES = 25 * 2**20  # of float32 gradients at most: enough to keep the network busy
+BUCKETS = 8  # what a small model is cut into, down to a megabyte each: with one bucket nothing would overlap
 PARTS = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -48,19 +49,19 @@ class Bucket:
 
 def build(model: nn.Module, plan: Plan, world: World) -> DataParallel:
     """Spread ``model`` over the ranks of ``world``; its trainable parameters become copies of float32 masters."""
-    return DataParallel(model, plan, world, BUCKET_BYTES)
+    return DataParallel(model, plan, world)
 
 
 class DataParallel:
     """Fulfils ``protocols.Sharded``."""
 
-    def __init__(self, model: nn.Module, plan: Plan, world: World, bucket_bytes: int) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, world: World) -> None:
         self.model = model
         self.world = world
         self.dtype = DTYPES[plan.model.dtype]
         self.scale = LossScale.for_dtype(self.dtype)
         self.updates = 0
-        self.buckets = _buckets(model, self.dtype, bucket_bytes)
+        self.buckets = _buckets(model, self.dtype)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
         self.optimizer = _adamw(list(self.slots.values()), plan.optim, world.device)
         self._last = False
@@ -176,11 +177,13 @@ class DataParallel:
         return torch.tensor(float(updates), device=self.world.device if on_device else "cpu")
 
 
-def _buckets(model: nn.Module, dtype: torch.dtype, bucket_bytes: int) -> list[Bucket]:
+def _buckets(model: nn.Module, dtype: torch.dtype) -> list[Bucket]:
     """Trainable parameters in reverse order (about the order in which their gradients come), cut by size."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    bucket_bytes = min(BUCKET_BYTES, max(2**20, sum(p.numel() for _, p in trained) * 4 // BUCKETS))
     groups: list[list[tuple[str, nn.Parameter]]] = []
     room = 0
-    for name, parameter in reversed([(n, p) for n, p in model.named_parameters() if p.requires_grad]):
+    for name, parameter in reversed(trained):
         if not groups or parameter.numel() * 4 > room:
             groups.append([])
             room = bucket_bytes

@@ -51,7 +51,8 @@ def assemble(
     prepared = prepared or open_data(plan, environ)
     phase("data")
     make_reproducible(plan)
-    sharded = importlib.import_module(plan.train.strategy_module).build(prepare_model(plan, world), plan, world)
+    model = prepare_model(plan, world, paths.recorded)
+    sharded = importlib.import_module(plan.train.strategy_module).build(model, plan, world)
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model)
     phase("model")

@@ -119,7 +119,7 @@ def explain(error: BaseException) -> str:
     if type(error).__name__ == "OutOfMemoryError":
         text += (
             "; the GPU is full: lower per_device_train_batch_size (the mathematics stays the same), "
-            "set train.recomputation: full, or lower max_length"
+            "set gradient_checkpointing: full, or lower max_length"
         )
     return text
 

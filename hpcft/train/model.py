@@ -18,17 +18,20 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
 from hpcft.train.precision import DTYPES
+from hpcft.train.recorded import recorded
 from hpcft.train.world import World
 
 
-def prepare_model(plan: Plan, world: World) -> nn.Module:
+def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> nn.Module:
     """A transformers model, or a peft model of one, on this rank's device, the same on every rank.
+
+    notes: recorded.json of the run, where what was found out about the device is kept for later attempts.
 
     Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
     the compute type. The strategy turns trainable weights into working copies of the compute type.
     """
     config = load_config(plan.model)
-    attention = _agreed_attention(plan, config, world)
+    attention = _agreed_attention(plan, config, world, notes)
     model = load_model(plan, config, attention, world.device)
     if plan.tuner.kind == "lora":
         model = add_adapters(model, plan.tuner, plan.train.seed)
@@ -158,9 +161,15 @@ def check_same(model: nn.Module, world: World) -> None:
         )
 
 
-def _agreed_attention(plan: Plan, config: Any, world: World) -> str:
+def _agreed_attention(plan: Plan, config: Any, world: World, notes: Path | None) -> str:
     """What rank 0 found to run, said once in its log."""
-    chosen = choose_attention(plan.model.attention, config, DTYPES[plan.model.dtype], world.device)
+
+    def choose() -> str:
+        return choose_attention(plan.model.attention, config, DTYPES[plan.model.dtype], world.device)
+
+    chosen = ""
+    if world.first:
+        chosen = recorded(notes, "attention", world.device, choose) if notes else choose()
     chosen = world.broadcast_text(chosen)
     if world.first:
         print(

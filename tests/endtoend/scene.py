@@ -95,7 +95,7 @@ class Scene:
         return max(self.losses(name), default=0)
 
     def status(self, name: str) -> RunStatus | None:
-        """How the run stands; None before Slurm has begun it. (In this process: `hpcft status` twice a second is work.)"""
+        """How the run stands; None before it has a folder. In this process: `hpcft status` every moment is work."""
         folder = self.paths(name).root
         return status(folder) if folder.is_dir() else None
 

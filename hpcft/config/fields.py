@@ -56,4 +56,5 @@ Line = Annotated[str, StringConstraints(pattern=ONE_LINE)]
 Features = Annotated[str, StringConstraints(pattern=FEATURES_PATTERN)]
 _TIME_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]}  # what an editor may accept
 Minutes = Annotated[int, BeforeValidator(minutes), Field(ge=1), WithJsonSchema(_TIME_SCHEMA)]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # any lines; a pattern also makes sure of UTF-8
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Word
+from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Text, Word
 
 
 class Section(BaseModel):
@@ -83,7 +83,7 @@ class Data(Section):
     chat_template: Line | None = Field(
         None, description="A jinja file or `chatml`. null: the tokenizer's own template."
     )
-    system: str | None = Field(None, description="System message for records that have none.")
+    system: Text | None = Field(None, description="System message for records that have none.")
     train_on: Literal["assistant", "last_turn", "all"] = Field(
         "assistant", description="Which tokens are trained: every assistant turn, only the last one, or all tokens."
     )

@@ -1,0 +1,197 @@
+"""The command as a person runs it: exit codes, stdout and stderr, the next thing to type, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcft.cli.main import ELSEWHERE, VERBS
+from hpcft.plan.plan import Plan
+from tests.words import LEAST, ROOT, SEED
+
+
+def hpcft(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``hpcft`` with the words of ``line`` in ``folder``, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hpcft.cli.main", *shlex.split(line)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def refused(line: str, folder: Path) -> str:
+    """What was said by a command that was refused: exit code 2, nothing on stdout, no traceback."""
+    result = hpcft(line, folder)
+    assert (result.returncode, result.stdout) == (2, ""), result
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith(("Error: ", "Usage: "))
+    return result.stderr
+
+
+def test_init_plan_and_render_lead_from_one_to_the_next(tmp_path: Path) -> None:
+    began = hpcft("init mine", tmp_path)
+    assert (began.returncode, began.stdout) == (0, "mine/run.yaml\nmine/cluster.yaml\n")
+    assert "hpcft plan mine/run.yaml" in began.stderr
+    planned = hpcft("plan mine/run.yaml --nodes 1", tmp_path)
+    assert planned.returncode == 0
+    assert "local (mine/cluster.yaml)" in planned.stdout
+    assert planned.stderr.strip() == "next: hpcft submit mine/run.yaml --nodes 1"
+    rendered = hpcft("render mine/run.yaml --cluster loopback --time 20 -o job.sbatch", tmp_path)
+    assert rendered.returncode == 0, rendered.stderr
+    assert "next: sbatch job.sbatch" in rendered.stderr
+    assert hpcft("render mine/run.yaml --cluster loopback --time 20 --check job.sbatch", tmp_path).returncode == 0
+    differs = hpcft("render mine/run.yaml --cluster loopback --time 21 --diff job.sbatch", tmp_path)
+    assert differs.returncode == 1
+    assert "+#SBATCH --time=00:21:00" in differs.stdout
+
+
+def test_init_overwrites_nothing_and_says_what_is_there(tmp_path: Path) -> None:
+    assert hpcft("init", tmp_path).returncode == 0
+    before = (tmp_path / "run.yaml").read_bytes()
+    assert "run.yaml, cluster.yaml: already there" in refused("init", tmp_path)
+    assert (tmp_path / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("init --run lorra", "did you mean lora?"),
+        ("init --cluster nosuch", "infiniband-h100"),
+        ("init /proc/nowhere", "cannot be written"),
+        ("init a-file/inner", "cannot be written"),
+    ],
+)
+def test_init_refuses_what_it_cannot_do(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "a-file").write_text("")
+    assert said in refused(line, tmp_path)
+
+
+def test_init_lists_every_key_on_stdout(tmp_path: Path) -> None:
+    result = hpcft("init --list", tmp_path)
+    assert result.returncode == 0
+    assert "learning_rate:" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_init_writes_schemas_that_the_files_point_at(tmp_path: Path) -> None:
+    assert hpcft("init --schema", tmp_path).returncode == 0
+    for name in ("run", "cluster"):
+        first = (tmp_path / f"{name}.yaml").read_text().splitlines()[0]
+        assert first == f"# yaml-language-server: $schema={name}.schema.json"
+        assert json.loads((tmp_path / f"{name}.schema.json").read_text())["properties"]
+    assert hpcft("plan run.yaml", tmp_path).returncode == 0
+
+
+def test_the_seeds_command_line_plans_verbatim_and_its_json_is_the_plan(tmp_path: Path) -> None:
+    seed = SEED.replace("\n", " ")
+    page = hpcft(f"plan {seed}", tmp_path)
+    assert page.returncode == 0, page.stderr
+    assert "1 window × 8 accumulation × 2 ranks = 16 windows" in page.stdout
+    made = Plan.from_json(hpcft(f"plan {seed} --json", tmp_path).stdout)
+    assert made.fingerprint in page.stdout
+    assert made.batch.global_windows == 16
+
+
+def test_all_shows_every_key_and_where_its_value_is_from(tmp_path: Path) -> None:
+    page = hpcft(f"plan {LEAST} --lr 1e-3 --all", tmp_path).stdout
+    assert any(line.split() == ["weight_decay", "0.1", "default"] for line in page.splitlines())
+    assert any(line.split() == ["learning_rate", "0.001", "command", "line"] for line in page.splitlines())
+
+
+def test_words_without_effect_are_said_on_stderr_once(tmp_path: Path) -> None:
+    result = hpcft(f"plan {LEAST} --node_rank 0 --master_port 29500", tmp_path)
+    assert result.returncode == 0
+    assert result.stderr.count("has no effect here") == 2
+    assert "no effect" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("plan", "model: missing"),
+        ("plan nofile.yaml", "nofile.yaml: cannot be read: No such file or directory"),
+        ("plan --modl m --dataset a", "did you mean model?"),
+        (f"plan {LEAST} --lr", "lr: needs a value"),
+        (f"plan {LEAST} --nodes 3", "this machine is one node"),
+        (f"plan {LEAST} --cluster nosuch", "cluster: no such profile"),
+        (f"plan {LEAST} --name 'a\nb'", "may not stand here"),
+        (f"plan {LEAST} --cluster infiniband-h100 --partition x", "valid: gpu, scavenge"),
+        (f"plan {LEAST} --cluster infiniband-h100 --global_batch_size 9", "valid: 8, 16"),
+        (f"plan {LEAST} --deepspeed zero3", "not in this release"),
+        (f"render {LEAST} -o /proc/nowhere/x", "cannot be written"),
+        (f"render {LEAST} --check nofile", "cannot be read"),
+        ("pln", "did you mean plan?"),
+        ("--zzz", "No such option"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(tmp_path: Path, line: str, said: str) -> None:
+    assert said in refused(line, tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused_and_no_traceback_follows(tmp_path: Path) -> None:
+    for words in ([b"--name", b"\xff\xfe"], [b"--\xff", b"1"], [b"\xff.yaml"], [b"--system", b"\xff"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "hpcft.cli.main", "plan", *LEAST.split(), *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+        )
+        assert result.returncode == 2, words
+        assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("word", ELSEWHERE)
+def test_a_verb_of_another_tool_is_told_what_it_is_called_here(word: str, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from hpcft.cli.main import command
+
+    result = CliRunner().invoke(command, [word])
+    assert result.exit_code == 2
+    assert f"here it is: hpcft {ELSEWHERE[word]}" in result.output
+    verb = ELSEWHERE[word].split()[0]
+    assert verb in VERBS or verb == "--help"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_says_what_it_does(verb: str) -> None:
+    from click.testing import CliRunner
+
+    from hpcft.cli.main import command
+
+    result = CliRunner().invoke(command, [verb, "--help"], prog_name="hpcft")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"Usage: hpcft {verb}")
+    assert len(result.output.splitlines()) > 4
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    hpcft_ = f"{shlex.quote(sys.executable)} -m hpcft.cli.main"
+    result = subprocess.run(
+        ["bash", "-c", f"{hpcft_} init --list | head -1; exit ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+    assert result.returncode == 0
+
+
+def test_nothing_is_coloured_and_a_closed_stdin_does_no_harm(tmp_path: Path) -> None:
+    result = hpcft(f"plan {LEAST}", tmp_path, FORCE_COLOR="1", TERM="dumb", LC_ALL="C")
+    assert result.returncode == 0
+    assert "\x1b" not in result.stdout + result.stderr

@@ -52,6 +52,11 @@ class Refusal(Exception):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    @property
+    def report(self) -> str:
+        """What a command prints on stderr before it exits with ``exit_code``."""
+        return "\n".join(f"Error: {problem}" for problem in self.problems)
+
 
 def refuse(
     what: str, *, where: str = "", value: object = "", choices: Iterable[object] = (), hint: str = ""

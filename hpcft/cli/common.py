@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from hpcft.config.cluster import ClusterProfile
     from hpcft.config.load import Loaded
+    from hpcft.errors import Problem
     from hpcft.plan.plan import Plan
     from hpcft.run.paths import RunPaths
 
@@ -86,6 +87,33 @@ def _named_by_file(loaded: Loaded) -> Loaded:
     assert loaded.file is not None
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", loaded.file.stem).strip("-._")[:64]
     return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
+
+
+def refuse_missing_files(planned: Planned) -> None:
+    """Raises Refusal for every local model folder or data file of the run that is not there, with the line it is on."""
+    from hpcft.errors import Problem, Refusal
+
+    plan, origins = planned.plan, planned.loaded.origins
+    problems = []
+    if plan.model.source == "local" and not (Path(plan.model.path).expanduser() / "config.json").is_file():
+        hint = "a folder with config.json, or a name on a hub such as Qwen/Qwen2.5-0.5B-Instruct"
+        problems.append(Problem("model: no model is there", origins.get("model", ""), plan.model.path, hint=hint))
+    for leaf, sources in (("dataset", plan.data.train), ("val_dataset", plan.data.validation)):
+        for source in sources:
+            if source.source == "local" and not Path(source.path).expanduser().exists():
+                problems.append(_missing(leaf, source.path, origins.get(leaf, "")))
+    if problems:
+        raise Refusal(problems)
+
+
+def _missing(leaf: str, name: str, where: str) -> Problem:
+    from hpcft.errors import Problem, near
+
+    folder = Path(name).expanduser().parent
+    there = [str(folder / path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    guess = near(name, there)
+    hint = f"did you mean {guess}?" if guess else "paths are relative to the folder you call hpcft in"
+    return Problem(f"{leaf}: no such file", where, name, hint=hint)
 
 
 def find_run(name: str) -> RunPaths:

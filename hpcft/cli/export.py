@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command("export")
 @click.argument("run", metavar="RUN")
-@click.option("--checkpoint", metavar="WHICH", help="latest, best, a step, or a folder; default: what the run asks for.")
+@click.option(
+    "--checkpoint", metavar="WHICH", help="latest, best, a step, or a folder; default: what the run asks for."
+)
 @click.option("--fallback", is_flag=True, help="Take the newest whole checkpoint where that one is broken.")
 @click.option("--merge", is_flag=True, help="Merge LoRA into the original base; the logit change is reported.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), help="Type of the exported weights.")

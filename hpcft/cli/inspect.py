@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
 
 
 @click.command("inspect", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -20,6 +20,8 @@ def command(words: tuple[str, ...], index: int | None, random_: int | None, spli
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
 
-    plan = resolve(plan_run(words).plan)
+    planned = plan_run(words)
+    refuse_missing_files(planned)
+    plan = resolve(planned.plan)
     which = ["--random", str(random_)] if random_ else ["--index", str(index or 0)]
     sys.exit(run_data("inspect", plan, store_folder(plan), "--split", split, *which))

@@ -89,8 +89,7 @@ def main() -> None:
     try:
         command()
     except Refusal as refusal:
-        for problem in refusal.problems:
-            click.echo(f"Error: {problem}", err=True)
+        click.echo(refusal.report, err=True)
         sys.exit(EXIT_REFUSED)
     except BrokenPipeError:  # the reader of a pipe went away: nothing is wrong
         sys.stderr.close()

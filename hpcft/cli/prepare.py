@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
 
 
 @click.command("prepare", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -18,5 +18,7 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
 
-    plan = resolve(plan_run(words).plan)
+    planned = plan_run(words)
+    refuse_missing_files(planned)
+    plan = resolve(planned.plan)
     sys.exit(run_data("prepare", plan, store_folder(plan), *(["--json"] if as_json else [])))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
 
 if TYPE_CHECKING:
     from hpcft.launch.transport import Submitted
@@ -29,6 +29,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     if dry_run:
         _dry_run(planned.plan, on_slurm)
         return
+    refuse_missing_files(planned)
     plan = _prepared(planned.plan)
     submitted = hand_over(plan, on_slurm)
     report(submitted, plan)

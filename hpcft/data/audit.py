@@ -52,12 +52,12 @@ class Audit:
             raise refuse("no rows are chosen", hint="a dataset#N takes N rows; N must be at least 1")
         if untrained and (untrained == rows - too_long or untrained / rows > data.max_untrained_rows):
             share = f"{untrained} of {rows} rows ({untrained / rows:.0%}) have no token to train on"
-            limit = f"data.max_untrained_rows allows {data.max_untrained_rows:.0%}"
+            limit = f"max_untrained_rows allows {data.max_untrained_rows:.0%}"
             raise self._refusal(UNTRAINED, names, share, f"{limit}; train_on is {data.train_on}")
         if not self.fates[KEPT]:
             longest = f"the shortest row has {min(self.lengths)} tokens"
-            hint = f"{longest}; raise max_length or set data.truncation"
-            raise self._refusal(TOO_LONG, names, "every row is longer than data.max_length", hint)
+            hint = f"{longest}; raise max_length or set truncation_strategy"
+            raise self._refusal(TOO_LONG, names, "every row is longer than max_length", hint)
 
     def _refusal(self, fate: str, names: Sequence[str], what: str, hint: str) -> Refusal:
         examples = [Problem(why, f"{names[file]}:{line}") for file, line, why in self.examples.get(fate, ())]

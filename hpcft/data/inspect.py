@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
         show(data, given.store, given.split, given.index, given.random)
     except Refusal as refusal:
-        print(refusal, file=sys.stderr)
+        print(refusal.report, file=sys.stderr)
         return refusal.exit_code
     return 0
 

@@ -194,10 +194,8 @@ def _file_facts(read: Read, taken: int) -> dict[str, Any]:
 
 def _template_hint(sentence: str) -> str:
     if "system" in sentence.lower():
-        return "this template knows no system turn: remove it from the data, or set data.chat_template"
-    return (
-        "hpcft trains on what the template writes: mend the row, or set data.chat_template to a template that takes it"
-    )
+        return "this template knows no system turn: remove it from the data, or set chat_template"
+    return "hpcft trains on what the template writes: mend the row, or set chat_template to a template that takes it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
         answer = prepare(data, given.store)
     except Refusal as refusal:
-        print(refusal, file=sys.stderr)
+        print(refusal.report, file=sys.stderr)
         return refusal.exit_code
     print(json.dumps(answer.manifest) if given.json else table(answer.manifest, names_of(answer)))
     return 0

@@ -67,7 +67,7 @@ def template_file(data: DataPlan) -> DataFile | None:
     if name is None or name in BUILT_IN or not (Path(name).is_file() or "/" in name or "." in name):
         return None
     if not Path(name).is_file():
-        raise refuse("no such file for the chat template", where="data.chat_template", value=name, choices=BUILT_IN)
+        raise refuse("no such file for the chat template", where="chat_template", value=name, choices=BUILT_IN)
     return DataFile(Path(name), name)
 
 
@@ -137,11 +137,11 @@ def _chosen(tokenizer: Any, data: DataPlan) -> str | None:
         return str(own[name])
     if name not in BUILT_IN:
         choices = [*BUILT_IN, *(own if isinstance(own, dict) else ()), "a file"]
-        raise refuse("unknown chat template", where="data.chat_template", value=name, choices=choices)
+        raise refuse("unknown chat template", where="chat_template", value=name, choices=choices)
     if lacking := [token for token in ("<|im_start|>", "<|im_end|>") if token not in tokenizer.get_vocab()]:
         raise refuse(
             f"the tokenizer has no token {' and '.join(lacking)}, which chatml writes",
-            where="data.chat_template",
+            where="chat_template",
             value=name,
             hint=f"write a template file that ends each assistant turn with {tokenizer.eos_token or 'a token it has'}",
         )
@@ -159,5 +159,5 @@ def no_template(data: DataPlan, where: str) -> Refusal:
         where=where,
         value=data.tokenizer,
         choices=[*BUILT_IN, "a Jinja file"],
-        hint="set data.chat_template",
+        hint="set chat_template",
     )

@@ -133,7 +133,7 @@ def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
         )
     model = Path(plan.model.path)
     if plan.model.source == "local" and not (model / "config.json").is_file():
-        raise refuse("model.path: no model is there (no config.json)", where=str(model.absolute()))
+        raise refuse("model: no model is there (no config.json)", where=str(model.absolute()))
 
 
 def compare(reports: Sequence[Report], nodes: Sequence[str]) -> Verdict:

@@ -31,7 +31,7 @@ _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^\s\"'`$\\{}]*)?\}|^\$
 
 # Options that the template writes itself, or that would change what the script is.
 RESERVED = {
-    "job-name": "slurm.job_name",
+    "job-name": "name",
     "partition": "slurm.partition",
     "account": "slurm.account",
     "qos": "slurm.qos",
@@ -40,17 +40,17 @@ RESERVED = {
     "nodes": "slurm.nodes",
     "ntasks": "slurm.nodes",
     "ntasks-per-node": "slurm.nodes",
-    "cpus-per-task": "slurm.cpus_per_task",
+    "cpus-per-task": "the profile's cores_per_node",
     "gres": "the profile's GPU request",
     "gpus": "the profile's GPU request",
     "gpus-per-node": "the profile's GPU request",
     "gpus-per-task": "the profile's GPU request; a task bound to one GPU loses the fast links to its peers",
-    "mem": "slurm.memory",
+    "mem": "slurm.mem",
     "exclusive": "slurm.exclusive",
     "time": "slurm.time",
-    "signal": "slurm.signal_lead",
-    "requeue": "slurm.requeue",
-    "no-requeue": "slurm.requeue",
+    "signal": "the profile's signal_lead",
+    "requeue": "nothing: a run always comes back",
+    "no-requeue": "nothing: a run always comes back",
     "output": "the run folder: every rank has a log of its own there",
     "error": "the run folder: every rank has a log of its own there",
     "open-mode": "nothing: append is what keeps the log of earlier attempts",
@@ -124,7 +124,7 @@ def gpu_option(resources: Resources) -> str | None:
     typed = f"{kind}:{count}" if kind else str(count)
     forms = {"gres": f"gres=gpu:{count}", "gres_typed": f"gres=gpu:{typed}", "gpus_per_node": f"gpus-per-node={typed}"}
     if resources.gpu_request not in forms:
-        raise refuse("slurm.gpu_request", value=resources.gpu_request, choices=[*forms, "none"])
+        raise refuse("gpu_request", value=resources.gpu_request, choices=[*forms, "none"])
     if resources.gpu_request == "gres_typed" and not kind:
         raise refuse(
             "gpu_request: gres_typed needs a GPU type", hint="set gpu_type in the profile to what `sinfo -o %G` shows"
@@ -149,9 +149,9 @@ def option(text: str) -> str:
     """A further sbatch option of the user's, checked and not one of those the template writes."""
     flag, equals, value = text.partition("=")
     if not _OPTION.fullmatch(flag) or (equals and not _WORD.fullmatch(value)):
-        raise refuse("slurm.extra: not an sbatch option", value=text, hint="write it as --name or --name=value")
+        raise refuse("extra: not an sbatch option", value=text, hint="write it as --name or --name=value")
     if (owner := RESERVED.get(flag[2:])) is not None:
-        raise refuse(f"slurm.extra: {flag} is set by {owner}", value=text)
+        raise refuse(f"extra: {flag} is set by {owner}", value=text)
     return text
 
 

@@ -37,7 +37,7 @@ HINTS = {
     "invalid feature": "`sinfo -o '%P %f'` shows what slurm.constraint may name",
     "reservation": "`scontrol show reservation` lists them; set slurm.reservation",
     "time limit": "`sinfo -o '%P %l'` shows the longest time of each partition; set slurm.time",
-    "memory specification": "ask for less per node in slurm.memory; `sinfo -o '%P %m'` shows what nodes have (MiB)",
+    "memory specification": "ask for less per node in slurm.mem; `sinfo -o '%P %m'` shows what nodes have (MiB)",
     "node count specification": "`sinfo -o '%P %D'` shows how many nodes each partition has",
     "node configuration is not available": "no node has so much: `sinfo -o '%n %c %m %G'` shows cores, MiB, GPUs",
     "more processors requested": "fewer nodes, tasks or cores per task; `sinfo -o '%P %c'` shows the cores of nodes",

@@ -130,10 +130,10 @@ def check_packing(model: Any) -> None:
     noise = float(alone.abs().max()) * (1e-5 if next(model.parameters()).dtype is torch.float32 else 3e-2)
     if leak > noise and leak > 0.2 * whole_leak:
         raise refuse(
-            f"model.attention: with {name} the documents of a packed window see each other in this model: "
+            f"attn_impl: with {name} the documents of a packed window see each other in this model: "
             f"logits differ by {leak:.2g} from those of the document alone",
             value=name,
-            hint="set data.packing: false",
+            hint="set packing: false",
         )
 
 

@@ -257,7 +257,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         folder = export(paths, wish, _say)
     except Refusal as refusal:
-        _say(str(refusal))
+        _say(refusal.report)
         return EXIT_REFUSED
     except KeyboardInterrupt:
         _say("interrupted; nothing was published")

@@ -51,7 +51,7 @@ def load_config(plan: ModelPlan) -> Any:
         )
     except (OSError, ValueError) as error:
         raise refuse(
-            f"model.path: the model's configuration cannot be read: {str(error).splitlines()[0]}",
+            f"model: the model's configuration cannot be read: {str(error).splitlines()[0]}",
             value=plan.path,
             hint="ranks run offline; submit downloads a hub name first, a folder must hold config.json",
         ) from error
@@ -121,7 +121,9 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers renames
             return get_peft_model(model, config)
     except ValueError as error:
-        raise refuse(f"tuner: peft refuses these settings: {error}", hint="see tuner.target_modules") from error
+        raise refuse(
+            f"tuner: peft refuses these settings: {error}", hint="see target_modules and the other keys of tuner"
+        ) from error
 
 
 def _touches_tied_weights(model: nn.Module, tuner: TunerPlan) -> bool:

@@ -85,11 +85,7 @@ def _asked(paths: RunPaths, plan: Plan, words: str) -> Path:
         return Path(words).absolute()
     choices = ["latest", *(["best"] if best else []), *(str(step) for step, _ in there)] if there else []
     what = "the run has no such checkpoint" if there else "the run has no checkpoint yet"
-    hint = (
-        "a step, a checkpoint's folder, or one of these"
-        if there
-        else "it saves by checkpoint.save_steps and at its end"
-    )
+    hint = "a step, a checkpoint's folder, or one of these" if there else "it saves by save_steps and at its end"
     raise refuse(what, where=str(paths.checkpoints), value=words, choices=choices, hint=hint)
 
 
@@ -116,7 +112,7 @@ def check_base(plan: Plan, paths: RunPaths) -> None:
     there = not base.is_absolute() and (submitted / base).is_dir()
     raise refuse(
         "the base model's folder is not seen from this directory",
-        where="model.path",
+        where="model",
         value=plan.model.path,
         hint=f"type the same after: cd {submitted}" if there else "restore it, or link it to where the plan has it",
     )

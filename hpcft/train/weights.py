@@ -134,7 +134,7 @@ def _pretrained(plan: Plan, folder: str, dtype: torch.dtype) -> Any:
         )
     except (OSError, ValueError) as error:
         raise refuse(
-            f"model.path: the base model cannot be read: {str(error).splitlines()[0]}",
+            f"model: the base model cannot be read: {str(error).splitlines()[0]}",
             value=plan.model.path,
             hint="paths of the plan are relative to the directory the run was submitted from: type this there",
         ) from error

@@ -98,7 +98,7 @@ def go_offline() -> None:
 
 
 def report_failure(error: BaseException, ledger: Ledger | None, environ: Mapping[str, str]) -> int:
-    """Say it in the rank's log and in the ledger, where ``hpcft why`` finds it; the exit code."""
+    """Say it in the rank's log and in the ledger, where ``hpcft status`` finds it; the exit code."""
     if isinstance(error, Refusal):
         print(error, file=sys.stderr)
     else:

@@ -56,7 +56,7 @@ class Planned:
 
 def _spoken(leaf: str, value: Any) -> str:
     """A value as a person would write it."""
-    from hpcft.config.fields import clock
+    from hpcft.clock import clock
     from hpcft.config.source import spoken
 
     if leaf == "time" and value is not None:

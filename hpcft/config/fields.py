@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
+from hpcft import clock
+
 # A name reaches file names, job names and `#SBATCH` lines: a newline there would run as code.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 WORD_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:,+@=-]{0,127}$"  # partitions, accounts, memory
 FEATURES_PATTERN = r"^[A-Za-z0-9(\[][A-Za-z0-9._:,+@=&|!*()\[\]-]{0,127}$"  # constraints: a100&hbm80g, [rack1|rack2]
 SBATCH_OPTION = r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9._:,+@/%=-]+)?$"
 ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
-
-_DURATION = re.compile(r"^(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?$")
 
 
 def minutes(value: Any) -> Any:
@@ -28,26 +28,9 @@ def minutes(value: Any) -> Any:
             days, hours, mins = (int(part or 0) for part in units.groups())
             if text:
                 return days * 1440 + hours * 60 + mins
-        if match := _DURATION.match(text):
-            return _slurm_minutes(match)
+        if (read := clock.minutes(text)) is not None:
+            return read
     return value
-
-
-def _slurm_minutes(match: re.Match[str]) -> int:
-    """Slurm reads m, m:s, h:m:s, and after days d-h, d-h:m, d-h:m:s."""
-    parts = [int(part) for part in match.group("first", "second", "third") if part is not None]
-    if match["days"] is not None:
-        hours, mins, seconds = (*parts, 0, 0)[:3]
-        return int(match["days"]) * 1440 + hours * 60 + mins + (seconds > 0)
-    if len(parts) == 3:
-        return parts[0] * 60 + parts[1] + (parts[2] > 0)
-    return parts[0] + (len(parts) == 2 and parts[1] > 0)
-
-
-def clock(total: int) -> str:
-    """Minutes as Slurm writes them: 90 → 01:30:00, 2880 → 2-00:00:00."""
-    days, rest = divmod(total, 1440)
-    return (f"{days}-" if days else "") + f"{rest // 60:02d}:{rest % 60:02d}:00"
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]

@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 
+from hpcft.clock import clock
 from hpcft.errors import Refusal, printable, refuse
 from hpcft.plan.plan import Plan, Resources, Variable
 from hpcft.resources import templates
@@ -172,13 +173,6 @@ def expand(value: str) -> str:
 def comment(value: object) -> str:
     """One line of a comment: whatever is in it cannot end the comment."""
     return printable(" ".join(str(value).split()), limit=400)
-
-
-def clock(minutes: int) -> str:
-    """Minutes as Slurm writes them: 90 is 01:30:00, 1500 is 1-01:00:00."""
-    days, rest = divmod(minutes, 24 * 60)
-    text = f"{rest // 60:02d}:{rest % 60:02d}:00"
-    return f"{days}-{text}" if days else text
 
 
 def _under_submit(folder: str, name: str = "") -> str:

@@ -13,7 +13,8 @@ from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
 from hpcft.plan.plan import Plan
-from hpcft.plan.prepared import prepared_facts, total_steps
+from hpcft.plan.prepared import prepared_facts
+from hpcft.plan.steps import total_steps
 from hpcft.run import lease
 from hpcft.run.ledger import JOB_VARIABLE, Event, Ledger, read_events
 from hpcft.run.paths import RunPaths
@@ -212,7 +213,7 @@ def _total(plan: Plan | None, events: Sequence[Event]) -> int | None:
         return plan.optim.max_steps if plan else None
     store = next((event.get("store") for event in reversed(events) if event["event"] == "accepted"), None)
     facts = prepared_facts(Path(store), plan.data) if store else None
-    return total_steps(plan, facts.windows) if facts else None
+    return total_steps(plan.optim, facts.windows, plan.batch.global_windows) if facts else None
 
 
 def _steps(events: Sequence[Event]) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpcft.catalog import LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
+from hpcft.clock import clock
 from hpcft.config.cluster import ClusterProfile
-from hpcft.config.fields import clock
 from hpcft.config.run import RunConfig
 from hpcft.errors import Problem, near
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
-from hpcft.config.fields import clock
+from hpcft.clock import clock
 from hpcft.errors import printable
 from hpcft.plan.estimate import (
     BYTES_PER_TOKEN,
@@ -17,7 +16,8 @@ from hpcft.plan.estimate import (
     seconds_per_step,
 )
 from hpcft.plan.plan import Plan, Source
-from hpcft.plan.prepared import PreparedFacts, steps_per_epoch, total_steps
+from hpcft.plan.prepared import PreparedFacts
+from hpcft.plan.steps import steps_per_epoch, total_steps, warmup_steps
 
 LABEL = 12  # columns of the left margin
 WIDEST = 32  # columns of a table's values
@@ -129,7 +129,8 @@ def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     lines = []
     steps = None
     if facts:
-        steps, epoch = total_steps(plan, facts.windows), steps_per_epoch(plan, facts.windows)
+        steps = total_steps(optim, facts.windows, plan.batch.global_windows)
+        epoch = steps_per_epoch(facts.windows, plan.batch.global_windows)
         division = (
             f"⌈{_count(facts.windows, 'window')} / {plan.batch.global_windows}⌉ = {_count(epoch, 'step')} an epoch"
         )
@@ -145,7 +146,7 @@ def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     steps = optim.max_steps if optim.max_steps > 0 else steps
     warm = _count(optim.warmup_steps, "step") if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
     if steps and not optim.warmup_steps:
-        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {_count(math.ceil(optim.warmup_ratio * steps - 1e-9), 'step')}"
+        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {_count(warmup_steps(optim, steps), 'step')}"
     lines.append(f"learning rate {optim.learning_rate:g}, {optim.schedule}, warm-up {warm}")
     every = f"evaluated every {_count(plan.train.eval_steps, 'step')}"
     lines.append({0: "evaluated at the end of each epoch", -1: "no evaluation"}.get(plan.train.eval_steps, every))
@@ -158,7 +159,8 @@ def _guessed_steps(plan: Plan) -> str:
     if not (plan.data.packing and (tokens := guessed_tokens(plan))):
         return exact
     windows = -(-tokens // plan.data.max_length)
-    return f"about {_count(total_steps(plan, windows), 'optimizer step')}, judging by the files' size; {exact}"
+    steps = total_steps(plan.optim, windows, plan.batch.global_windows)
+    return f"about {_count(steps, 'optimizer step')}, judging by the files' size; {exact}"
 
 
 def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:

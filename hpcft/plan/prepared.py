@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcft.plan.plan import DataPlan, Plan, data_key
+from hpcft.plan.plan import DataPlan, data_key
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,3 @@ def prepared_facts(store: Path, data: DataPlan) -> PreparedFacts | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def steps_per_epoch(plan: Plan, windows: int) -> int:
-    """Optimizer steps that one pass over ``windows`` takes; the last one may be smaller."""
-    return -(-windows // plan.batch.global_windows)
-
-
-def total_steps(plan: Plan, windows: int) -> int:
-    """Optimizer steps of the whole run: max_steps where it is set, else epochs × steps per epoch, rounded up."""
-    if plan.optim.max_steps > 0:
-        return plan.optim.max_steps
-    exact = steps_per_epoch(plan, windows) * plan.optim.num_train_epochs
-    return max(1, int(exact) + (exact > int(exact)))

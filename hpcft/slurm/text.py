@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from datetime import datetime, timezone
 
+from hpcft import clock
+
 _NOTHING = frozenset(
     {"", "none", "n/a", "unknown", "(null)", "null", "unlimited", "infinite", "not_set", "invalid", "partition_limit"}
 )
 _PAIR = re.compile(r"(?:^|\s)([A-Z][A-Za-z0-9_:/]*)=(\S*)")
-_DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 
 
 def pairs(line: str) -> dict[str, str]:
@@ -36,20 +37,8 @@ def moment(text: str | None) -> float | None:
 
 
 def minutes(text: str | None) -> int | None:
-    """Whole minutes, rounded up, of a limit: ``30`` (minutes), ``MM:SS``, ``HH:MM:SS``, ``D-HH``, ``D-HH:MM:SS``.
-
-    None for UNLIMITED and everything that is not a duration.
-    """
-    match = _DURATION.fullmatch(word(text) or "")
-    if match is None:
-        return None
-    parts = [int(part) for part in match["rest"].split(":")]
-    if match["days"] is not None:
-        hours, mins, secs = [*parts, 0, 0][:3]
-        hours += 24 * int(match["days"])
-    else:
-        hours, mins, secs = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-    return hours * 60 + mins + (secs > 0)
+    """Whole minutes of a limit, rounded up; None for UNLIMITED and everything that is not a duration."""
+    return clock.minutes(word(text) or "")
 
 
 def number(text: str | None) -> int | None:

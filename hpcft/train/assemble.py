@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hpcft.plan.plan import Plan
+from hpcft.plan.steps import total_steps
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 from hpcft.train.attention import check_packing
@@ -99,7 +100,7 @@ def _run(
 ) -> Run:
     paths, objective = store.paths, importlib.import_module(plan.train.objective_module)
     order = Order(len(prepared.train), plan.batch.global_windows, plan.data.seed)
-    total = order.total_steps(plan.optim)
+    total = total_steps(plan.optim, order.windows, order.global_windows)
     ledger = Ledger(paths, f"rank-{world.rank:04d}", environ)
     console = Console(world.first, progress.step, total)
     stopping = Stopping(signals, world, paths, ledger, environ, plan.resources.signal_lead)

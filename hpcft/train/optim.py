@@ -15,11 +15,7 @@ import math
 from collections.abc import Callable
 
 from hpcft.plan.plan import OptimPlan
-
-
-def warmup_steps(optim: OptimPlan, total: int) -> int:
-    """warmup_steps where it is positive, else ⌈warmup_ratio × total⌉."""
-    return optim.warmup_steps if optim.warmup_steps > 0 else math.ceil(optim.warmup_ratio * total - 1e-9)
+from hpcft.plan.steps import ROUNDING, warmup_steps
 
 
 def learning_rate(optim: OptimPlan, step: int, total: int) -> float:
@@ -49,7 +45,7 @@ def _constant(optim: OptimPlan, step: int, warmup: int, total: int) -> float:
 
 
 def _wsd(optim: OptimPlan, step: int, warmup: int, total: int) -> float:
-    decay = math.ceil(optim.decay_ratio * total - 1e-9)
+    decay = math.ceil(optim.decay_ratio * total - ROUNDING)
     floor = optim.min_lr_ratio
     return floor + (1 - floor) * (1 - _progress(step, max(warmup, total - decay), total))
 

@@ -6,7 +6,6 @@ what is left. So one integer, the windows consumed so far, says where a run stan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 
 from hpcft.errors import refuse
-from hpcft.plan.plan import OptimPlan
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,6 @@ class Order:
     def __post_init__(self) -> None:
         if self.windows < 1:
             raise refuse("the prepared data has no window to train on", hint="look at it with: hpcft inspect")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch, the last partial one included."""
-        return math.ceil(self.windows / self.global_windows)
-
-    def total_steps(self, optim: OptimPlan) -> int:
-        """max_steps where it is positive, else num_train_epochs × steps_per_epoch rounded up."""
-        if optim.max_steps > 0:
-            return optim.max_steps
-        return max(1, math.ceil(optim.num_train_epochs * self.steps_per_epoch - 1e-9))
 
     def step(self, consumed: int) -> tuple[int, ...]:
         """The windows of the step that begins after ``consumed`` windows."""

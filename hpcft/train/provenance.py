@@ -10,10 +10,10 @@ from typing import Any
 
 import hpcft
 from hpcft.plan.plan import Plan, Source
+from hpcft.plan.steps import total_steps
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import RunPaths
 from hpcft.train.metrics import read_metrics
-from hpcft.train.order import Order
 from hpcft.train.pick import MERGED, Identity
 from hpcft.train.speech import Speech
 from hpcft.train.weights import Written
@@ -31,7 +31,7 @@ def facts(
     written: Written,
 ) -> dict[str, Any]:
     """Everything the card tells. windows: of the training split, None where the prepared data is not at hand."""
-    total = Order(windows, plan.batch.global_windows, plan.data.seed).total_steps(plan.optim) if windows else None
+    total = total_steps(plan.optim, windows, plan.batch.global_windows) if windows else None
     return {
         "schema": SCHEMA,
         "run": plan.name,

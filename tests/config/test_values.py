@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from hpcft.config.fields import SBATCH_OPTION, Features, Line, Minutes, Name, Word, clock, minutes
+from hpcft.clock import clock
+from hpcft.config.fields import SBATCH_OPTION, Features, Line, Minutes, Name, Word, minutes
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,13 @@ HOSTILE = [
     "-a",
     "",
 ]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "text"), [(1, "00:01:00"), (90, "01:30:00"), (1440, "1-00:00:00"), (2000, "1-09:20:00")]
+)
+def test_time_is_written_as_slurm_writes_it(minutes: int, text: str) -> None:
+    assert clock(minutes) == text
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch.render import RESERVED, clock, expand, gpu_option, render
+from hpcft.launch.render import RESERVED, expand, gpu_option, render
 from hpcft.plan.plan import Plan, Variable
 from tests.plans import layout, plan
 
@@ -169,13 +169,6 @@ def test_gpus_are_asked_for_per_node_in_the_clusters_form(form: str, kind: str |
 def test_a_typed_request_without_a_type_is_refused_with_the_command_that_shows_types() -> None:
     with pytest.raises(Refusal, match="sinfo"):
         render(plan(resources={**EIGHT_GPUS, "gpu_request": "gres_typed", "gpu_type": None}))
-
-
-@pytest.mark.parametrize(
-    ("minutes", "text"), [(1, "00:01:00"), (90, "01:30:00"), (1440, "1-00:00:00"), (2000, "1-09:20:00")]
-)
-def test_time_is_written_as_slurm_writes_it(minutes: int, text: str) -> None:
-    assert clock(minutes) == text
 
 
 def test_one_task_per_node_gets_the_cores_of_all_its_ranks() -> None:

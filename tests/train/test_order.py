@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.train.optim import learning_rate, warmup_steps
+from hpcft.plan.steps import total_steps, warmup_steps
+from hpcft.train.optim import learning_rate
 from hpcft.train.order import Order, forward_seed, shares
 from tests import plans
 
@@ -48,7 +49,12 @@ def test_the_ranks_shares_are_the_step_each_window_once(ranks: int, per_forward:
 )
 def test_total_steps_follow_epochs_or_max_steps(epochs: float, max_steps: int, total: int) -> None:
     optim = plans.plan(optim={"num_train_epochs": epochs, "max_steps": max_steps}).optim
-    assert Order(10, 4, 0).total_steps(optim) == total
+    assert total_steps(optim, 10, 4) == total
+
+
+def test_a_rounding_of_floating_point_is_no_step_more() -> None:
+    assert 1.1 * 10 > 11
+    assert total_steps(plans.plan(optim={"num_train_epochs": 1.1, "max_steps": -1}).optim, 10, 1) == 11
 
 
 def test_an_empty_split_is_refused() -> None:

@@ -6,7 +6,7 @@ import math
 
 from hpcft.plan.plan import OptimPlan
 
-ROUNDING = 1e-9  # 1.1 epochs of 10 steps are 11 of them, though the product in floating point is a little more
+ROUNDING = 1e-9  # 2.2 epochs of 25 steps are 55 of them, though the product in floating point is a little more
 
 
 def steps_per_epoch(windows: int, global_windows: int) -> int:

@@ -53,8 +53,8 @@ def test_total_steps_follow_epochs_or_max_steps(epochs: float, max_steps: int, t
 
 
 def test_a_rounding_of_floating_point_is_no_step_more() -> None:
-    assert 1.1 * 10 > 11
-    assert total_steps(plans.plan(optim={"num_train_epochs": 1.1, "max_steps": -1}).optim, 10, 1) == 11
+    assert 2.2 * 25 > 55
+    assert total_steps(plans.plan(optim={"num_train_epochs": 2.2, "max_steps": -1}).optim, 25, 1) == 55
 
 
 def test_an_empty_split_is_refused() -> None:

@@ -143,18 +143,23 @@ def _failure(events: Sequence[Event], here: Sequence[Event], budgets: Budgets, f
 
 
 def _what_failed(here: Sequence[Event], facts: Facts) -> str:
-    """The culprit: what a rank said of itself first, else what srun said of it, else the exit code."""
+    """The culprit: a rank that says so of itself, else whom srun names, else a rank that lost its peer, else the code."""
     failed = [event for event in here if event["event"] == "failed"]
-    if failed:
-        first = failed[0]
-        return f"rank {first.get('rank')} on {first.get('node')} failed: {first.get('error')}"
+    if culprits := [event for event in failed if not event.get("peer")]:
+        return _said(culprits[0])
     if facts.rank_words:
         return facts.rank_words
+    if failed:
+        return _said(failed[0])
     if (found := _last(here, "preflight")) and found.get("bad_nodes"):
         return f"the preflight found fault with {', '.join(found['bad_nodes'])}"
     if facts.code in (0, EXIT_STOPPED):
         return "the ranks stopped before the end, and nobody had asked them to"
     return f"the job step {describe(facts.code)}"
+
+
+def _said(failed: Event) -> str:
+    return f"rank {failed.get('rank')} on {failed.get('node')} failed: {failed.get('error')}"
 
 
 def _failures_since_progress(events: Sequence[Event], job: str | None) -> int:

@@ -37,6 +37,10 @@ srun: error: n2: task 2: Terminated
             "srun: error: n1: task 0: Segmentation fault (core dumped)\n",
             "rank 0 on n1: Segmentation fault (core dumped)",
         ),
+        (
+            "srun: error: n2: task 2: Exited with exit code 1\nsrun: error: n2: task 3: Killed\n",
+            "rank 3 on n2: Killed",
+        ),
         ("srun: Job step aborted: Waiting up to 32 seconds for job step to finish.\n", ""),
     ],
 )

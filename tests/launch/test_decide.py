@@ -138,6 +138,13 @@ def test_a_failed_rank_is_named_and_a_new_job_step_starts_here() -> None:
     assert decision.why == "rank 3 on n2 failed: ValueError: x (failure 1 of 2)"
 
 
+def test_a_rank_that_only_lost_its_peer_is_not_blamed_while_srun_names_another() -> None:
+    story = Story().begins()
+    story.tells("failed", rank=2, node="n2", error="RuntimeError: Connection closed by peer", peer=True)
+    assert story.decide(137, rank_words="rank 3 on n2: Killed").why.startswith("rank 3 on n2: Killed")
+    assert "rank 2 on n2 failed" in story.decide(137).why
+
+
 def test_a_rank_that_could_not_speak_is_named_by_srun() -> None:
     assert Story().begins().decide(rank_words="rank 3 on n2: Killed").why.startswith("rank 3 on n2: Killed")
 

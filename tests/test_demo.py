@@ -122,3 +122,19 @@ def test_the_demo_itself_loads_at_once() -> None:
         check=True,
     )
     assert done.stdout.split() == ["sorting", "False"]
+
+
+@pytest.mark.parametrize(("before", "after", "code"), [(0.0, 0.97, 0), (0.2, 0.97, 1), (0.0, 0.89, 1)])
+def test_a_number_that_is_missed_ends_the_demo_with_a_sentence(before: float, after: float, code: int) -> None:
+    without_the_work = f"""
+import demo
+for name in ("clean", "train", "picture", "write_inputs", "seed_of_the_run"):
+    setattr(demo, name, lambda *_: None)
+demo.answers.newborn = lambda *_: (None, None)
+demo.examine, demo.ask_the_exported = lambda *_: {before}, lambda *_: {after}
+demo.main()
+"""
+    done = subprocess.run([sys.executable, "-c", without_the_work], cwd=DEMO, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().startswith("the demo failed: " if code else "")
+    assert ("hpcft status" in done.stdout) == (code == 0)

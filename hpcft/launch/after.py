@@ -27,7 +27,8 @@ from hpcft.slurm.job import JobUnknown, show_job
 from hpcft.slurm.nodes import expand_hostlist, nodes
 from hpcft.slurm.requeue import requeue
 
-PATIENCE_SECONDS = 300  # how long to go on asking while the controller is away
+# While the controller is away nobody else can get these nodes, and giving up would end the run: asked until killed.
+PATIENCE_SECONDS = float("inf")
 # srun: error: n2: task 3: Killed   ·   srun: error: n[1-2]: tasks 0-1: Exited with exit code 1
 _SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<what>.+)")
 
@@ -124,7 +125,6 @@ def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:
 
 def _requeued(decision: Decision, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
     """Put the job back; once Slurm accepts, this process has KillWait seconds left to live."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not requeue(environ, PATIENCE_SECONDS):
         why = f"{decision.why}, but Slurm did not requeue the job; submit it again to go on"
         return Decision(Action.STOP, decision.ending, why)
@@ -150,6 +150,8 @@ def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision)
 
 
 def main() -> int:
+    # Slurm's TERM reaches this process too, and nobody but it decides whether the job comes back.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     paths = RunPaths.from_environment()
     plan = read_plan(paths)
     decision = after(plan, paths, os.environ, int(sys.argv[1]))

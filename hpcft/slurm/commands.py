@@ -29,6 +29,7 @@ _AWAY = (
 )
 # The packages are installed, but no cluster is configured.
 _NO_CLUSTER = ("establish a configuration source", "unable to process configuration file", "could not open/read/parse")
+LONGEST_CALL_SECONDS = 60.0  # for one answer, however long the caller goes on asking
 # A person's own habits (SQUEUE_STATES=RUNNING, SINFO_FORMAT=…) would filter and reshape what is read here.
 _HABITS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_")
 
@@ -51,12 +52,13 @@ class SlurmMissing(SlurmAway):
 
 
 def call(args: Sequence[str], timeout: float = 30) -> Answer:
-    """Run a Slurm command in a process session of its own and wait at most ``timeout`` seconds for it.
+    """Run a Slurm command in a process session of its own and wait at most ``timeout`` seconds for it, or a minute.
 
     Times in its output are UTC. A request that Slurm refuses is an ordinary Answer with rc > 0.
     Raises SlurmMissing where the command is not installed or belongs to no cluster, SlurmAway where the controller
     does not answer.
     """
+    timeout = min(timeout, LONGEST_CALL_SECONDS)
     named = os.environ.get("SLURM_CONF")
     if named and not os.path.exists(named):  # Slurm's commands would look for it again and again for a minute
         raise SlurmAway(f"SLURM_CONF names {named}, which is not there")

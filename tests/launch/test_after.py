@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hpcft.errors import Refusal
 from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept, differing
-from hpcft.launch.after import culprit
+from hpcft.launch.after import after, culprit
 from hpcft.launch.begin import begin
+from hpcft.launch.decide import Action
 from hpcft.launch.logs import clean
 from hpcft.run import lease
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
+from hpcft.slurm import commands
 from tests.plans import plan
 
 KILLED = """\
@@ -134,3 +141,76 @@ def test_a_requeued_job_over_its_budget_begins_no_further_attempt(tmp_path: Path
 )
 def test_a_log_line_cannot_move_the_readers_cursor(line: str, shown: str) -> None:
     assert clean(line) == shown
+
+
+# `scontrol`, as after and begin see it: what it says is for each test, and every call is one line of `calls`.
+SCONTROL = """#!/bin/bash
+echo "$*" >> "$FOLDER/calls"
+away() { echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }
+"""
+JOB = "JobId=7 JobName=tiny UserId=me(1) GroupId=me(1) JobState={state} Requeue=1 Restarts=0 PreemptTime={preempted}"
+
+
+def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Callable[[], list[str]]:
+    """``says``, lines of bash, stands on PATH as scontrol; what it was asked so far."""
+    program = folder / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text(SCONTROL.replace("$FOLDER", str(folder)) + says + "\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    calls = folder / "calls"
+    return lambda: calls.read_text().splitlines() if calls.exists() else []
+
+
+class Clock:
+    """Time that passes while somebody sleeps, and at no other time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+IN_SLURM = {"SLURM_JOB_ID": "7", "HPCFT_ATTEMPT": "1"}
+
+
+def test_a_controller_that_is_away_for_long_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, paths = Clock(), RunPaths(tmp_path / "run")
+    paths.root.mkdir()
+    monkeypatch.setattr(commands, "time", clock)
+    # Preempted, as Slurm says after ten minutes; then it is away for as long when it is asked to requeue the job.
+    calls = scontrol(
+        tmp_path,
+        monkeypatch,
+        f'n=$(wc -l < {tmp_path}/calls)\n[ "$n" -lt 80 ] && away\n[ "$n" -gt 160 ] || [[ "$*" != requeue* ]] || away\n'
+        f'[[ "$*" != requeue* ]] || exit 0\necho "{JOB.format(state="RUNNING", preempted="2999-01-01T00:00:00")}"',
+    )
+    decision = after(plan(), paths, IN_SLURM, 143)
+    assert decision.action is Action.REQUEUE, decision
+    assert clock.now > 1000
+    assert calls()[-1] == "requeue 7"
+
+
+def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    accept(plan().to_json(), paths, {"HPCFT_JOB": "7", **IN_SLURM})
+    says = f'[ -e {tmp_path}/back ] || away\necho "{JOB.format(state="COMPLETING", preempted="None")} Reason=None"'
+    calls = scontrol(tmp_path, monkeypatch, says)
+    environ = {**os.environ, **IN_SLURM, "HPCFT_RUN": str(paths.root)}
+    process = subprocess.Popen([sys.executable, "-m", "hpcft.launch.after", "143"], env=environ)
+    while not calls():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    (tmp_path / "back").touch()
+    assert process.wait(30) == Action.STOP.value
+    assert [event["ending"] for event in read_events(paths) if event["event"] == "attempt_ended"] == ["cancelled"]

@@ -85,6 +85,8 @@ def decide(events: Sequence[Event], budgets: Budgets, facts: Facts) -> Decision:
         return Decision(Action.STOP, Ending.UNKNOWN, "Slurm could not be asked whether this job was cancelled")
     if (refused := _last(here, "preflight")) and refused.get("refused"):
         return Decision(Action.STOP, Ending.REFUSED, str(refused["refused"]))
+    if sure := [event for event in here if event["event"] == "failed" and event.get("refused")]:
+        return Decision(Action.STOP, Ending.REFUSED, _said(sure[0], "refused"))
     if facts.cause is Cause.PREEMPTED_NO_REQUEUE:
         why = "preempted, and Slurm does not requeue jobs here; submit it again to go on"
         return Decision(Action.STOP, Ending.PREEMPTED, why)
@@ -143,7 +145,7 @@ def _failure(events: Sequence[Event], here: Sequence[Event], budgets: Budgets, f
 
 
 def _what_failed(here: Sequence[Event], facts: Facts) -> str:
-    """The culprit: a rank that says so of itself, else whom srun names, else a rank that lost its peer, else the code."""
+    """The culprit: a rank that says so itself, else whom srun names, else a rank that lost its peer, else the code."""
     failed = [event for event in here if event["event"] == "failed"]
     if culprits := [event for event in failed if not event.get("peer")]:
         return _said(culprits[0])
@@ -158,8 +160,8 @@ def _what_failed(here: Sequence[Event], facts: Facts) -> str:
     return f"the job step {describe(facts.code)}"
 
 
-def _said(failed: Event) -> str:
-    return f"rank {failed.get('rank')} on {failed.get('node')} failed: {failed.get('error')}"
+def _said(failed: Event, what: str = "failed") -> str:
+    return f"rank {failed.get('rank')} on {failed.get('node')} {what}: {failed.get('error')}"
 
 
 def _failures_since_progress(events: Sequence[Event], job: str | None) -> int:

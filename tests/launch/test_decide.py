@@ -194,6 +194,20 @@ def test_what_no_node_could_mend_stops_at_once_with_its_words() -> None:
     assert decision.why == "the data of this run is not prepared"
 
 
+def test_what_a_rank_refuses_stops_at_once_with_its_words() -> None:
+    story = Story().begins().saves(4).tells("failed", rank=1, node="n2", error="peer gone", refused=False)
+    story.tells("failed", rank=0, node="n1", error="Refusal: no checkpoint of this run is whole", refused=True)
+    for cause in (Cause.TEARDOWN, Cause.NOT_SLURM, Cause.PREEMPTED):
+        decision = story.decide(2, cause)
+        assert (decision.action, decision.ending) == (Action.STOP, Ending.REFUSED)
+        assert decision.why == "rank 0 on n1 refused: Refusal: no checkpoint of this run is whole"
+
+
+def test_a_cancellation_weighs_more_than_a_refusal() -> None:
+    story = Story().begins().tells("failed", rank=0, node="n1", error="x", refused=True)
+    assert story.decide(2, Cause.CANCELLED).ending is Ending.CANCELLED
+
+
 def test_ranks_that_stop_unasked_count_as_a_failure() -> None:
     decision = Story().begins().decide(75)
     assert (decision.action, decision.ending) == (Action.NEW_STEP, Ending.FAILED)

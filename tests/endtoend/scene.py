@@ -116,6 +116,14 @@ class Scene:
         """Wait until the run has taken ``step``."""
         self.wait(lambda: self.step(name) >= step, seconds, f"step {step} of {name}", name)
 
+    def wait_for_save(self, name: str, step: int, seconds: float = 120) -> None:
+        """Wait until the run has published a checkpoint of ``step`` or later."""
+
+        def saved() -> bool:
+            return any(event["event"] == "saved" and event["step"] >= step for event in self.events(name))
+
+        self.wait(saved, seconds, f"a checkpoint of {name} at step {step}", name)
+
     def wait_for_attempt(self, name: str, number: int, seconds: float = 120) -> None:
         """Wait until attempt ``number`` of the run has begun."""
         self.wait(lambda: len(self.attempts(name)) >= number, seconds, f"attempt {number} of {name}", name)

@@ -32,7 +32,7 @@ def process_of(scene: Scene, name: str, rank: int) -> int:
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_job_step_is_named_and_the_run_goes_on_in_the_same_allocation(scene: Scene) -> None:
     job = scene.submit("killed", max_steps=300, save_steps=20)
-    scene.wait_for_step("killed", 50)
+    scene.wait_for_save("killed", 40)
     os.kill(process_of(scene, "killed", 3), signal.SIGKILL)
     killed = time.monotonic()
     scene.wait(lambda: any(e["event"] == "attempt_ended" for e in scene.events("killed")), 70, "the end", "killed")
@@ -50,7 +50,7 @@ def test_a_killed_rank_ends_the_job_step_is_named_and_the_run_goes_on_in_the_sam
 @pytest.mark.slow
 def test_a_lost_node_leads_to_a_requeue_and_the_run_goes_on_elsewhere(scene: Scene) -> None:
     scene.submit("lost", max_steps=3000, save_steps=20)
-    scene.wait_for_step("lost", 40)
+    scene.wait_for_save("lost", 40)
     node = scene.attempts("lost")[0].nodes[1]
     scene.slurm.kill_node(node)
     try:
@@ -73,4 +73,4 @@ def test_a_run_that_fails_at_the_same_place_again_and_again_stops_and_says_so(sc
     assert scene.wait_for_end("hopeless") == "stopped"
     attempts = scene.attempts("hopeless")
     assert 1 <= len(attempts) <= 4
-    assert "finite" in attempts[-1].why
+    assert "NotFinite" in attempts[-1].why

@@ -1,6 +1,7 @@
 """A new attempt: its number, the folder of its logs, and where its ranks meet.
 
-Prints ``ATTEMPT MASTER_ADDR MASTER_PORT LOGS`` on one line for the batch shell to read.
+Prints ``ATTEMPT MASTER_ADDR MASTER_PORT LOGS`` on one line for the batch shell to read. Exit code 0: start the ranks;
+5: the time limit is too near, ask ``after`` at once; 2: refused.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +19,14 @@ from hpcft.launch.decide import spent
 from hpcft.launch.entry import read_plan, run
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
-from hpcft.run.ledger import ATTEMPT_VARIABLE, Ledger, job_of, read_events, restart_of
+from hpcft.run.ledger import ATTEMPT_VARIABLE, Event, Ledger, job_of, read_events, restart_of
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.commands import SlurmAway
+from hpcft.slurm.environment import own_job_id
+from hpcft.slurm.job import JobUnknown, show_job
 from hpcft.slurm.nodes import expand_hostlist, free_port, node_address, port_for
+
+EXIT_LATE = 5
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,10 @@ class Attempt:
 
 def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
     """Open the next attempt of the run in ledger and lease. Raises Refusal where another incarnation holds
-    the run or a budget is used up.
+    the run, the job was cancelled, or a budget is used up.
     """
     events = read_events(paths)
-    if (why := spent(events, plan.budgets, job_of(environ))) is not None:
+    if (why := over(events, plan, job_of(environ))) is not None:
         lease.release(paths, environ)
         raise refuse(
             f"no further attempt: {why}", where=str(paths.root), hint="look at the logs; submit again to go on"
@@ -63,6 +70,28 @@ def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
     return Attempt(number, address, port, logs)
 
 
+def over(events: Sequence[Event], plan: Plan, job: str | None) -> str | None:
+    """Why this job begins no further attempt, or None.
+
+    A cancellation that did not reach Slurm is in the ledger alone, and Slurm brings a preempted job back by itself.
+    """
+    # A run without Slurm is brought back by nobody, and its name may come again: it is made of a process id.
+    mine = [] if (job or "").startswith(lease.LOCAL) else [event for event in events if event["job"] == job]
+    if told := next((event for event in mine if event["event"] == "cancelled"), None):
+        return f"cancelled by {told.get('by', 'hpcft cancel')}"
+    return spent(events, plan.budgets, job)
+
+
+def late(plan: Plan, environ: Mapping[str, str]) -> bool:
+    """Has Slurm's warning before the time limit been? Ranks that start after it would hear of the end only by KILL."""
+    job = own_job_id(environ)
+    try:
+        end = show_job(job).end_time if job else None
+    except (SlurmAway, JobUnknown):
+        return False
+    return end is not None and end - time.time() < plan.resources.signal_lead
+
+
 def allocated_nodes(environ: Mapping[str, str]) -> list[str]:
     """The nodes of the allocation in Slurm's order, or this machine where there is no Slurm."""
     return expand_hostlist(environ.get("SLURM_JOB_NODELIST", "")) or [socket.gethostname()]
@@ -70,8 +99,9 @@ def allocated_nodes(environ: Mapping[str, str]) -> list[str]:
 
 def main() -> int:
     paths = RunPaths.from_environment()
-    print(begin(read_plan(paths), paths, os.environ).line())
-    return 0
+    plan = read_plan(paths)
+    print(begin(plan, paths, os.environ).line())
+    return EXIT_LATE if late(plan, os.environ) else 0
 
 
 if __name__ == "__main__":

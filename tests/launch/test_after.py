@@ -15,7 +15,8 @@ import pytest
 from hpcft.errors import Refusal
 from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept, differing
 from hpcft.launch.after import after, culprit
-from hpcft.launch.begin import begin
+from hpcft.launch.begin import EXIT_LATE, begin
+from hpcft.launch.begin import main as begin_main
 from hpcft.launch.decide import Action
 from hpcft.launch.logs import clean
 from hpcft.run import lease
@@ -214,3 +215,39 @@ def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(
     (tmp_path / "back").touch()
     assert process.wait(30) == Action.STOP.value
     assert [event["ending"] for event in read_events(paths) if event["event"] == "attempt_ended"] == ["cancelled"]
+
+
+def test_a_job_that_slurm_brings_back_after_its_cancellation_begins_no_further_attempt(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    accept(plan().to_json(), paths, {"HPCFT_JOB": "7"})
+    begin(plan(), paths, {"HPCFT_JOB": "7"})
+    Ledger(paths, "cancel", {"HPCFT_JOB": "7"}).write("cancelled", by="hpcft cancel")
+    with pytest.raises(Refusal, match="cancelled by hpcft cancel"):
+        begin(plan(), paths, {"HPCFT_JOB": "7", "SLURM_RESTART_COUNT": "1"})
+    lease.take(paths, {"HPCFT_JOB": "7", "SLURM_RESTART_COUNT": "1"})
+    with pytest.raises(Refusal, match="cancelled by hpcft cancel"):
+        begin(plan(), paths, {"HPCFT_JOB": "7", "SLURM_RESTART_COUNT": "1"})
+    assert lease.holder(paths) is None
+    assert begin(plan(), paths, {"HPCFT_JOB": "8"}).number == 2, "submitted again it is not cancelled any more"
+
+
+def test_a_run_of_this_machine_may_have_the_name_of_one_that_was_cancelled(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    accept(plan().to_json(), paths, here())
+    Ledger(paths, "cancel", here()).write("cancelled", by="hpcft cancel")
+    assert begin(plan(), paths, here()).number == 1
+
+
+@pytest.mark.parametrize(("left", "code"), [(59, EXIT_LATE), (90, 0), (36000, 0), (None, 0)])
+def test_an_attempt_after_the_warning_before_the_time_limit_starts_no_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: int | None, code: int
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    accept(plan().to_json(), paths, {"HPCFT_JOB": "7"})
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + (left or 0)))
+    job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={end}"
+    scontrol(tmp_path, monkeypatch, f'echo "{job}"' if left else "away")
+    for name, value in {"HPCFT_JOB": "7", "SLURM_JOB_ID": "7", "HPCFT_RUN": str(paths.root)}.items():
+        monkeypatch.setenv(name, value)
+    assert begin_main() == code
+    assert capsys.readouterr().out.split()[0] == "1"

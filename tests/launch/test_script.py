@@ -148,3 +148,26 @@ def test_what_an_outer_job_left_behind_is_not_seen(tmp_path: Path) -> None:
     shell = Shell(tmp_path, python='*launch.accept) echo "${HPCFT_ATTEMPT:-}${MASTER_ADDR:-}$HPCFT_JOB" > seen ;;\n')
     shell.run(HPCFT_ATTEMPT="9", MASTER_ADDR="x", HPCFT_JOB="local-1")
     assert (tmp_path / "seen").read_text() == "7\n"
+
+
+@pytest.mark.parametrize(("code", "ends"), [(2, 2), (1, 1), (143, 1)])
+def test_without_an_attempt_the_script_ends(tmp_path: Path, code: int, ends: int) -> None:
+    shell = Shell(tmp_path, python=f"*launch.begin) exit {code} ;;\n")
+    assert shell.run().returncode == ends
+    assert shell.called() == ["accept", "begin"]
+
+
+def test_too_near_to_the_time_limit_no_job_step_starts_and_after_decides(tmp_path: Path) -> None:
+    line = f'echo "1 a 1 {tmp_path}/lo gs"'
+    shell = Shell(tmp_path, python=f"*launch.begin) {line}; exit 5 ;;\n*--compare*) exit 143 ;;\n")
+    assert shell.run().returncode == 0
+    assert shell.called() == ["accept", "begin", "preflight 143", "after 143"]
+
+
+def test_the_place_of_a_rank_that_the_job_was_submitted_from_is_not_seen(tmp_path: Path) -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    shell = Shell(tmp_path, srun="*train.main) env > seen ;;\n")
+    shell.run(**dict.fromkeys(names, "1"))
+    seen = [line.partition("=")[0] for line in (tmp_path / "seen").read_text().splitlines()]
+    assert "HPCFT_RUN" in seen
+    assert not set(names) & set(seen)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcft import disk
 from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit, table
@@ -102,7 +103,7 @@ def _input(file: DataFile, kind: str) -> Input:
     if not file.path.exists():
         return Input(str(file.path), stores.ABSENT, 0, "", kind, file.pinned)
     now = file.path.stat()
-    return Input(str(file.path), now.st_size, now.st_mtime_ns, stores.sha256_of(file.path), kind, file.pinned)
+    return Input(str(file.path), now.st_size, now.st_mtime_ns, disk.sha256(file.path), kind, file.pinned)
 
 
 class _Preparation:

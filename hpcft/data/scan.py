@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcft import disk
 from hpcft.data.files import kind_of, records
 from hpcft.data.mixing import Digests
 from hpcft.data.progress import shown
 from hpcft.data.rows import Row
 from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
-from hpcft.data.store import sha256_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def scan(file: DataFile) -> Scan:
     return Scan(
         before.st_size,
         before.st_mtime_ns,
-        sha256_of(file.path),
+        disk.sha256(file.path),
         len(digests),
         shaped.shape,
         np.array(digests, np.uint64),

@@ -18,11 +18,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
 FORMAT = 1  # raised whenever the same input would give other bytes
 SCHEMA = 1
 ABSENT = -1
+SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
 
 
@@ -100,22 +102,8 @@ def remember(store: Path, data: DataPlan, content: str, inputs: Sequence[Input])
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old text or the new one."""
-    aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Readable by whom the umask lets: the store is shared."""
+    disk.replace(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", SHARED)
 
 
 @contextlib.contextmanager
@@ -131,23 +119,14 @@ def new_content(store: Path, content: str) -> Iterator[Path]:
     try:
         yield folder
         for path in (*folder.iterdir(), folder):
-            sync(path)
+            disk.sync(path)
         with contextlib.suppress(OSError):  # another writer was first: its bytes are the same
             os.rename(folder, store / content)
-        sync(store)
+        disk.sync(store)
         if not (store / content).is_dir():
             raise OSError(f"{folder} could not be renamed to {store / content}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -209,7 +188,7 @@ def _renewed(entry: Input) -> Input:
     if not entry.changed:
         return entry
     now = os.stat(entry.path)
-    return Input(entry.path, now.st_size, now.st_mtime_ns, sha256_of(Path(entry.path)), entry.kind, entry.pinned)
+    return Input(entry.path, now.st_size, now.st_mtime_ns, disk.sha256(Path(entry.path)), entry.kind, entry.pinned)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

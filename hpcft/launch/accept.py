@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
@@ -88,19 +89,8 @@ def keep_plan(text: str, paths: RunPaths) -> None:
             return
         paths.plans.mkdir(mode=0o700, exist_ok=True)
         number = 1 + max((int(path.stem) for path in paths.plans.glob("[0-9]*.json")), default=0)
-        write_private(paths.plans / f"{number:03d}.json", paths.plan.read_text(encoding="utf-8"))
-    write_private(paths.plan, text)
-
-
-def write_private(path: Path, text: str) -> None:
-    """``text`` into ``path`` in one piece, for its owner alone; a link at that place is not followed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+        disk.replace(paths.plans / f"{number:03d}.json", paths.plan.read_text(encoding="utf-8"))
+    disk.replace(paths.plan, text)
 
 
 def main() -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from submitit.local.local import LocalExecutor
 
+from hpcft import disk
 from hpcft.errors import refuse
-from hpcft.launch.accept import is_finished, write_private
+from hpcft.launch.accept import is_finished
 from hpcft.launch.entry import run
 from hpcft.launch.expand import run_folder
 from hpcft.launch.transport import Submitted, job_environment, refuse_unsubmittable
@@ -35,8 +36,8 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
     if plan.layout.nodes != 1:
         raise refuse(f"this machine is one node, the plan has {plan.layout.nodes}", hint="slurm.nodes: 1")
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(paths.script, script)
-    write_private(paths.jobs / "plan.json", plan.to_json())
+    disk.replace(paths.script, script)
+    disk.replace(paths.jobs / "plan.json", plan.to_json())
     environ = {**job_environment(plan, paths.root, paths.root), RUN_VARIABLE: str(paths.root)}
     log = os.open(paths.jobs / "background.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

@@ -21,8 +21,8 @@ from importlib import metadata
 from pathlib import Path
 
 import hpcft
+from hpcft import disk
 from hpcft.errors import Refusal, refuse
-from hpcft.launch.accept import write_private
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.entry import read_plan, run, say
 from hpcft.plan.plan import Plan, data_key
@@ -208,9 +208,7 @@ def main() -> int:
     if sys.argv[1:2] == ["--compare"]:
         return judge(plan, paths, os.environ, int(sys.argv[2]))
     report = inspect(plan, paths, os.environ)
-    write_private(
-        report_file(paths, attempt_of(os.environ), report.node), json.dumps(dataclasses.asdict(report)) + "\n"
-    )
+    disk.replace(report_file(paths, attempt_of(os.environ), report.node), json.dumps(dataclasses.asdict(report)) + "\n")
     return 0
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
+from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
-from hpcft.launch.accept import is_finished, make_folder, refuse_other_plan, write_private
+from hpcft.launch.accept import is_finished, make_folder, refuse_other_plan
 from hpcft.launch.expand import run_folder
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -96,7 +97,7 @@ def submit(plan: Plan, script: str, run: Path | None = None) -> Submitted:
     paths = RunPaths((run or default).absolute())
     refuse_unsubmittable(plan, paths)
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(paths.script, script)
+    disk.replace(paths.script, script)
     with _clean(job_environment(plan, paths.root, default)):
         _test(paths.script)
         job_id = _hand_over(ScriptExecutor(paths.jobs, script, plan))

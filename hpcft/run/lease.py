@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.run.ledger import JOB_VARIABLE, attempt_of, job_of, restart_of
 from hpcft.run.paths import RunPaths
@@ -72,7 +73,7 @@ def take(paths: RunPaths, environ: Mapping[str, str], plan: str = "") -> Holder:
         mine = _me(environ, plan or (before.plan if before else ""))
         if before is not None:
             _refuse_if_held(paths, before, mine)
-        _write(paths.lease, mine)
+        disk.replace(paths.lease, json.dumps(asdict(mine)))
     return mine
 
 
@@ -144,16 +145,6 @@ def _born(pid: int) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     return ""
-
-
-def _write(path: Path, who: Holder) -> None:
-    aside = path.with_name(f".{path.name}.{who.job}-{who.restart}-{os.getpid()}")
-    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(file, "w") as stream:
-        json.dump(asdict(who), stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
 
 
 @contextmanager

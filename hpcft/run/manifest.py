@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcft import disk
 from hpcft.run.paths import RunPaths
 
 SCHEMA = 1
 FILE = "manifest.json"
 PARTS = ("master", "exp_avg", "exp_avg_sq")
 STEP_FOLDER = re.compile(r"step-(\d{6,})")
-CHUNK = 4 * 2**20  # bytes read at a time while hashing
 
 
 class Broken(Exception):
@@ -163,14 +163,10 @@ def _present(path: Path, name: str, stamp: Stamp) -> None:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises Broken where it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while block := stream.read(CHUNK):
-                digest.update(block)
+        return disk.sha256(path)
     except OSError as error:
         raise Broken(path, error.strerror or str(error)) from error
-    return digest.hexdigest()
 
 
 def _digest(body: Mapping[str, Any]) -> str:

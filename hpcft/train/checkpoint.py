@@ -7,12 +7,9 @@ The order is the protocol: temporary folder → every rank's file, flushed and f
 from __future__ import annotations
 
 import json
-import math
 import os
-import platform
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,7 +20,7 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-import hpcft
+from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
@@ -31,8 +28,11 @@ from hpcft.run.lease import still_mine
 from hpcft.run.ledger import attempt_of, job_of, restart_of
 from hpcft.run.manifest import Broken, Manifest, Piece, Stamp, Tensor
 from hpcft.run.paths import RunPaths
+from hpcft.train.facts import check_facts, facts, same_tensors
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
+from hpcft.train.reader import Reader
+from hpcft.train.software import software
 from hpcft.train.world import World
 
 TEMPORARY, OLD, TRASH = ".tmp-", ".old-", ".trash-"
@@ -116,15 +116,15 @@ class Store:
         path = temporary / name
         save_file(tensors, path)
         path.chmod(0o600)
-        _sync(path)
+        disk.sync(path)
         return {"file": name, "bytes": path.stat().st_size, "sha256": manifests.checksum(path), "pieces": pieces}
 
     def _publish(self, reports: list[Any], sharded: Sharded, progress: Progress, temporary: Path, target: Path) -> str:
         """Rank 0 alone: manifest, fence, rename, pointers, retention. Returns what went wrong, "" when nothing did."""
         try:
             manifest = self._manifest(reports, sharded, progress)
-            _write(temporary / manifests.FILE, manifest.to_text())
-            _sync(temporary)
+            disk.write(temporary / manifests.FILE, manifest.to_text())
+            disk.sync(temporary)
             manifests.verify(temporary, deep=False)
             if not self._mine():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -156,7 +156,7 @@ class Store:
             if aside.exists():
                 os.rename(aside, target)
             raise
-        _sync(target.parent)
+        disk.sync(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _manifest(self, reports: list[Any], sharded: Sharded, progress: Progress) -> Manifest:
@@ -178,7 +178,7 @@ class Store:
                 "good_steps": sharded.scale.good_steps,
             },
             layout=asdict(self.plan.layout),
-            versions=_versions(),
+            versions=software(),
             tensors={name: Tensor(shapes[name], tuple(pieces[name])) for name in shapes},
             files={report["file"]: Stamp(report["bytes"], report["sha256"]) for report in reports},
         )
@@ -244,7 +244,7 @@ class Store:
 
     def load(self, manifest: Manifest, sharded: Sharded) -> Progress:
         """Fill ``sharded`` from a checkpoint; where the run stood then."""
-        _same_tensors(manifest, sharded)
+        same_tensors(manifest, sharded.model)
         with Reader(manifest.folder, manifest) as reader:
             sharded.load(reader.read, manifest.state["updates"])
         sharded.scale.value = manifest.state["loss_scale"]
@@ -252,112 +252,9 @@ class Store:
         return Progress.from_json(manifest.progress)
 
 
-class Reader:
-    """Named float32 ranges of a checkpoint, whatever layout wrote it. Verified before, by whoever chose it."""
-
-    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
-        self.folder = folder
-        self.manifest = manifest or manifests.verify(folder)
-        self._files: dict[str, Any] = {}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._files.clear()
-
-    def names(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's name and shape."""
-        return {name: tensor.shape for name, tensor in self.manifest.tensors.items()}
-
-    def read(self, name: str, part: str, offset: int, length: int) -> torch.Tensor:
-        """float32 [length] on the CPU: numbers ``offset`` … ``offset + length`` of the flattened tensor.
-
-        part: master, exp_avg or exp_avg_sq. Raises KeyError for an unknown name, IndexError outside the tensor.
-        """
-        if offset < 0 or offset + length > math.prod(self.manifest.tensors[name].shape):
-            raise IndexError(f"{name}: numbers {offset} … {offset + length} of {self.manifest.tensors[name].shape}")
-        out = torch.empty(length, dtype=torch.float32)
-        for piece in self.manifest.tensors[name].pieces:
-            first, last = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
-            if piece.part == part and first < last:
-                stored = self._file(piece.file).get_slice(piece.key)
-                out[first - offset : last - offset] = stored[first - piece.offset : last - piece.offset]
-        return out
-
-    def _file(self, name: str) -> Any:
-        if name not in self._files:
-            self._files[name] = safetensors.safe_open(self.folder / name, framework="pt")
-        return self._files[name]
-
-
-def facts(plan: Plan) -> dict[str, Any]:
-    """What a resuming run must share with the run that saved, else its curve would silently be another one."""
-    optim = asdict(plan.optim)
-    return {
-        "model": {"path": plan.model.path, "revision": plan.model.revision, "from_scratch": plan.model.from_scratch},
-        "tuner": json.loads(json.dumps(asdict(plan.tuner))),
-        "optim": optim,
-        "train": {"objective": plan.train.objective, "seed": plan.train.seed},
-        "batch": {"global_windows": plan.batch.global_windows},
-    }
-
-
-def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
-    """Raises Refusal naming every difference between a checkpoint and the run that wants to go on from it."""
-    ours = facts(plan)
-    different = [
-        f"{section}.{key}: {manifest.facts[section].get(key)!r} then, {value!r} now"
-        for section, values in ours.items()
-        for key, value in values.items()
-        if manifest.facts.get(section, {}).get(key) != value
-    ]
-    if manifest.data != data:
-        different.append(f"the prepared data: content {manifest.data[:12]} then, {data[:12]} now")
-    if different:
-        raise refuse(
-            "the checkpoint is of another run: " + "; ".join(different),
-            where=str(manifest.folder),
-            hint="start a new run under another name, or set these back",
-        )
-
-
-def _same_tensors(manifest: Manifest, sharded: Sharded) -> None:
-    """Raises Refusal where the checkpoint's tensors are not the model's trainable ones."""
-    then = {name: tensor.shape for name, tensor in manifest.tensors.items()}
-    now = {name: tuple(p.shape) for name, p in sharded.model.named_parameters() if p.requires_grad}
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            raise refuse(
-                f"{name} is {then.get(name, 'not there')} in the checkpoint, {now.get(name, 'not there')} in the model",
-                where=str(manifest.folder),
-                hint="has the model's folder changed since the run began?",
-            )
-
-
 def point(pointer: Path, folder: Path) -> None:
     """Let ``latest`` or ``best`` name ``folder``; replaced whole, so that a reader never sees half a name."""
-    aside = pointer.with_name(f"{TEMPORARY}{pointer.name}")
-    _write(aside, folder.name + "\n")
-    os.replace(aside, pointer)
-
-
-def _write(path: Path, text: str) -> None:
-    """Text on disk, readable by its owner only; returns once the disk has it."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has a file's bytes, or a folder's names."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    disk.replace(pointer, folder.name + "\n")
 
 
 def _private(folder: Path) -> None:
@@ -368,15 +265,3 @@ def _free(folder: Path) -> str:
     with suppress(OSError):
         return f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free in {folder}"
     return f"{folder} cannot be looked at"
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    return {
-        "hpcft": hpcft.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }

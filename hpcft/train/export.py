@@ -21,10 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcft import disk
 from hpcft.errors import EXIT_REFUSED, Refusal, refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.train.facts import check_facts
 from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, check_base, choose, kind_of, read_plan
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
@@ -53,8 +55,6 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
     kind = kind_of(plan, wish.merge)
     check_base(plan, paths)
     manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
-    from hpcft.train.checkpoint import check_facts  # slow: torch comes with it, so what is refused above is so at once
-
     check_facts(manifest, plan, manifest.data)
     identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
     target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()
@@ -71,8 +71,8 @@ def _write(
 ) -> None:
     """All files of the export. The weights come first: writing them leaves configurations that are replaced after."""
     from hpcft.train import card, merging, provenance, weights
-    from hpcft.train.checkpoint import Reader
     from hpcft.train.precision import DTYPES
+    from hpcft.train.reader import Reader
     from hpcft.train.speech import speech
 
     store = wish.store or store_of(plan)
@@ -160,20 +160,11 @@ def published(target: Path) -> Iterator[Path]:
     try:
         yield folder
         for path in (*folder.iterdir(), folder):
-            _flush(path)
+            disk.sync(path)
         os.rename(folder, target)
-        _flush(target.parent)
+        disk.sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until the disk has it."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def store_of(plan: Plan) -> Path | None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hpcft.plan.plan import Plan
-from hpcft.train.checkpoint import Reader
 from hpcft.train.model import add_adapters
+from hpcft.train.reader import Reader
 from hpcft.train.weights import (
     EXACT,
     Change,

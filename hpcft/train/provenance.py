@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-import hpcft
 from hpcft.plan.plan import Plan, Source
 from hpcft.plan.steps import total_steps
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import RunPaths
 from hpcft.train.metrics import read_metrics
 from hpcft.train.pick import MERGED, Identity
+from hpcft.train.software import software
 from hpcft.train.speech import Speech
 from hpcft.train.weights import Written
 
@@ -110,17 +108,8 @@ def _losses(paths: RunPaths, manifest: Manifest) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     import peft
-    import torch
-    import transformers
 
-    return {
-        "hpcft": hpcft.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    return {**software(), "peft": peft.__version__}
 
 
 def _command(plan: Plan, identity: Identity) -> str:

@@ -6,11 +6,12 @@ A later attempt that found another kernel would sum in another order, and its lo
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from hpcft import disk
 
 
 def recorded(file: Path, name: str, device: torch.device, find: Callable[[], str]) -> str:
@@ -37,7 +38,4 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 
 def _write(file: Path, facts: dict[str, dict[str, str]]) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = file.with_name(f".tmp-{file.name}")
-    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    aside.chmod(0o600)
-    os.replace(aside, file)
+    disk.replace(file, json.dumps(facts, indent=2) + "\n")

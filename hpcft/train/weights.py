@@ -19,9 +19,10 @@ from torch import nn
 
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
-from hpcft.train.checkpoint import Reader
+from hpcft.train.facts import same_tensors
 from hpcft.train.model import add_adapters, load_config, load_model, local_folder
 from hpcft.train.precision import DTYPES
+from hpcft.train.reader import Reader
 
 CPU = torch.device("cpu")
 SHARD = "4GB"  # a file's size; hubs and people's connections like it
@@ -150,15 +151,7 @@ def masters_of(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
 def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: Reader) -> None:
     """Copy the checkpoint into the model's trainable parameters. Raises Refusal where the two do not match."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    then, now = reader.names(), {name: tuple(p.shape) for name, p in parameters.items()}
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            there, here = then.get(name, "not there"), now.get(name, "not there")
-            raise refuse(
-                f"{name} is {there} in the checkpoint and {here} in the model",
-                where=str(reader.folder),
-                hint="has the model's folder, or peft, changed since the run began?",
-            )
+    same_tensors(reader.manifest, model)
     for name, tensor in tensors:
         if not torch.isfinite(tensor).all():
             raise refuse(

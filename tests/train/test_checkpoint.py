@@ -16,7 +16,8 @@ from hpcft.run import manifest as manifests
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 from hpcft.train import checkpoint
-from hpcft.train.checkpoint import Reader, Store
+from hpcft.train.checkpoint import Store
+from hpcft.train.reader import Reader
 from tests.train import small
 
 OPTIONS: dict[str, Any] = {"optim": {"max_steps": 4}, "checkpoint": {"save_steps": 2, "keep": 4}}

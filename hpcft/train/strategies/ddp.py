@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import nn
 
 from hpcft.plan.plan import OptimPlan, Plan
+from hpcft.run.manifest import PARTS
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.world import World
 
 BUCKET_BYTES = 25 * 2**20  # of float32 gradients at most: enough to keep the network busy
 BUCKETS = 8  # what a small model is cut into, down to a megabyte each: with one bucket nothing would overlap
-PARTS = ("master", "exp_avg", "exp_avg_sq")
 
 
 @dataclass

@@ -1,0 +1,61 @@
+"""What a checkpoint and whoever goes on from it must share: settings, data, tensors.
+
+No torch when it is imported: an export of the wrong run is refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hpcft.errors import refuse
+from hpcft.plan.plan import Plan
+from hpcft.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """What a resuming run must share with the run that saved, else its curve would silently be another one."""
+    optim = asdict(plan.optim)
+    return {
+        "model": {"path": plan.model.path, "revision": plan.model.revision, "from_scratch": plan.model.from_scratch},
+        "tuner": json.loads(json.dumps(asdict(plan.tuner))),
+        "optim": optim,
+        "train": {"objective": plan.train.objective, "seed": plan.train.seed},
+        "batch": {"global_windows": plan.batch.global_windows},
+    }
+
+
+def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
+    """Raises Refusal naming every difference between a checkpoint and the run that wants to go on from it."""
+    ours = facts(plan)
+    different = [
+        f"{section}.{key}: {manifest.facts[section].get(key)!r} then, {value!r} now"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if manifest.facts.get(section, {}).get(key) != value
+    ]
+    if manifest.data != data:
+        different.append(f"the prepared data: content {manifest.data[:12]} then, {data[:12]} now")
+    if different:
+        raise refuse(
+            "the checkpoint is of another run: " + "; ".join(different),
+            where=str(manifest.folder),
+            hint="start a new run under another name, or set these back",
+        )
+
+
+def same_tensors(manifest: Manifest, model: nn.Module) -> None:
+    """Raises Refusal where the checkpoint's tensors are not the model's trainable ones."""
+    then = {name: tensor.shape for name, tensor in manifest.tensors.items()}
+    now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            raise refuse(
+                f"{name} is {then.get(name, 'not there')} in the checkpoint, {now.get(name, 'not there')} in the model",
+                where=str(manifest.folder),
+                hint="has the model's folder, or peft, changed since the run began?",
+            )

@@ -30,8 +30,8 @@ def command(
 
     What is written is loaded again and compared before it is published.
     """
-    from hpcft.launch.entry import read_plan
     from hpcft.launch.processes import run_module
+    from hpcft.run.folder import read_plan
 
     paths = find_run(run)
     plan = read_plan(paths)
@@ -46,7 +46,7 @@ def command(
 def _store(plan: Plan) -> Path | None:
     """Where the prepared data is, if this machine knows: the audit in it tells which token ends an answer."""
     from hpcft.errors import Refusal
-    from hpcft.launch.expand import store_folder
+    from hpcft.run.expand import store_folder
 
     try:
         return store_folder(plan)

@@ -16,9 +16,9 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_fil
 @run_words
 def command(words: tuple[str, ...], index: int | None, random_: int | None, split: str) -> None:
     """Show prepared records with the trained tokens marked. The data must be prepared: hpcft prepare."""
-    from hpcft.launch.expand import store_folder
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
+    from hpcft.run.expand import store_folder
 
     planned = plan_run(words)
     refuse_missing_files(planned)

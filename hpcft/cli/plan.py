@@ -34,8 +34,8 @@ def command(words: tuple[str, ...], as_json: bool, show_all: bool) -> None:
 def _prepared(plan: Plan) -> PreparedFacts | None:
     """What is prepared, where this machine can see it."""
     from hpcft.errors import Refusal
-    from hpcft.launch.expand import store_folder
     from hpcft.plan.prepared import prepared_facts
+    from hpcft.run.expand import store_folder
 
     try:
         return prepared_facts(store_folder(plan), plan.data)

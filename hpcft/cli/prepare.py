@@ -14,11 +14,11 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_fil
 @run_words
 def command(words: tuple[str, ...], as_json: bool) -> None:
     """Read, mask, pack and store the data of a run, and print the label audit. Prepared data is found again."""
-    from hpcft.launch.expand import store_folder
     from hpcft.launch.hub import resolve
-    from hpcft.launch.processes import run_data
+    from hpcft.launch.processes import run_prepare
+    from hpcft.run.expand import store_folder
 
     planned = plan_run(words)
     refuse_missing_files(planned)
     plan = resolve(planned.plan)
-    sys.exit(run_data("prepare", plan, store_folder(plan), *(["--json"] if as_json else [])))
+    sys.exit(run_prepare(planned.plan, plan, store_folder(plan), *(["--json"] if as_json else [])))

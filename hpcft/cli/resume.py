@@ -15,7 +15,7 @@ def command(run: str) -> None:
     Budgets start anew: a person has looked. A run that is alive, or finished, is refused.
     """
     from hpcft.cli.submit import goes_to_slurm, hand_over, report
-    from hpcft.launch.entry import read_plan
+    from hpcft.run.folder import read_plan
 
     paths = find_run(run)
     plan = read_plan(paths)

@@ -56,12 +56,12 @@ def goes_to_slurm(plan: Plan) -> bool:
 
 def _prepared(plan: Plan) -> Plan:
     """The plan with its hub names pinned and its data prepared; leaves with the data's exit code where that fails."""
-    from hpcft.launch.expand import store_folder
     from hpcft.launch.hub import resolve
-    from hpcft.launch.processes import run_data
+    from hpcft.launch.processes import run_prepare
+    from hpcft.run.expand import store_folder
 
-    plan = resolve(plan)
-    if plan.resources.prepare == "login" and (code := run_data("prepare", plan, store_folder(plan), aside=True)):
+    named, plan = plan, resolve(plan)
+    if plan.resources.prepare == "login" and (code := run_prepare(named, plan, store_folder(plan), aside=True)):
         sys.exit(code)
     return plan
 

@@ -203,12 +203,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The process ``python -m hpcft.data.prepare``; 0, or 2 with the reasons on stderr."""
     parser = argparse.ArgumentParser(prog="python -m hpcft.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, type=Path, help="the run's plan.json")
+    parser.add_argument("--also", type=Path, help="a plan that asks for the same data by names without a revision")
     parser.add_argument("--store", required=True, type=Path, help="the folder of prepared data")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of a table")
     given = parser.parse_args(arguments)
     try:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
         answer = prepare(data, given.store)
+        if given.also:
+            asked = Plan.from_json(given.also.read_text(encoding="utf-8"), str(given.also)).data
+            stores.remember(given.store, asked, answer.content, answer.inputs)
     except Refusal as refusal:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code

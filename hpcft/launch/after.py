@@ -15,9 +15,10 @@ from pathlib import Path
 
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.decide import Action, Decision, Ending, Facts, decide
-from hpcft.launch.entry import read_plan, run, say
+from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
+from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Event, Ledger, attempt_of, job_of, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.cause import Cause, why_signalled

@@ -16,12 +16,12 @@ from submitit.local.local import LocalExecutor
 
 from hpcft import disk
 from hpcft.errors import refuse
-from hpcft.launch.accept import is_finished
 from hpcft.launch.entry import run
-from hpcft.launch.expand import run_folder
 from hpcft.launch.transport import Submitted, job_environment, refuse_unsubmittable
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
+from hpcft.run.expand import run_folder
+from hpcft.run.ledger import is_finished
 from hpcft.run.paths import RUN_VARIABLE, RunPaths
 
 # submitit ends a local job after two minutes unless told otherwise; a workstation has no time limit.

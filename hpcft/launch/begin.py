@@ -16,13 +16,14 @@ from pathlib import Path
 
 from hpcft.errors import refuse
 from hpcft.launch.decide import spent
-from hpcft.launch.entry import read_plan, run
+from hpcft.launch.entry import run
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
-from hpcft.run.ledger import ATTEMPT_VARIABLE, Event, Ledger, job_of, read_events, restart_of
+from hpcft.run.folder import read_plan
+from hpcft.run.ledger import ATTEMPT_VARIABLE, Event, Ledger, job_of, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.commands import SlurmAway
-from hpcft.slurm.environment import own_job_id
+from hpcft.slurm.environment import own_job_id, restart_count
 from hpcft.slurm.job import JobUnknown, show_job
 from hpcft.slurm.nodes import expand_hostlist, free_port, node_address, port_for
 
@@ -57,7 +58,7 @@ def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
     lease.take(paths, environ, plan.fingerprint)
     nodes = allocated_nodes(environ)
     address = node_address(nodes[0]) if "SLURM_JOB_NODELIST" in environ else "127.0.0.1"
-    port = free_port(port_for(job_of(environ) or "", restart_of(environ), number))
+    port = free_port(port_for(job_of(environ) or "", restart_count(environ), number))
     logs = paths.attempt(number)
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     Ledger(paths, "batch", environ).write(

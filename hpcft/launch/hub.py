@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.errors import Problem, Refusal, refuse
-from hpcft.launch.expand import exported
 from hpcft.plan import hubfiles
 from hpcft.plan.plan import DataPlan, ModelPlan, Plan, Source
+from hpcft.run.expand import exported
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from hpcft.launch.after import after, report
 from hpcft.launch.begin import begin
 from hpcft.launch.decide import Action
 from hpcft.launch.entry import run, say
-from hpcft.launch.expand import exported, store_folder
 from hpcft.launch.preflight import refuse_unprepared
 from hpcft.plan.plan import Plan
+from hpcft.run.expand import exported, store_folder
 from hpcft.run.lease import local_job, release
 from hpcft.run.ledger import ATTEMPT_VARIABLE, JOB_VARIABLE, Ledger, read_events
-from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.run.paths import RUN_VARIABLE, STORE_VARIABLE, RunPaths
 
 
 class Stop:
@@ -51,7 +51,7 @@ class Stop:
 
 def run_here(plan: Plan, text: str, paths: RunPaths, stop: Stop, command: Sequence[str] = ranks.COMMAND) -> int:
     """Attempts, one after another, until the run is done, stopped or out of budget; 0 when it is done."""
-    environ = {**exported(plan, os.environ), JOB_VARIABLE: local_job(), "HPCFT_RUN": str(paths.root)}
+    environ = {**exported(plan, os.environ), JOB_VARIABLE: local_job(), RUN_VARIABLE: str(paths.root)}
     environ.setdefault(STORE_VARIABLE, str(store_folder(plan)))
     if accept(text, paths, environ) != EXIT_GO_ON:
         return 0

@@ -24,8 +24,9 @@ import hpcft
 from hpcft import disk
 from hpcft.errors import Refusal, refuse
 from hpcft.launch.begin import allocated_nodes
-from hpcft.launch.entry import read_plan, run, say
+from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan, data_key
+from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 
@@ -129,7 +130,7 @@ def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
         raise refuse(
             "the data of this run is not prepared",
             where=str(store),
-            hint=f"hpcft prepare --plan {environ.get('HPCFT_RUN', 'RUN')}/plan.json",
+            hint="on the login node: hpcft prepare RUN.yaml; then submit again",
         )
     model = Path(plan.model.path)
     if plan.model.source == "local" and not (model / "config.json").is_file():

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpcft.launch.hub import exported_home
 from hpcft.plan.plan import Plan
+
+
+def run_prepare(named: Plan, pinned: Plan, store: Path, *words: str, aside: bool = False) -> int:
+    """Prepare the data of ``pinned``, so that who asks for it by the hubs' bare names finds it too.
+
+    Those are scripts that ``hpcft render`` wrote, which asks no hub, and ``hpcft plan``. ``named``: the plan before
+    its revisions were pinned.
+    """
+    if named.data == pinned.data:
+        return run_data("prepare", pinned, store, *words, aside=aside)
+    with _plan_file(named) as file:
+        return run_data("prepare", pinned, store, "--also", file, *words, aside=aside)
 
 
 def run_data(verb: str, plan: Plan, store: Path, *words: str, aside: bool = False) -> int:
@@ -17,10 +31,16 @@ def run_data(verb: str, plan: Plan, store: Path, *words: str, aside: bool = Fals
 
     What it prints goes where ours goes; aside: all of it to stderr, because stdout has another reader.
     """
+    with _plan_file(plan) as file:
+        return run_module(f"hpcft.data.{verb}", plan, "--plan", file, "--store", str(store), *words, aside=aside)
+
+
+@contextlib.contextmanager
+def _plan_file(plan: Plan) -> Iterator[str]:
     with tempfile.NamedTemporaryFile("w", suffix=".json", prefix="hpcft-plan-", encoding="utf-8") as file:
         file.write(plan.to_json())
         file.flush()
-        return run_module(f"hpcft.data.{verb}", plan, "--plan", file.name, "--store", str(store), *words, aside=aside)
+        yield file.name
 
 
 def run_module(module: str, plan: Plan, *words: str, aside: bool = False) -> int:

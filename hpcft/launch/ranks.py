@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from hpcft.launch.entry import read_plan, run, say
+from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
+from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import RunPaths
 

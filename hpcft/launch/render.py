@@ -19,6 +19,7 @@ from hpcft.clock import clock
 from hpcft.errors import Refusal, printable, refuse
 from hpcft.plan.plan import Plan, Resources, Variable
 from hpcft.resources import templates
+from hpcft.run.expand import REFERENCE
 
 TERMINATOR = "HPCFT_PLAN"
 TEMPLATE = "train.sbatch.j2"
@@ -27,9 +28,6 @@ TEMPLATE = "train.sbatch.j2"
 _WORD = re.compile(r"[A-Za-z0-9._,:=@%+/&|*!()\[\]-]+")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-# ${NAME}, ${NAME:-default}, and $NAME where a value starts with it. A default may not hold anything that expands.
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^\s\"'`$\\{}]*)?\}|^\$[A-Za-z_][A-Za-z0-9_]*")
-
 # Options that the template writes itself, or that would change what the script is.
 RESERVED = {
     "job-name": "name",
@@ -163,7 +161,7 @@ def expand(value: str) -> str:
     """
     _one_line(value)
     pieces, last = [], 0
-    for match in _REFERENCE.finditer(value):
+    for match in REFERENCE.finditer(value):
         pieces += [re.sub(r'([\\"$`])', r"\\\1", value[last : match.start()]), match[0]]
         last = match.end()
     pieces.append(re.sub(r'([\\"$`])', r"\\\1", value[last:]))

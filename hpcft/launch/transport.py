@@ -21,11 +21,12 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
-from hpcft.launch.accept import is_finished, make_folder, refuse_other_plan
-from hpcft.launch.expand import run_folder
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
-from hpcft.run.paths import RUN_VARIABLE, RunPaths
+from hpcft.run.expand import run_folder
+from hpcft.run.folder import make_folder, refuse_other_plan
+from hpcft.run.ledger import JOB_VARIABLE, is_finished
+from hpcft.run.paths import RUN_VARIABLE, STORE_VARIABLE, RunPaths
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import scrubbed
 
@@ -113,8 +114,7 @@ def check(script: Path) -> str:
 def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
     """Raises Refusal where the job would only find out in an hour that it may not run; makes the run folder."""
     make_folder(paths.root)
-    if paths.plan.exists():
-        refuse_other_plan(plan, Plan.from_json(paths.plan.read_text(encoding="utf-8"), str(paths.plan)), paths)
+    refuse_other_plan(plan, paths)
     if is_finished(paths):
         raise refuse(
             f"run {plan.name} is finished", where=str(paths.root), hint="export it, or give the new run a name"
@@ -131,7 +131,7 @@ def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
 def job_environment(plan: Plan, run: Path, default: Path) -> dict[str, str]:
     """This process's environment without any trace of a job, and what the script cannot know by itself."""
     environ = scrubbed(os.environ)
-    for name in (RUN_VARIABLE, "HPCFT_JOB", "HPCFT_STORE"):
+    for name in (RUN_VARIABLE, JOB_VARIABLE, STORE_VARIABLE):
         environ.pop(name, None)
     if run != default:
         environ[RUN_VARIABLE] = str(run)

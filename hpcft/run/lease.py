@@ -19,8 +19,9 @@ from pathlib import Path
 
 from hpcft import disk
 from hpcft.errors import refuse
-from hpcft.run.ledger import JOB_VARIABLE, attempt_of, job_of, restart_of
+from hpcft.run.ledger import JOB_VARIABLE, attempt_of, job_of
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.environment import restart_count
 from hpcft.slurm.job import job_state
 from hpcft.slurm.states import State
 
@@ -80,14 +81,14 @@ def take(paths: RunPaths, environ: Mapping[str, str], plan: str = "") -> Holder:
 def still_mine(paths: RunPaths, environ: Mapping[str, str]) -> bool:
     """The fence: does the lease name this job, this restart and this attempt?"""
     now = holder(paths)
-    return now is not None and now.token == (job_of(environ), restart_of(environ), attempt_of(environ))
+    return now is not None and now.token == (job_of(environ), restart_count(environ), attempt_of(environ))
 
 
 def release(paths: RunPaths, environ: Mapping[str, str]) -> None:
     """Give the run back when this incarnation of the job holds it; otherwise nothing is touched."""
     with _alone(paths):
         now = holder(paths)
-        if now is not None and (now.job, now.restart) == (job_of(environ), restart_of(environ)):
+        if now is not None and (now.job, now.restart) == (job_of(environ), restart_count(environ)):
             paths.lease.unlink(missing_ok=True)
 
 
@@ -126,7 +127,7 @@ def _me(environ: Mapping[str, str], plan: str) -> Holder:
     node = environ.get("SLURMD_NODENAME") or socket.gethostname()
     pid = os.getpid() if job.startswith(LOCAL) else 0
     return Holder(
-        job, restart_of(environ), attempt_of(environ), node, plan, time.time(), pid, _born(pid) if pid else ""
+        job, restart_count(environ), attempt_of(environ), node, plan, time.time(), pid, _born(pid) if pid else ""
     )
 
 

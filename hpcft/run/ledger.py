@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.environment import restart_count
 
 ATTEMPT_VARIABLE = "HPCFT_ATTEMPT"
 JOB_VARIABLE = "HPCFT_JOB"
@@ -23,11 +24,6 @@ Event = dict[str, Any]
 def job_of(environ: Mapping[str, str]) -> str | None:
     """Slurm's job id, or the name a run without Slurm goes by; None outside a job."""
     return environ.get(JOB_VARIABLE) or environ.get("SLURM_JOB_ID") or None
-
-
-def restart_of(environ: Mapping[str, str]) -> int:
-    """How often Slurm has restarted this job; the variable is absent the first time."""
-    return int(environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def attempt_of(environ: Mapping[str, str]) -> int:
@@ -50,7 +46,7 @@ class Ledger:
             "event": event,
             "attempt": attempt_of(self.environ),
             "job": job_of(self.environ),
-            "restart": restart_of(self.environ),
+            "restart": restart_count(self.environ),
             **facts,
         }
         self.paths.events.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,6 +74,11 @@ def read_events(paths: RunPaths) -> list[Event]:
     """All events of the run, oldest first; [] where there are none yet. Lines that are not whole are left out."""
     events = [event for path in sorted(paths.events.glob("events-*.jsonl")) for event in _events_of(path.read_bytes())]
     return sorted(events, key=lambda event: event["time"])
+
+
+def is_finished(paths: RunPaths) -> bool:
+    """Has the last optimizer step been made and saved?"""
+    return any(event["event"] == "finished" for event in read_events(paths))
 
 
 def _events_of(content: bytes) -> list[Event]:

@@ -28,7 +28,7 @@ class RunPaths:
 
     @property
     def plans(self) -> Path:
-        """Changed layouts of this run: 002.json, 003.json …"""
+        """The plans that plan.json replaced, oldest first: 001.json, 002.json …"""
         return self.root / "plans"
 
     @property
@@ -91,7 +91,7 @@ class RunPaths:
         return self.exports / (f"step-{step:06d}-merged" if merged else f"step-{step:06d}")
 
     def attempt(self, number: int) -> Path:
-        """Logs of one attempt: preflight.log and rank-0000.log, rank-0001.log …"""
+        """Logs of one attempt: rank-0000.log …, preflight-0000.log …, preflight-NODE.json, srun.log."""
         return self.root / "logs" / f"attempt-{number:03d}"
 
     def rank_log(self, attempt: int, rank: int) -> Path:

@@ -25,9 +25,10 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.lease import still_mine
-from hpcft.run.ledger import attempt_of, job_of, restart_of
+from hpcft.run.ledger import attempt_of, job_of
 from hpcft.run.manifest import Broken, Manifest, Piece, Stamp, Tensor
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.environment import restart_count
 from hpcft.train.facts import check_facts, facts, same_tensors
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
@@ -59,7 +60,7 @@ class Store:
     @property
     def incarnation(self) -> str:
         """Tells this attempt's temporaries from those of any other."""
-        return f"{job_of(self.environ) or 'local'}-{restart_of(self.environ)}-{attempt_of(self.environ)}"
+        return f"{job_of(self.environ) or 'local'}-{restart_count(self.environ)}-{attempt_of(self.environ)}"
 
     def save(self, sharded: Sharded, progress: Progress) -> Path:
         """Write and publish the state after ``progress.step``. Called by all ranks; the same end on all of them.

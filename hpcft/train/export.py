@@ -24,10 +24,12 @@ from typing import Any
 from hpcft import disk
 from hpcft.errors import EXIT_REFUSED, Refusal, refuse
 from hpcft.plan.plan import Plan
+from hpcft.run.expand import store_folder
+from hpcft.run.folder import read_plan
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 from hpcft.train.facts import check_facts
-from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, check_base, choose, kind_of, read_plan
+from hpcft.train.pick import ADAPTER, MERGED, MODEL, Identity, Say, check_base, choose, kind_of
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 SAMPLES, SAMPLE_TOKENS = 4, 64
@@ -169,8 +171,12 @@ def published(target: Path) -> Iterator[Path]:
 
 def store_of(plan: Plan) -> Path | None:
     """Where the prepared data lies, as the job was told or the plan says; None where that is not known here."""
-    text = os.environ.get(STORE_VARIABLE) or os.path.expandvars(plan.folders.store)
-    return None if "$" in text else Path(text)
+    if told := os.environ.get(STORE_VARIABLE):
+        return Path(told)
+    try:
+        return store_folder(plan)
+    except Refusal:  # $SCRATCH and the like are not set here
+        return None
 
 
 def prepared_manifest(store: Path | None, content: str) -> dict[str, Any] | None:

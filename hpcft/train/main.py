@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hpcft.errors import EXIT_REFUSED, Refusal
 from hpcft.plan.place import place_from_environment
 from hpcft.plan.plan import Plan
+from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger
 from hpcft.run.paths import RunPaths
 from hpcft.train.signals import SIGNALS
@@ -34,7 +35,7 @@ def main(environ: Mapping[str, str] | None = None) -> int:
     SIGNALS.install()
     paths, ledger = RunPaths.from_environment(environ), None
     try:
-        plan = Plan.from_json(paths.plan.read_text(), where=str(paths.plan))
+        plan = read_plan(paths)
         ledger = Ledger(paths, f"rank-{place_from_environment(environ, plan.layout).rank:04d}", environ)
         SIGNALS.watch(float(environ.get(GRACE_VARIABLE) or max(plan.resources.signal_lead, 30)))
         return run_rank(plan, paths, ledger, environ)

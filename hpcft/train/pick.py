@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcft.errors import near, refuse
+from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.manifest import Broken, Manifest
@@ -29,17 +29,6 @@ class Identity:
     @classmethod
     def of(cls, kind: str, dtype: str, manifest: Manifest) -> Identity:
         return cls(kind, dtype, manifest.step, manifests.checksum(manifest.folder / manifests.FILE))
-
-
-def read_plan(paths: RunPaths) -> Plan:
-    """The plan of a run. Raises Refusal where there is no such run, naming those beside it."""
-    try:
-        return Plan.from_json(paths.plan.read_text(encoding="utf-8"), where=str(paths.plan))
-    except OSError as error:
-        known = sorted(path.parent.name for path in paths.root.parent.glob("*/plan.json"))
-        guess = near(paths.root.name, known)
-        hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
-        raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error
 
 
 def choose(paths: RunPaths, plan: Plan, words: str, fallback: bool, say: Say) -> Manifest:

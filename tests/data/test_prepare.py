@@ -363,6 +363,22 @@ def test_the_process_prints_json_on_stdout_and_refusals_on_stderr(
     assert "a.jsonl:1: broken JSON" in captured.err
 
 
+def test_who_asks_by_a_name_without_a_revision_finds_what_was_prepared_with_one(
+    tmp_path: Path, tokenizer: Tokenizers
+) -> None:
+    """A rendered script asks no hub for revisions, so its plan has none."""
+    named = request(write_lines(tmp_path / "a.jsonl", ROWS), tokenizer=tokenizer())
+    pinned = dataclasses.replace(named, tokenizer_revision="0123abc")
+    for name, data in (("named", named), ("pinned", pinned)):
+        (tmp_path / f"{name}.json").write_text(dataclasses.replace(plan(), data=data).to_json())
+    words = ["--plan", str(tmp_path / "pinned.json"), "--store", str(tmp_path / "store")]
+    assert main(words) == 0
+    with pytest.raises(Refusal, match="not prepared"):
+        open_prepared(tmp_path / "store", named)
+    assert main([*words, "--also", str(tmp_path / "named.json")]) == 0
+    assert open_prepared(tmp_path / "store", named).content == open_prepared(tmp_path / "store", pinned).content
+
+
 def test_the_real_records_keep_every_row_and_every_answer(
     real_data: Path, tmp_path: Path, tokenizer: Tokenizers
 ) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept, differing
+from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept
 from hpcft.launch.after import after, culprit
 from hpcft.launch.begin import EXIT_LATE, begin
 from hpcft.launch.begin import main as begin_main
 from hpcft.launch.decide import Action
 from hpcft.launch.logs import clean
 from hpcft.run import lease
+from hpcft.run.folder import differing
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands

@@ -15,8 +15,8 @@ from hpcft.errors import Refusal
 from hpcft.run import manifest as manifests
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
-from hpcft.train import checkpoint
 from hpcft.train.checkpoint import Store
+from hpcft.train.facts import check_facts
 from hpcft.train.reader import Reader
 from tests.train import small
 
@@ -132,7 +132,7 @@ def test_another_run_s_checkpoint_is_refused_by_name(
 def test_other_data_is_refused(root: Path, model: Path) -> None:
     manifest = manifests.verify(newest(root))
     with pytest.raises(Refusal, match="prepared data"):
-        checkpoint.check_facts(manifest, small.tiny(model, 2, **OPTIONS), "another content")
+        check_facts(manifest, small.tiny(model, 2, **OPTIONS), "another content")
 
 
 def test_a_reader_gives_any_range_whatever_the_layout(root: Path) -> None:

@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 
-from hpcft.launch.entry import read_plan
 from hpcft.plan.place import place_from_environment
+from hpcft.run.folder import read_plan
 from hpcft.run.lease import still_mine
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import RunPaths

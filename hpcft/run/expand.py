@@ -10,7 +10,10 @@ from pathlib import Path
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 
-_REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^\s\"'`$\\{}]*))?\}|^\$(?P<first>[A-Za-z_]\w*)")
+# ${NAME}, ${NAME:-default}, and $NAME where a value starts with it. A default may not hold anything that expands.
+REFERENCE = re.compile(
+    r"\$\{(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^\s\"'`$\\{}]*))?\}|^\$(?P<first>[A-Za-z_]\w*)", re.ASCII
+)
 
 
 def expanded(text: str, environ: Mapping[str, str], where: str = "") -> str:
@@ -24,7 +27,7 @@ def expanded(text: str, environ: Mapping[str, str], where: str = "") -> str:
             raise refuse(f"${name} is not set on this machine", where=where, value=text)
         return match["default"]
 
-    return _REFERENCE.sub(value, text)
+    return REFERENCE.sub(value, text)
 
 
 def exported(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,80 @@
+"""The folder of a run taken up: made for its owner alone, its plan read, compared with another, kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hpcft import disk
+from hpcft.errors import near, refuse
+from hpcft.plan.plan import Plan
+from hpcft.run.paths import RunPaths
+
+# What may differ when an unfinished run is submitted again: how it is started, not what it computes.
+MAY_CHANGE = frozenset({"hpcft", "resources", "budgets", "environment"})
+
+
+def read_plan(paths: RunPaths) -> Plan:
+    """The plan of a run. Raises Refusal where there is none, naming the runs beside it, or where it cannot be read."""
+    try:
+        return Plan.from_json(paths.plan.read_text(encoding="utf-8"), where=str(paths.plan))
+    except OSError as error:
+        if paths.root.is_dir():
+            raise refuse(f"the run has no plan: {error.strerror}", where=str(paths.plan)) from error
+        known = sorted(path.parent.name for path in paths.root.parent.glob("*/plan.json"))
+        guess = near(paths.root.name, known)
+        hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
+        raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error
+
+
+def make_folder(root: Path) -> None:
+    """The run folder, for its owner alone. Raises Refusal where it cannot be made or belongs to somebody else."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = root.stat().st_uid
+    except OSError as error:
+        raise refuse(f"the run folder cannot be made: {error.strerror}", where=str(root)) from error
+    if owner != os.getuid():
+        raise refuse(f"the run folder belongs to another user (uid {owner})", where=str(root))
+
+
+def refuse_other_plan(new: Plan, paths: RunPaths) -> None:
+    """Raises Refusal, naming every key, where the plan in the folder would not compute the same as ``new``."""
+    if not paths.plan.exists():
+        return
+    old = read_plan(paths)
+    keys = [key for key in differing(new, old) if key.split(".")[0] not in MAY_CHANGE]
+    if keys:
+        raise refuse(
+            f"the run folder holds another plan: {', '.join(keys)} differ",
+            where=str(paths.plan),
+            value=f"plan {new.fingerprint} in the script, {old.fingerprint} in the folder",
+            hint="give this run a name of its own, or remove the folder if its results are not wanted",
+        )
+
+
+def differing(new: Plan, old: Plan) -> list[str]:
+    """The dotted keys in which two plans differ, in the order of the Plan."""
+    return list(_differing(dataclasses.asdict(new), dataclasses.asdict(old), ""))
+
+
+def _differing(new: Any, old: Any, key: str) -> Iterator[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        for name in new | old:
+            yield from _differing(new.get(name), old.get(name), f"{key}.{name}" if key else name)
+    elif new != old:
+        yield key
+
+
+def keep_plan(text: str, paths: RunPaths) -> None:
+    """``plan.json`` becomes ``text``; the one it replaces is kept under plans/."""
+    if paths.plan.exists():
+        if paths.plan.read_text(encoding="utf-8") == text:
+            return
+        paths.plans.mkdir(mode=0o700, exist_ok=True)
+        number = 1 + max((int(path.stem) for path in paths.plans.glob("[0-9]*.json")), default=0)
+        disk.replace(paths.plans / f"{number:03d}.json", paths.plan.read_text(encoding="utf-8"))
+    disk.replace(paths.plan, text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Strategy:
-    """How the model is spread over ranks. ``axes``: the mesh axes it uses, outermost first."""
+    """How the model is spread over ranks. ``axes``: the mesh axes it knows, outermost first; others have degree 1."""
 
     name: str
     module: str

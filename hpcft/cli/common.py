@@ -45,7 +45,7 @@ class Planned:
     @property
     def settings(self) -> Mapping[str, tuple[str, str]]:
         """Leaf → (value, origin) of every key."""
-        from hpcft.config.load import leaf_sections
+        from hpcft.config.leaves import leaf_sections
 
         values = {}
         for leaf, section in leaf_sections().items():

@@ -9,7 +9,9 @@ import click
 
 @click.command("init")
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
-@click.option("--run", "run", metavar="NAME", default="lora", show_default=True, help="Which starter: lora, full.")
+@click.option(
+    "--run", "run", metavar="NAME", default="lora", show_default=True, help="Which starter: lora, full, tiny."
+)
 @click.option("--cluster", metavar="NAME", help="Profile to start from; none: this machine, without Slurm.")
 @click.option("--schema", "with_schema", is_flag=True, help="Also write JSON schemas for editors.")
 @click.option("--list", "list_keys", is_flag=True, help="Print every key of a run and stop.")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES, rename, says_nothing
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.complaints import validate
+from hpcft.config.leaves import leaf_sections, list_names, nullable, sections
 from hpcft.config.overrides import read_words
-from hpcft.config.run import RunConfig, Section
+from hpcft.config.run import RunConfig
 from hpcft.config.source import (
     COMMAND_LINE,
     Given,
@@ -41,35 +38,6 @@ class Loaded:
     origins: Mapping[str, str]
     notes: tuple[str, ...]
     file: Path | None
-
-
-def sections() -> dict[str, tuple[str, ...]]:
-    """Section name → its leaves in order; the words on top of a run file stand under the empty name."""
-    table = {
-        name: tuple(field.annotation.model_fields)
-        for name, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-    return {"": tuple(name for name in RunConfig.model_fields if name not in table), **table}
-
-
-@functools.cache
-def leaf_sections() -> dict[str, str]:
-    """Leaf name → its section ("" on top)."""
-    return {leaf: section for section, leaves in sections().items() for leaf in leaves}
-
-
-@functools.cache
-def list_names() -> frozenset[str]:
-    """Every spelling of a leaf that takes several values."""
-    models = [RunConfig, *(RunConfig.model_fields[s].annotation for s in sections() if s)]
-    lists = {
-        leaf
-        for model in models
-        for leaf, field in typing.cast(type[BaseModel], model).model_fields.items()
-        if typing.get_origin(field.annotation) is tuple
-    }
-    return frozenset(lists | {alias for alias, leaf in ALIASES.items() if leaf in lists})
 
 
 def load_run(words: Sequence[str]) -> Loaded:
@@ -268,13 +236,7 @@ def _nest(leaves: Mapping[str, Given]) -> dict[str, Any]:
             value = [value]
         *sections_above, last = _path(leaf)
         holder = nested.setdefault(sections_above[0], {}) if sections_above else nested
-        if value is None and not _optional(leaf):
+        if value is None and not nullable(leaf):
             continue  # `key:` with nothing behind it is "as if not said"
         holder[last] = value
     return nested
-
-
-def _optional(leaf: str) -> bool:
-    section = leaf_sections()[leaf]
-    model = RunConfig.model_fields[section].annotation if section else RunConfig
-    return type(None) in typing.get_args(typing.cast(type[BaseModel], model).model_fields[leaf].annotation)

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpcft.config.leaves import sections
 from hpcft.config.source import COMMAND_LINE, Given, spoken
 from hpcft.errors import Problem
 
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.-]*=", re.DOTALL)
-_SECTION = re.compile(r"^(model|data|tuner|train|parallel|checkpoint|slurm)\.(?=\w)")
+_SECTION = re.compile(rf"^({'|'.join(name for name in sections() if name)})\.(?=\w)")
 
 
 @dataclass(frozen=True)

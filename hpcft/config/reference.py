@@ -55,7 +55,7 @@ def catalog_page() -> str:
     parts.append("\nNot in this release:\n\n" + _pairs(("task", "instead"), LATER_OBJECTIVES.items()))
     parts.append("\n## Data formats\n\nFound by their keys, file by file; a file of mixed shapes is refused.\n")
     for row in FORMATS.values():
-        parts.append(f"\n### {row.name}\n\n{row.about[:1].upper()}{row.about[1:]}.\n\n```json\n{row.sample}\n```\n")
+        parts.append(f"\n### `{row.name}`\n\n{row.about[:1].upper()}{row.about[1:]}.\n\n```json\n{row.sample}\n```\n")
     return "".join(parts)
 
 

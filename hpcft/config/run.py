@@ -8,11 +8,18 @@ A default of None means "the Plan decides", and the description says how.
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from hpcft.catalog import OBJECTIVES, STRATEGIES, Objective, Strategy
 from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Text, Word
+
+
+def _rows(table: Mapping[str, Strategy] | Mapping[str, Objective]) -> str:
+    """A table of the catalog as a sentence, so that a new row is explained wherever the key is."""
+    return "; ".join(f"{row.name}: {row.about}" for row in table.values()) + "."
 
 
 class Section(BaseModel):
@@ -175,7 +182,7 @@ class Train(Section):
 class Parallel(Section):
     """How the model is spread over ranks."""
 
-    strategy: Word = Field("ddp", description="ddp: every rank holds the whole model.")
+    strategy: Word = Field("ddp", description=_rows(STRATEGIES))
     tp: int = Field(1, ge=1, description="Tensor-parallel degree, inside a node.")
     dp_replicate: int = Field(1, ge=1, description="Replicas of a sharded model.")
 
@@ -221,7 +228,7 @@ class RunConfig(Section):
     """One run: three words on top, then the sections."""
 
     name: Name | None = Field(None, description="Name of the run and its job. null: the file's name.")
-    task: Word = Field("sft", description="Objective: sft.")
+    task: Word = Field("sft", description=_rows(OBJECTIVES))
     cluster: Line | None = Field(
         None, description="Cluster profile: a name or a YAML file. null: cluster.yaml beside you, else this machine."
     )

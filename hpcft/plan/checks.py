@@ -24,8 +24,9 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
         problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
+    axes = STRATEGIES[run.parallel.strategy].axes if run.parallel.strategy in STRATEGIES else ()
     for leaf, degree in (("tp", run.parallel.tp), ("dp_replicate", run.parallel.dp_replicate)):
-        if degree > 1:
+        if degree > 1 and leaf not in axes:
             problems.append(
                 Problem(f"parallel.{leaf}: this release spreads data only", where.get(leaf, ""), str(degree), ("1",),
                         "more ranks through nodes and nproc_per_node")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES, VALUES
-from hpcft.config.load import leaf_sections, sections
+from hpcft.config.leaves import leaf_sections, sections
 from hpcft.config.run import RunConfig
 from hpcft.errors import Refusal
 from tests.words import complaints, run
@@ -177,7 +177,7 @@ def test_one_of_an_axis_is_no_axis(name: str) -> None:
 
 
 def test_lists_are_the_leaves_that_take_several_values() -> None:
-    from hpcft.config.load import list_names
+    from hpcft.config.leaves import list_names
 
     tuples = {
         leaf

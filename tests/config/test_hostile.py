@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES
-from hpcft.config.load import leaf_sections, load_run
+from hpcft.config.leaves import leaf_sections
+from hpcft.config.load import load_run
 from hpcft.errors import Refusal
 from hpcft.plan.explain import explain
 from hpcft.plan.make import make_plan

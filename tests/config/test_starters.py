@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from hpcft.config.cluster import ClusterProfile
-from hpcft.config.load import load_cluster, load_run, sections
+from hpcft.config.leaves import sections
+from hpcft.config.load import load_cluster, load_run
 from hpcft.config.run import RunConfig
 from hpcft.config.source import plain, read_yaml
 from hpcft.config.starter import cluster_starter, run_starter, schema

@@ -21,6 +21,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
+from hpcft.launch.submissions import living
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.expand import run_folder
@@ -120,11 +121,13 @@ def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
             f"run {plan.name} is finished", where=str(paths.root), hint="export it, or give the new run a name"
         )
     holder = lease.holder(paths)
-    if holder is not None and lease.alive(holder):
+    held = [holder.job] if holder is not None and lease.alive(holder) else []
+    waits = [job for job, state in living(paths).items() if state.alive]  # it has no lease before it starts
+    if jobs := held or waits:
         raise refuse(
-            f"job {holder.job} has this run already",
+            f"job {jobs[0]} has this run already",
             where=str(paths.root),
-            hint=f"follow it: hpcft logs -f {paths.root}",
+            hint=f"follow it: hpcft logs -f {paths.root}; end it: hpcft cancel {paths.root}",
         )
 
 

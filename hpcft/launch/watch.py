@@ -12,6 +12,7 @@ from pathlib import Path
 from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
+from hpcft.launch.submissions import living
 from hpcft.plan.plan import Plan
 from hpcft.plan.prepared import prepared_facts
 from hpcft.plan.steps import total_steps
@@ -168,20 +169,28 @@ def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool
 
 
 def cancel(folder: Path, by: str = "hpcft cancel") -> str:
-    """End the run for good and say how. A run that is not alive is left as it is. Raises Refusal, or SlurmAway."""
+    """End the run for good, every job of it, and say how. One that has ended is left as it is.
+
+    Raises Refusal, or SlurmAway: the run is marked as cancelled then, and asked again this goes on.
+    """
     paths = RunPaths(folder.absolute())
     now = status(folder)
-    if not now.alive or now.job is None:
+    here = now.alive and now.where == "local"
+    jobs = [now.job] if here and now.job else [] if now.state == "finished" else list(living(paths))
+    if not jobs:
         return f"run {now.name} is {now.state}; nothing to cancel"
-    environ = {JOB_VARIABLE: now.job}
     # Written first: whoever decides what comes next sees it, whatever happens to the signal.
-    Ledger(paths, "cancel", environ).write("cancelled", by=by)
-    if now.where == "local":
-        return _cancel_local(paths, now)
-    answer = requeue.cancel(now.job)
-    if answer.rc != 0:
-        raise refuse(f"scancel: {answer.err.strip()}", where=f"job {now.job}")
-    return f"cancelled job {now.job}; its ranks may save before they end"
+    for job in jobs:
+        Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
+    return _cancel_local(paths, now) if here else _cancel_jobs(jobs)
+
+
+def _cancel_jobs(jobs: Sequence[str]) -> str:
+    for job in jobs:
+        answer = requeue.cancel(job)
+        if answer.rc != 0:
+            raise refuse(f"scancel: {answer.err.strip()}", where=f"job {job}")
+    return f"cancelled job {', '.join(jobs)}; its ranks may save before they end"
 
 
 def _cancel_local(paths: RunPaths, now: RunStatus) -> str:

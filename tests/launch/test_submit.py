@@ -13,6 +13,7 @@ from submitit.core.utils import FailedSubmissionError
 from hpcft.errors import Refusal
 from hpcft.launch import transport, watch
 from hpcft.launch.render import render
+from hpcft.launch.submissions import unended
 from hpcft.launch.transport import HINTS, ScriptExecutor, Submitted, submit
 from hpcft.plan.plan import Plan
 from hpcft.run.ledger import Ledger
@@ -59,6 +60,52 @@ def test_a_waiting_job_is_pending_and_can_be_cancelled(send: Callable[..., Submi
     slurm.wait_for(sent.job_id, State.CANCELLED)
     assert watch.status(sent.run).state == "cancelled"
     assert "nothing to cancel" in watch.cancel(sent.run)
+
+
+def test_a_run_that_waits_is_not_submitted_again(send: Callable[..., Submitted]) -> None:
+    waiting = plan(resources={"extra": ("--begin=now+1hour",)})
+    sent = send(waiting)
+    with pytest.raises(Refusal, match=f"job {sent.job_id} has this run already"):
+        send(waiting)
+    watch.cancel(sent.run)
+    assert send(waiting).job_id != sent.job_id
+
+
+def test_cancel_ends_every_job_of_the_run(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:
+    sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
+    # As plain sbatch would: it asks nobody, and its job is known by the ledger once it has begun.
+    script = ["sbatch", "--parsable", "--hold", str(RunPaths(sent.run).script)]
+    other = slurm.run(script).stdout.strip()
+    Ledger(RunPaths(sent.run), "batch", {"HPCFT_JOB": other}).write("accepted", plan="x", store=None)
+    assert watch.cancel(sent.run).startswith(f"cancelled job {sent.job_id}, {other};")
+    for job in (sent.job_id, other):
+        slurm.wait_for(job, State.CANCELLED)
+
+
+def test_a_cancellation_with_the_controller_away_is_kept_and_done_when_asked_again(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
+    with monkeypatch.context() as away:
+        away.setenv("SLURM_CONF", str(tmp_path / "not-mounted"))
+        with pytest.raises(watch.SlurmAway):
+            watch.cancel(sent.run)
+        assert watch.status(sent.run).state == "cancelled"
+    assert slurm.state(sent.job_id) is State.PENDING
+    assert "cancelled job" in watch.cancel(sent.run)
+    slurm.wait_for(sent.job_id, State.CANCELLED)
+
+
+def test_jobs_that_the_ledger_knows_to_have_ended_are_not_asked_about(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.jobs.mkdir()
+    for job, text in (("5", "#!/bin/bash"), ("6", "#!/bin/bash"), ("77", "")):  # 77: a process of this machine
+        (paths.jobs / f"{job}_submission.sh").write_text(text)
+    Ledger(paths, "batch", {"HPCFT_JOB": "5"}).write("attempt_ended", decision="stop")
+    Ledger(paths, "batch", {"HPCFT_JOB": "local-n-4"}).write("accepted")
+    assert unended(paths) == ["6"]
+    Ledger(paths, "batch", {"HPCFT_JOB": "5"}).write("accepted")  # somebody has requeued it
+    assert unended(paths) == ["5", "6"]
 
 
 def test_a_run_folder_elsewhere_is_told_to_the_job(send: Callable[..., Submitted], tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The jobs of one run that Slurm may still have: a run can be handed over twice while neither job has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpcft.run import lease
+from hpcft.run.ledger import Event, read_events
+from hpcft.run.paths import RunPaths
+from hpcft.slurm.job import job_state
+from hpcft.slurm.states import State
+
+LIVES = ("accepted", "attempt_began")
+
+
+def living(paths: RunPaths) -> dict[str, State]:
+    """Jobs of the run that wait or run, oldest first; also those of which Slurm cannot say, as State.UNKNOWN."""
+    states = {job: job_state(job) for job in unended(paths)}
+    return {job: state for job, state in states.items() if state.alive or state is State.UNKNOWN}
+
+
+def unended(paths: RunPaths) -> list[str]:
+    """Jobs that were handed to Slurm, or began, and of which the ledger does not know the end; oldest first.
+
+    Those that ended are not asked about: after years Slurm gives their numbers to other jobs.
+    """
+    events = read_events(paths)
+    # A run without Slurm leaves an empty file under the id of its process, which may be the number of a job.
+    files = [file for file in paths.jobs.glob("*_submission.sh") if file.stat().st_size]
+    handed = [file.name.partition("_")[0] for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    began = [str(event["job"]) for event in events if event["event"] in LIVES and event["job"]]
+    jobs = dict.fromkeys([*handed, *(job for job in began if not job.startswith(lease.LOCAL))])
+    return [job for job in jobs if not _ended(events, job)]
+
+
+def _ended(events: Sequence[Event], job: str) -> bool:
+    """Whether the last word on the job's life is that it stopped for good."""
+    told = [event for event in events if event["job"] == job and event["event"] in (*LIVES, "attempt_ended")]
+    return bool(told) and told[-1].get("decision") in ("stop", "done")

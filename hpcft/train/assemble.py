@@ -115,7 +115,7 @@ def _run(
         total_steps=total,
         progress=progress,
         evaluation=Evaluation(plan, world, sharded, objective, prepared.validation, order, progress, stopping, total),
-        saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, saved=progress.step),
+        saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, signals, saved=progress.step),
         stopping=stopping,
         metrics=Metrics(paths if world.first else None, progress.step, attempt_of(environ)),
         console=console,

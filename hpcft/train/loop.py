@@ -159,7 +159,7 @@ def stop(run: Run, signal: str) -> bool:
         return at_edge(run, Asked(None, False))
     if cause.saves:
         run.saving.save("stop")
-        run.stopping.leave(cause)
+        run.stopping.leave(cause, signal)
     if cause is Cause.TEARDOWN:
         raise PeerLost("the job step is being ended because another rank died; nothing is saved")
     return True

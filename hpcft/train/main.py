@@ -19,6 +19,7 @@ from hpcft.plan.plan import Plan
 from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.environment import own_job_id
 from hpcft.train.signals import SIGNALS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
 GRACE_VARIABLE = "HPCFT_STOP_SECONDS"  # how long a step may take once a stop was asked for
+LEFT_TO_AFTER = 60.0  # seconds of the warning
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 
 
@@ -37,10 +39,23 @@ def main(environ: Mapping[str, str] | None = None) -> int:
     try:
         plan = read_plan(paths)
         ledger = Ledger(paths, f"rank-{place_from_environment(environ, plan.layout).rank:04d}", environ)
-        SIGNALS.watch(float(environ.get(GRACE_VARIABLE) or max(plan.resources.signal_lead, 30)))
+        SIGNALS.watch(*stop_seconds(plan, environ))
         return run_rank(plan, paths, ledger, environ)
     except BaseException as error:
         return report_failure(error, ledger, environ)
+
+
+def stop_seconds(plan: Plan, environ: Mapping[str, str]) -> tuple[float, float]:
+    """How long a step may take after TERM, and after USR2; outside of Slurm as long as the ranks wait for each other.
+
+    USR2 comes ``signal_lead`` before the end: a minute of it is left to ``after``, which requeues.
+    """
+    if own := environ.get(GRACE_VARIABLE):
+        return float(own), float(own)
+    if own_job_id(environ) is None:
+        return (float(plan.train.collective_timeout),) * 2
+    lead = plan.resources.signal_lead
+    return max(lead, 30.0), max(lead - LEFT_TO_AFTER, lead / 2)
 
 
 def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ from hpcft.train.checkpoint import SaveFailed, Store
 from hpcft.train.console import Console
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
+from hpcft.train.signals import Signals
 
 FAILURES_IN_A_ROW = 2
 
@@ -25,6 +26,7 @@ class Saving:
     progress: Progress
     ledger: Ledger
     console: Console
+    signals: Signals
     saved: int
     _failures: int = field(default=0, init=False)
 
@@ -44,7 +46,8 @@ class Saving:
             return
         started = time.perf_counter()
         try:
-            folder = self.store.save(self.sharded, self.progress)
+            with self.signals.busy():
+                folder = self.store.save(self.sharded, self.progress)
         except SaveFailed as error:
             self._failed(reason, error)
             return

@@ -1,20 +1,24 @@
 """Signals set a flag and nothing else; the ranks agree on it at the next step edge. No torch here: this module is
 imported and installed first, so that a signal during the slow imports kills no rank.
 
-TERM and USR2 ask to stop, USR1 asks to save. A watchdog thread covers the case where no step edge comes.
+TERM and USR2 ask to stop, USR1 asks to save. A watchdog thread covers the case where no step edge comes. It hears of
+signals through a pipe that C code writes to: a main thread that hangs in a collective runs no Python handler.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
+import select
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-STOPS = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM"}
+STOPS: dict[int, str] = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM"}
 # By severity, so that a maximum over ranks is an agreement.
 CODES = {None: 0, "USR2": 1, "TERM": 2}
 NAMES = {code: name for name, code in CODES.items()}
@@ -28,11 +32,15 @@ class Signals:
         self.stop: str | None = None
         self.save = False
         self._stops = 0
-        self._asked_at: float | None = None
-        self._watch: threading.Thread | None = None
+        self._heard: str | None = None  # what the watchdog's clock runs for
+        self._moved_at = 0.0
+        self._busy = 0
 
     def install(self) -> None:
         """Take over TERM, USR2 and USR1. Only the main thread may call it."""
+        self._woken, waking = os.pipe()
+        os.set_blocking(waking, False)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
         for number in STOPS:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_save)
@@ -40,8 +48,7 @@ class Signals:
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stops += 1
         if self.stop is None:
-            self.stop = STOPS[signal.Signals(number)]
-            self._asked_at = time.monotonic()
+            self.stop = STOPS[number]
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
@@ -58,34 +65,58 @@ class Signals:
 
     def edge(self) -> None:
         """A step edge: the process moves, so the watchdog's clock starts again."""
-        if self._asked_at is not None:
-            self._asked_at = time.monotonic()
+        self._moved_at = time.monotonic()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Work that may take its time (a save, a talk with Slurm): the watchdog waits, its clock starts again after it.
+
+        What hangs in there is ended by the timeout of the ranks' exchanges.
+        """
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self.edge()
+            self._busy -= 1
 
     def forget_stop(self, stops: int) -> None:
         """Training goes on after all; a stop that came after the first ``stops`` ones stays asked for."""
         if self._stops == stops:
-            self.stop, self._asked_at = None, None
+            self.stop, self._heard = None, None
 
-    def watch(self, grace: float) -> None:
+    def watch(self, grace: float, warned: float | None = None) -> None:
         """End this process when a stop was asked for and nothing has moved for ``grace`` seconds.
 
-        The stacks of all threads go to stderr first, so that the log says where it hung.
+        The stacks of all threads go to stderr first, so that the log says where it hung. warned: the seconds after
+        USR2, where Slurm's own end is known.
         """
-        self._watch = threading.Thread(target=self._guard, args=(grace,), name="stop-watchdog", daemon=True)
-        self._watch.start()
+        graces = {"TERM": grace, "USR2": grace if warned is None else warned}
+        threading.Thread(target=self._guard, args=(graces,), name="stop-watchdog", daemon=True).start()
 
-    def _guard(self, grace: float) -> None:
+    def _guard(self, graces: dict[str, float]) -> None:
+        look_every = min(1.0, *(grace / 4 for grace in graces.values()))
         while True:
-            time.sleep(min(1.0, grace / 4))
-            asked_at = self._asked_at
-            if asked_at is not None and time.monotonic() - asked_at > grace:
-                print(
-                    f"asked to stop ({self.stop}), but no step edge came in {grace:.0f} s; where it hangs:",
-                    file=sys.stderr,
-                )
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                sys.stderr.flush()
-                os._exit(EXIT_HUNG)
+            self._listen(look_every)
+            heard = self._heard
+            if heard and not self._busy and time.monotonic() - self._moved_at > graces[heard]:
+                _end_hung(heard, graces[heard])
+
+    def _listen(self, seconds: float) -> None:
+        """Wait for signals; the first one that asks to stop starts the clock."""
+        if not select.select([self._woken], [], [], seconds)[0]:
+            return
+        stops = [STOPS[number] for number in os.read(self._woken, 4096) if number in STOPS]
+        if stops and self._heard is None:
+            self.edge()
+            self._heard = stops[0]
+
+
+def _end_hung(stop: str, grace: float) -> None:
+    print(f"asked to stop ({stop}), but no step edge came in {grace:.0f} s; where it hangs:", file=sys.stderr)
+    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    sys.stderr.flush()
+    os._exit(EXIT_HUNG)
 
 
 SIGNALS = Signals()

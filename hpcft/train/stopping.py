@@ -80,18 +80,29 @@ class Stopping:
     def why(self, stop: str, step: int) -> Cause:
         """The cause, as rank 0 hears it from Slurm; the same on all ranks."""
         cause = ""
-        if self.world.first:
-            cause = why_signalled(self.environ, stop, self.lead, ASK_SECONDS).name
-            self.ledger.write("stopping", cause=cause.lower(), step=step)
-        return Cause[self.world.broadcast_text(cause)]
+        with self.signals.busy():
+            if self.world.first:
+                cause = why_signalled(self.environ, stop, self.lead, ASK_SECONDS).name
+                self.ledger.write("stopping", cause=cause.lower(), step=step)
+            return Cause[self.world.broadcast_text(cause)]
 
     def go_on(self) -> None:
         """The stop is off; one that came since stays."""
         self.signals.forget_stop(self._stops)
 
-    def leave(self, cause: Cause) -> None:
+    def leave(self, cause: Cause, stop: str) -> None:
         """Everything is saved: put the job back into the queue where the cause wants that. Rank 0 alone calls Slurm."""
-        self.world.barrier()
-        # Slurm may end this process together with its answer; `after` asks Slurm too, and does not rely on the line.
-        if self.world.first and cause.requeues and requeue(self.environ, REQUEUE_SECONDS):
-            self.ledger.write("requeued", by="rank-0000")
+        with self.signals.busy():
+            self.world.barrier()
+            # Slurm may end this process together with its answer; `after` asks Slurm too, and needs no line of ours.
+            if self.world.first and cause.requeues and self._requeue(stop):
+                self.ledger.write("requeued", by="rank-0000")
+            self.world.barrier()  # the others wait in here for rank 0, where no watchdog takes them for hung
+
+    def _requeue(self, stop: str) -> bool:
+        """Asks for the cause once more: a requeue would bring back a job that was cancelled during the save.
+
+        Where Slurm does not answer, the requeue is left to ``after``.
+        """
+        still = why_signalled(self.environ, stop, self.lead, ASK_SECONDS)
+        return still.requeues and requeue(self.environ, REQUEUE_SECONDS)

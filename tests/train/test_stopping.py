@@ -16,6 +16,8 @@ from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.cause import Cause
 from hpcft.train import stopping
+from hpcft.train.checkpoint import Store
+from hpcft.train.main import stop_seconds
 from hpcft.train.signals import EXIT_HUNG, Signals
 from tests.train import small
 
@@ -59,6 +61,24 @@ def test_nothing_else_is_requeued(cause: Cause, tmp_path: Path, model: Path, mon
     assert [r["finished"] for r in results] == [False, False]
     assert saved(tmp_path) == [(2, "stop")]
     assert requeues == []
+
+
+@pytest.mark.parametrize("then", [Cause.CANCELLED, Cause.UNKNOWN, Cause.REQUEUED])
+def test_a_job_cancelled_while_it_saves_is_not_requeued(
+    then: Cause, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, requeues = Store.save, tmp_path / "requeues"
+
+    def cancelled_meanwhile(*arguments: Any) -> Path:
+        monkeypatch.setattr(stopping, "why_signalled", lambda *about: then)
+        return save(*arguments)
+
+    monkeypatch.setattr(stopping, "why_signalled", lambda *about: Cause.PREEMPTED)
+    monkeypatch.setattr(stopping, "requeue", lambda *about: requeues.write_text("0") > 0)
+    monkeypatch.setattr(Store, "save", cancelled_meanwhile)
+    small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, term_at_2)
+    assert saved(tmp_path) == [(2, "stop")]
+    assert not requeues.exists()
 
 
 def test_a_signal_by_hand_saves_and_the_run_goes_on_and_hears_the_next_one(
@@ -117,6 +137,39 @@ def test_a_second_signal_changes_nothing_but_is_not_forgotten() -> None:
     assert signals.stop is None
 
 
+@pytest.mark.parametrize("slow", ["why_signalled", "save", "requeue"])
+def test_the_watchdog_waits_for_a_save_and_for_slurm(
+    slow: str, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(name: str, work: Any) -> Any:
+        def at_its_pace(*arguments: Any) -> Any:
+            time.sleep(3.5 if name == slow else 0)
+            return work(*arguments)
+
+        return at_its_pace
+
+    def watched(step: int, signals: Any, run: Any) -> None:
+        if step == 1:
+            signals.watch(2.0)  # a loaded machine takes its time between two edges
+        term_at_2(step, signals, run)
+
+    monkeypatch.setattr(stopping, "why_signalled", slowed("why_signalled", lambda *about: Cause.PREEMPTED))
+    monkeypatch.setattr(stopping, "requeue", slowed("requeue", lambda *about: True))
+    monkeypatch.setattr(Store, "save", slowed("save", Store.save))
+    results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, watched)
+    assert [r["finished"] for r in results] == [False, False]
+    assert [e["event"] for e in read_events(RunPaths(tmp_path))][-1] == "requeued"
+
+
+def test_the_grace_of_a_warning_leaves_time_to_requeue_and_without_slurm_there_is_no_hurry(model: Path) -> None:
+    plan = small.tiny(model, 1, resources={"signal_lead": 300}, train={"collective_timeout": 1800})
+    assert stop_seconds(plan, {"SLURM_JOB_ID": "7"}) == (300, 240)
+    assert stop_seconds(plan, {}) == (1800, 1800)
+    assert stop_seconds(plan, {"SLURM_JOB_ID": "7", "HPCFT_STOP_SECONDS": "5"}) == (5, 5)
+    short = small.tiny(model, 1, resources={"signal_lead": 60})
+    assert stop_seconds(short, {"SLURM_JOB_ID": "7"}) == (60, 30)
+
+
 HANG = """
 import sys, time
 from hpcft.train.signals import Signals
@@ -143,3 +196,50 @@ def test_a_step_edge_that_never_comes_ends_the_process_and_says_where_it_hung() 
     assert time.monotonic() - began < 10
     assert "the_hanging_place" in stderr
     assert "no step edge came" in stderr
+
+
+ALONE = """
+import datetime, sys, time
+from hpcft.train.signals import Signals
+signals = Signals()
+signals.install()
+import torch, torch.distributed as dist
+rank = int(sys.argv[1])
+hour = datetime.timedelta(hours=1)
+dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2, timeout=hour)
+if rank == 1:
+    time.sleep(120)
+signals.watch(*map(float, sys.argv[3:]))
+print("ready", flush=True)
+def the_collective():
+    dist.all_reduce(torch.ones(1))
+the_collective()
+"""
+
+
+@pytest.mark.parametrize(("number", "graces"), [(signal.SIGTERM, ("1", "60")), (signal.SIGUSR2, ("60", "1"))])
+def test_a_rank_blocked_in_a_collective_whose_peer_never_comes_ends(
+    number: int, graces: tuple[str, str], tmp_path: Path
+) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, str(rank), str(tmp_path / "meeting"), *graces],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        assert ranks[0].stdout is not None
+        assert ranks[0].stdout.readline() == "ready\n"
+        time.sleep(0.5)  # into the collective
+        ranks[0].send_signal(number)
+        _, stderr = ranks[0].communicate(timeout=20)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert ranks[0].returncode == EXIT_HUNG
+    assert "the_collective" in stderr
+    assert "no step edge came in 1 s" in stderr

@@ -55,3 +55,16 @@ def test_the_readmes_run_is_planned_as_the_readme_says(tmp_path: Path) -> None:
     assert len(printed) == 3
     assert [line for line in printed if line not in explain(plan, None, {}).splitlines()] == []
     assert set(re.findall(r"hpcft (?:status|logs -f|export) (\S+)", console)) == {plan.name}
+
+
+def test_every_module_is_on_the_map() -> None:
+    """Verbs, strategies, objectives and formats have tables of their own."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    chart = page[page.index("```\nhpcft/") : page.index("## What holds")]
+    modules = [
+        *(ROOT / "hpcft").glob("*.py"),
+        *(ROOT / "hpcft").glob("[!c]*/*.py"),
+        *(ROOT / "hpcft").glob("config/*.py"),
+    ]
+    names = {module.stem for module in modules if not module.stem.startswith("__")}
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", chart)) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,10 +50,13 @@ def nodes() -> dict[str, Node]:
     return {node.name: node for node in (_node(line) for line in lines if line.startswith("NodeName="))}
 
 
-def port_for(job_id: str, restart: int, attempt: int) -> int:
-    """The rendezvous port of an attempt. Jobs with near ids and attempts of one job get different ones."""
+def port_for(job_id: str, restart: int, attempt: int, run: str = "") -> int:
+    """The rendezvous port of an attempt. Jobs with near ids and attempts of one job get different ones.
+
+    run: its folder, which tells jobs of the same number apart where two Slurms share a machine.
+    """
     job, _, element = job_id.partition("_")
-    place = 1009 * (number(job) or 0) + 211 * (number(element) or 0) + 17 * restart + attempt
+    place = 1009 * (number(job) or 0) + 211 * (number(element) or 0) + 17 * restart + attempt + zlib.crc32(run.encode())
     return PORTS.start + place % len(PORTS)
 
 

@@ -89,11 +89,13 @@ def _named_by_file(loaded: Loaded) -> Loaded:
     return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
 
 
-def refuse_missing_files(planned: Planned) -> None:
-    """Raises Refusal for every local model folder or data file of the run that is not there, with the line it is on."""
+def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
+    """Raises Refusal for every local model folder or data file of the run that is not there.
+
+    origins: leaf → the line it is on; empty where only the Plan is left of the run's file.
+    """
     from hpcft.errors import Problem, Refusal
 
-    plan, origins = planned.plan, planned.loaded.origins
     problems = []
     if plan.model.source == "local" and not (Path(plan.model.path).expanduser() / "config.json").is_file():
         hint = "a folder with config.json, or a name on a hub such as Qwen/Qwen2.5-0.5B-Instruct"

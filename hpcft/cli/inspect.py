@@ -21,7 +21,7 @@ def command(words: tuple[str, ...], index: int | None, random_: int | None, spli
     from hpcft.run.expand import store_folder
 
     planned = plan_run(words)
-    refuse_missing_files(planned)
+    refuse_missing_files(planned.plan, planned.loaded.origins)
     plan = resolve(planned.plan)
     which = ["--random", str(random_)] if random_ else ["--index", str(index or 0)]
     sys.exit(run_data("inspect", plan, store_folder(plan), "--split", split, *which))

@@ -19,6 +19,6 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
     from hpcft.run.expand import store_folder
 
     planned = plan_run(words)
-    refuse_missing_files(planned)
+    refuse_missing_files(planned.plan, planned.loaded.origins)
     plan = resolve(planned.plan)
     sys.exit(run_prepare(planned.plan, plan, store_folder(plan), *(["--json"] if as_json else [])))

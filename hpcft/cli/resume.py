@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from hpcft.cli.common import find_run
+from hpcft.cli.common import find_run, refuse_missing_files
+
+if TYPE_CHECKING:
+    from hpcft.plan.plan import Plan
+    from hpcft.run.paths import RunPaths
 
 
 @click.command("resume")
@@ -19,5 +25,38 @@ def command(run: str) -> None:
 
     paths = find_run(run)
     plan = read_plan(paths)
-    submitted = hand_over(plan, goes_to_slurm(plan), paths.root)
+    on_slurm = goes_to_slurm(plan)
+    refuse_elsewhere(plan, paths, on_slurm)
+    submitted = hand_over(plan, on_slurm, paths.root)
     report(submitted, plan)
+
+
+def refuse_elsewhere(plan: Plan, paths: RunPaths, on_slurm: bool) -> None:
+    """Raises Refusal where the run's data or model is not to be found from this folder: the job would look from here,
+    and only say so after the queue.
+    """
+    from dataclasses import replace
+
+    from hpcft.errors import Refusal
+
+    try:
+        _look(plan, paths, on_slurm)
+    except Refusal as refusal:
+        here = "the run's relative paths start at the folder that it was submitted from: call this there"
+        hints = [f"{here}; or: {problem.hint}" if problem.hint else here for problem in refusal.problems]
+        raise Refusal([replace(p, hint=hint) for p, hint in zip(refusal.problems, hints, strict=True)]) from refusal
+
+
+def _look(plan: Plan, paths: RunPaths, on_slurm: bool) -> None:
+    """Raises Refusal without prepared data and model or, where the job prepares, without what it would prepare from."""
+    from hpcft.errors import Refusal
+    from hpcft.launch.preflight import refuse_unprepared
+    from hpcft.run.expand import store_folder
+    from hpcft.run.paths import RUN_VARIABLE, STORE_VARIABLE
+
+    try:
+        refuse_unprepared(plan, {STORE_VARIABLE: str(store_folder(plan)), RUN_VARIABLE: str(paths.root)})
+    except Refusal:
+        if not (on_slurm and plan.resources.prepare == "in_job"):
+            raise
+        refuse_missing_files(plan, {})

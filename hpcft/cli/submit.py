@@ -29,8 +29,8 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     if dry_run:
         _dry_run(planned.plan, on_slurm)
         return
-    refuse_missing_files(planned)
-    plan = _prepared(planned.plan)
+    refuse_missing_files(planned.plan, planned.loaded.origins)
+    plan = _prepared(planned.plan, on_slurm)
     submitted = hand_over(plan, on_slurm)
     report(submitted, plan)
     if follow:
@@ -54,14 +54,18 @@ def goes_to_slurm(plan: Plan) -> bool:
     return True
 
 
-def _prepared(plan: Plan) -> Plan:
-    """The plan with its hub names pinned and its data prepared; leaves with the data's exit code where that fails."""
+def _prepared(plan: Plan, on_slurm: bool) -> Plan:
+    """The plan with its hub names pinned and its data prepared; leaves with the data's exit code where that fails.
+
+    A profile may leave the data to the job. On this machine there is none: what is not prepared now, nobody prepares.
+    """
     from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_prepare
     from hpcft.run.expand import store_folder
 
     named, plan = plan, resolve(plan)
-    if plan.resources.prepare == "login" and (code := run_prepare(named, plan, store_folder(plan), aside=True)):
+    now = plan.resources.prepare == "login" or not on_slurm
+    if now and (code := run_prepare(named, plan, store_folder(plan), aside=True)):
         sys.exit(code)
     return plan
 

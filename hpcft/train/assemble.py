@@ -27,7 +27,7 @@ from hpcft.train.model import prepare_model
 from hpcft.train.order import Order
 from hpcft.train.progress import Progress
 from hpcft.train.report import Interval
-from hpcft.train.saving import Saving
+from hpcft.train.saving import NOTHING, Saving
 from hpcft.train.signals import Signals
 from hpcft.train.stopping import Stopping
 from hpcft.train.world import World
@@ -58,9 +58,9 @@ def assemble(
         check_packing(sharded.model)
     phase("model")
     store = Store(paths, plan, prepared.content, world, environ)
-    progress = _resume(store, sharded)
+    progress, saved = _resume(store, sharded)
     phase("checkpoint")
-    return _run(plan, world, sharded, prepared, store, progress, signals, environ)
+    return _run(plan, world, sharded, prepared, store, progress, saved, signals, environ)
 
 
 def open_data(plan: Plan, environ: Mapping[str, str]) -> Any:
@@ -82,10 +82,13 @@ def make_reproducible(plan: Plan) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _resume(store: Store, sharded: Any) -> Progress:
+def _resume(store: Store, sharded: Any) -> tuple[Progress, tuple[int, int]]:
+    """Where the run stands, and what of that this run itself has published: nothing of another run's checkpoint."""
     store.tidy()
     manifest = store.choose()
-    return store.load(manifest, sharded) if manifest else Progress()
+    progress = store.load(manifest, sharded) if manifest else Progress()
+    own = manifest is None or manifest.folder.parent.resolve() == store.paths.checkpoints.resolve()
+    return progress, (progress.step, progress.evaluated) if own else NOTHING
 
 
 def _run(
@@ -95,6 +98,7 @@ def _run(
     prepared: Any,
     store: Store,
     progress: Progress,
+    saved: tuple[int, int],
     signals: Signals,
     environ: Mapping[str, str],
 ) -> Run:
@@ -115,7 +119,7 @@ def _run(
         total_steps=total,
         progress=progress,
         evaluation=Evaluation(plan, world, sharded, objective, prepared.validation, order, progress, stopping, total),
-        saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, signals, saved=progress.step),
+        saving=Saving(plan.checkpoint, store, sharded, progress, ledger, console, signals, saved),
         stopping=stopping,
         metrics=Metrics(paths if world.first else None, progress.step, attempt_of(environ)),
         console=console,

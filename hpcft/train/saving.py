@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hpcft.plan.plan import CheckpointPlan
@@ -14,11 +15,16 @@ from hpcft.train.protocols import Sharded
 from hpcft.train.signals import Signals
 
 FAILURES_IN_A_ROW = 2
+NOTHING = (-1, -1)  # published by this run
 
 
 @dataclass
 class Saving:
-    """Saves by the plan's rules; one interval save may fail, the next must not. saved: the step last published."""
+    """Saves by the plan's rules; one interval save may fail, the next must not.
+
+    saved: the step last published, and the step evaluated last as that checkpoint knows it. A stop saves before an
+    evaluation is done; without the second number its verdict, done after the resume, would never be published.
+    """
 
     plan: CheckpointPlan
     store: Store
@@ -27,7 +33,7 @@ class Saving:
     ledger: Ledger
     console: Console
     signals: Signals
-    saved: int
+    saved: tuple[int, int]
     _failures: int = field(default=0, init=False)
 
     def due(self) -> str:
@@ -38,11 +44,12 @@ class Saving:
         return "interval" if self.plan.save_steps > 0 and step % self.plan.save_steps == 0 else ""
 
     def save(self, reason: str) -> None:
-        """Publish the state unless this step is published already. reason: interval, best, stop, end or asked.
+        """Publish the state unless it is published already. reason: interval, best, stop, end or asked.
 
         Raises SaveFailed where the save cannot be done without, or failed twice in a row.
         """
-        if self.saved == self.progress.step:
+        state = (self.progress.step, self.progress.evaluated)
+        if self.saved == state:
             return
         started = time.perf_counter()
         try:
@@ -51,10 +58,10 @@ class Saving:
         except SaveFailed as error:
             self._failed(reason, error)
             return
-        self._failures, self.saved = 0, self.progress.step
+        self._failures, self.saved = 0, state
         seconds = time.perf_counter() - started
         if self.store.world.first:
-            self.ledger.write("saved", step=self.saved, seconds=round(seconds, 3), reason=reason)
+            self.ledger.write("saved", step=self.progress.step, seconds=round(seconds, 3), reason=reason)
         self.console.say(f"saved {folder.name} in {seconds:.1f} s ({reason})")
 
     def _failed(self, reason: str, error: SaveFailed) -> None:
@@ -62,5 +69,6 @@ class Saving:
         if reason in ("stop", "end") or self._failures >= FAILURES_IN_A_ROW:
             raise error
         if self.store.world.first:
-            self.ledger.write("save_failed", step=self.progress.step, error=str(error), reason=reason)
+            with suppress(OSError):  # what the save met, a full disk say, must not end the run here
+                self.ledger.write("save_failed", step=self.progress.step, error=str(error), reason=reason)
         self.console.say(f"WARNING: not saved, the run goes on from the checkpoint before: {error}")

@@ -13,7 +13,7 @@ import pytest
 
 from hpcft.errors import Refusal
 from hpcft.run import manifest as manifests
-from hpcft.run.ledger import read_events
+from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.train.checkpoint import Store
 from hpcft.train.facts import check_facts
@@ -166,6 +166,28 @@ def test_a_save_that_fails_on_one_rank_is_given_up_on_all_and_the_run_goes_on(tm
     [failed] = [e for e in read_events(RunPaths(tmp_path)) if e["event"] == "save_failed"]
     assert "rank 1" in failed["error"]
     assert "No space left" in failed["error"]
+
+
+def test_a_failed_save_that_the_ledger_cannot_be_told_of_is_survived_too(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, told = Ledger.write, tmp_path / "told"
+
+    def full(*about: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def not_told(ledger: Ledger, event: str, **facts: Any) -> Any:
+        if event == "save_failed":
+            told.touch()
+            monkeypatch.undo()
+            full()
+        return write(ledger, event, **facts)
+
+    monkeypatch.setattr(Store, "_write_mine", full)
+    monkeypatch.setattr(Ledger, "write", not_told)
+    [result] = small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
+    assert result["finished"]
+    assert told.exists()
 
 
 def test_a_save_that_keeps_failing_ends_the_run(tmp_path: Path, model: Path) -> None:

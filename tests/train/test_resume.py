@@ -198,3 +198,41 @@ def test_early_stopping_ends_the_run_and_the_best_checkpoint_is_kept(tmp_path: P
     best = f"step-{progress['best_step']:06d}"
     assert kept == {best, f"step-{progress['step']:06d}"}
     assert RunPaths(tmp_path).best.read_text().strip() == best
+
+
+def test_a_stop_before_the_best_evaluation_does_not_lose_the_best_checkpoint(tmp_path: Path, model: Path) -> None:
+    options: dict[str, Any] = {
+        "optim": {"max_steps": 40, "learning_rate": 2e-2},
+        "train": {"eval_steps": 1, "early_stopping_patience": 2},
+        "checkpoint": {"save_steps": 0, "keep": 1, "load_best_at_end": True},
+    }
+    plan, prepared = small.tiny(model, 1, **options), small.Prepared(small.windows(4), small.windows(3, seed=5))
+    whole, cut = RunPaths(tmp_path / "whole"), RunPaths(tmp_path / "cut")
+    [undisturbed] = small.on_ranks(1, small.train_here, plan, whole.root, prepared)
+    best = undisturbed["progress"]["best_step"]
+
+    def told_to_stop(step: int, signals: Any, run: Any) -> None:
+        if step == best:
+            signal.raise_signal(signal.SIGTERM)
+
+    small.on_ranks(1, small.train_here, plan, cut.root, prepared, told_to_stop)
+    [resumed] = small.on_ranks(1, small.train_here, plan, cut.root, prepared, attempt=2)
+    assert resumed["progress"]["best_step"] == best
+    assert cut.best.read_text() == whole.best.read_text() == f"step-{best:06d}\n"
+    assert cut.checkpoint(best).is_dir()
+
+
+def test_a_run_that_begins_from_another_s_checkpoint_and_is_stopped_at_once_has_one_of_its_own(
+    tmp_path: Path, dropout_model: Path, cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = small.assemble._resume
+
+    def signalled_meanwhile(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return resume(*arguments)
+
+    monkeypatch.setattr(small.assemble, "_resume", signalled_meanwhile)
+    theirs = RunPaths(cut).checkpoint(3)
+    plan = small.tiny(dropout_model, 2, **{**OPTIONS, "checkpoint": {"save_steps": 0, "resume": str(theirs)}})
+    small.on_ranks(2, small.train_here, plan, tmp_path, PREPARED)
+    assert RunPaths(tmp_path).checkpoint(3).is_dir()

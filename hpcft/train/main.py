@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hpcft.errors import EXIT_REFUSED, Refusal
@@ -115,18 +116,25 @@ def go_offline() -> None:
 
 def report_failure(error: BaseException, ledger: Ledger | None, environ: Mapping[str, str]) -> int:
     """Say it in the rank's log and in the ledger, where ``hpcft status`` finds it; the exit code."""
+    refused = isinstance(error, Refusal)
+    with suppress(OSError):  # a full disk, say; the exit code is what must come
+        say(error)
+    if ledger is not None:
+        node = environ.get("SLURMD_NODENAME") or os.uname().nodename
+        rank = int(ledger.path.stem.rpartition("-")[2])
+        facts = {"error": explain(error), "where": where(error), "peer": lost_peer(error), "refused": refused}
+        with suppress(OSError):
+            ledger.write("failed", rank=rank, node=node, **facts)
+    return EXIT_REFUSED if refused else EXIT_FAILED
+
+
+def say(error: BaseException) -> None:
+    """The rank's last words: a refusal speaks for itself, anything else shows where it came from."""
     if isinstance(error, Refusal):
         print(error, file=sys.stderr)
     else:
         traceback.print_exception(error)
-    text = explain(error)
-    peer = lost_peer(error)
-    print(f"this rank ends: {text}", file=sys.stderr, flush=True)
-    if ledger is not None:
-        node = environ.get("SLURMD_NODENAME") or os.uname().nodename
-        rank = int(ledger.path.stem.rpartition("-")[2])
-        ledger.write("failed", rank=rank, node=node, error=text, where=where(error), peer=peer)
-    return EXIT_REFUSED if isinstance(error, Refusal) else EXIT_FAILED
+    print(f"this rank ends: {explain(error)}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException) -> str:
@@ -153,8 +161,20 @@ def where(error: BaseException) -> str:
     return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else ""
 
 
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+def end(code: int) -> None:
+    """Leave at once, with what can still be written written."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    code = EXIT_FAILED
+    try:
+        code = main()
+    except BaseException as error:
+        with suppress(OSError):
+            say(error)
+    finally:
+        end(code)

@@ -1,7 +1,8 @@
 """metrics.jsonl and TensorBoard: what a run says about itself, with no service needed.
 
 A line per logging interval, a line per evaluation, flushed at once. A resumed attempt first writes a marker; readers
-drop what an attempt before it wrote beyond that step, so that no step is ever seen twice.
+drop what an attempt before it wrote beyond that step, or writes after it (on a node that Slurm had given up), so that
+no step is ever seen twice.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of metrics.jsonl in the order of steps, each step as its last attempt saw it; markers left out."""
     lines: list[dict[str, Any]] = []
+    current = 0
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -59,9 +61,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue  # cut short by a kill
+        attempt = line.get("attempt", current)
         if RESUMED in line:
+            current = attempt
             lines = [earlier for earlier in lines if earlier["step"] <= line[RESUMED]]
-        elif "step" in line:
+        elif "step" in line and attempt >= current:
             lines.append(line)
     return lines
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 from hpcft.errors import refuse
-from hpcft.run.ledger import read_events
+from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, main
 from hpcft.train.metrics import Metrics, read_metrics
@@ -82,6 +85,7 @@ def test_a_refusal_exits_2_without_a_traceback(
     text = capfd.readouterr().err
     assert "hpcft prepare" in text
     assert "Traceback" not in text
+    assert [e["refused"] for e in events(root, "failed")] == [True, True]
 
 
 def test_one_failing_rank_is_the_culprit_and_its_peer_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +101,39 @@ def test_one_failing_rank_is_the_culprit_and_its_peer_says_so(root: Path, monkey
     culprits = [e for e in events(root, "failed") if not e["peer"]]
     assert [(e["rank"], e["error"]) for e in culprits] == [(1, "ValueError: a bad day")]
     assert culprits[0]["where"].startswith("test_main.py:")
+    assert not culprits[0]["refused"]
     assert all(e["rank"] == 0 for e in events(root, "failed") if e["peer"])
+
+
+def test_a_rank_that_cannot_write_why_it_ends_still_ends_with_its_code(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*about: Any, **facts: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open("/dev/full", "w") as full:
+
+        def refused(*about: Any) -> None:
+            monkeypatch.setattr(Ledger, "write", no_space)
+            monkeypatch.setattr("sys.stderr", full)
+            raise refuse("the data is not prepared", hint="hpcft prepare run.yaml")
+
+        monkeypatch.setattr(assemble, "open_data", refused)
+        assert codes(root) == [2, 2]
+
+
+UNENDING = """
+import runpy, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+runpy.run_module("hpcft.train.main", run_name="__main__")
+"""
+
+
+def test_a_failing_rank_ends_at_once_whatever_still_runs_and_whatever_cannot_be_written() -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "HPCFT_RUN"}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", UNENDING], stdout=full, stderr=full, env=environ, timeout=30)
+    assert ended.returncode == 1
 
 
 def test_out_of_memory_says_what_can_be_done() -> None:
@@ -115,6 +151,19 @@ def test_a_resumed_attempt_replaces_the_steps_it_repeats(tmp_path: Path) -> None
             metrics.write({"step": step, "loss": float(attempt)})
         metrics.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(paths.metrics)] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_a_lost_attempt_that_still_writes_gives_no_step_twice(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    lost = Metrics(paths, 0, 1)
+    lost.write({"step": 1, "loss": 1.0})
+    mine = Metrics(paths, 1, 2)
+    for step in (2, 3):
+        lost.write({"step": step, "loss": 1.0})
+        mine.write({"step": step, "loss": 2.0})
+    lost.close()
+    mine.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(paths.metrics)] == [(1, 1), (2, 2), (3, 2)]
 
 
 def test_a_torn_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:

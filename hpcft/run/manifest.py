@@ -174,10 +174,13 @@ def _digest(body: Mapping[str, Any]) -> str:
 
 
 def folders(paths: RunPaths) -> list[tuple[int, Path]]:
-    """Step and folder of everything that looks like a checkpoint of this run, newest first, by number."""
+    """Step and folder of everything that looks like a checkpoint of this run, newest first, by number.
+
+    Raises OSError where the folder is there and cannot be read: taken for empty, it would make a run begin again.
+    """
     try:
         names = os.listdir(paths.checkpoints)
-    except OSError:
+    except FileNotFoundError:
         return []
     found = [(int(match[1]), paths.checkpoints / name) for name in names if (match := STEP_FOLDER.fullmatch(name))]
     return sorted(found, reverse=True)

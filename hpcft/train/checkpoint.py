@@ -25,7 +25,7 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.lease import still_mine
-from hpcft.run.ledger import attempt_of, job_of
+from hpcft.run.ledger import attempt_of, job_of, read_events
 from hpcft.run.manifest import Broken, Manifest, Piece, Stamp, Tensor
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.environment import restart_count
@@ -91,7 +91,7 @@ class Store:
         """Run ``work`` on this rank and hear of all: a list of what each returned. Raises SaveFailed on all or none."""
         try:
             report = {"done": work()}
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, RuntimeError, Broken, safetensors.SafetensorError) as error:
             report = {"error": f"{type(error).__name__}: {error}"}
         reports = [json.loads(text) for text in self.world.gather_text(json.dumps(report))]
         if errors := [f"rank {rank} {r['error']}" for rank, r in enumerate(reports) if "error" in r]:
@@ -211,14 +211,14 @@ class Store:
     def choose(self) -> Manifest | None:
         """The checkpoint to resume from, the same on all ranks; rank 0 looks, the others are told.
 
-        Raises Refusal where checkpoints are there but none is whole, or its facts differ from the plan's.
+        Raises Refusal where checkpoints were saved but none is there and whole, or its facts differ from the plan's.
         """
         answer = json.loads(self.world.broadcast_text(json.dumps(self._look()) if self.world.first else ""))
         if "broken" in answer:
             raise refuse(
                 f"no checkpoint of this run is whole: {answer['broken']}",
                 where=str(self.paths.checkpoints),
-                hint="restore the folder from a copy, or remove it to begin again",
+                hint="restore the folder from a copy, or begin again under another name",
             )
         if not answer["folder"]:
             return None
@@ -234,6 +234,8 @@ class Store:
         found = manifests.newest_verified(self.paths, on_broken=broken.append)
         for one in broken:
             print(f"checkpoint passed over: {one}", file=sys.stderr, flush=True)
+        if found is None and not broken and (step := self._last_saved()):
+            broken.append(Broken(self.paths.checkpoint(step), "saved by an earlier attempt, and not there"))
         try:
             if found is None and not broken and wanted not in ("auto", "none"):
                 found = manifests.verify(Path(wanted))
@@ -242,6 +244,10 @@ class Store:
         if found is None and broken:
             return {"broken": str(broken[0])}
         return {"folder": str(found.folder.absolute()) if found else ""}
+
+    def _last_saved(self) -> int:
+        """The newest step that the ledger knows to be published; 0 when there is none."""
+        return max((event["step"] for event in read_events(self.paths) if event["event"] == "saved"), default=0)
 
     def load(self, manifest: Manifest, sharded: Sharded) -> Progress:
         """Fill ``sharded`` from a checkpoint; where the run stood then."""

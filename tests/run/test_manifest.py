@@ -141,6 +141,13 @@ def test_a_run_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
     assert manifests.newest_verified(RunPaths(tmp_path)) is None
 
 
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.checkpoints.touch()  # what root may not read either
+    with pytest.raises(OSError, match="Not a directory"):
+        manifests.newest_verified(paths)
+
+
 @pytest.mark.parametrize("text", ["", "step-000009\n", "../step-000004", "/etc", "\x00"])
 def test_a_pointer_that_names_no_checkpoint_is_nothing(text: str, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)

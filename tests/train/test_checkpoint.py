@@ -98,6 +98,31 @@ def test_with_no_whole_checkpoint_left_the_run_refuses_instead_of_beginning_agai
         resumed_at(root, model)
 
 
+def test_a_run_whose_saved_checkpoints_are_gone_refuses_instead_of_beginning_again(root: Path, model: Path) -> None:
+    shutil.rmtree(RunPaths(root).checkpoints)
+    with pytest.raises(AssertionError, match=r"Refusal: .*step-000004: saved by an earlier attempt, and not there"):
+        resumed_at(root, model)
+
+
+def test_a_file_that_one_rank_cannot_read_back_gives_the_save_up_on_all(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum, failed = manifests.checksum, tmp_path / "failed"
+
+    def unreadable(path: Path) -> str:
+        if "rank-0001" in path.name and not failed.exists():
+            failed.touch()
+            raise manifests.Broken(path, "Input/output error")
+        return checksum(path)
+
+    monkeypatch.setattr(manifests, "checksum", unreadable)
+    results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED)
+    assert [r["finished"] for r in results] == [True, True]
+    [event] = [e for e in read_events(RunPaths(tmp_path)) if e["event"] == "save_failed"]
+    assert "rank 1 Broken" in event["error"]
+    assert "Input/output error" in event["error"]
+
+
 def test_leftovers_of_a_crash_are_removed_and_what_was_set_aside_comes_back(root: Path, model: Path) -> None:
     folder = RunPaths(root).checkpoints
     newest(root).rename(folder / ".old-step-000004.job-0-1")

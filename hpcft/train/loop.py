@@ -68,6 +68,7 @@ def optimizer_step(run: Run, step: Step) -> Report:
     """Forward and backward over this rank's micro batches, one sum over the ranks, one update. Raises NotFinite."""
     rate = learning_rate(run.plan.optim, run.progress.step, run.total_steps)
     report = accumulate(run, step, rate)
+    report.check_clipping(run.plan.optim.max_grad_norm)
     if report.finite:
         run.sharded.step(rate)
         run.sharded.scale.grow()
@@ -96,12 +97,12 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
     run.sharded.reduce()
     norm = run.sharded.clip(run.plan.optim.max_grad_norm)
     total, norm = torch.stack([loss, norm.double()]).tolist()  # the one place where the host waits for the device
-    row = [total, units, tokens, time.perf_counter() - started, waited, peak_memory(run.world.device)]
+    row = [total, units, tokens, time.perf_counter() - started, waited, peak_memory(run.world.device), norm]
     rows = run.world.exchange([*row, *run.stopping.flags()])
     if (counted := int(sum(r[1] for r in rows))) != divisor:
         raise RuntimeError(f"the ranks counted {counted} units in a step of {divisor}: a window was lost or read twice")
     asked = run.stopping.agreed([r[len(row) :] for r in rows])
-    return Report(run.progress.step + 1, step.windows, rows, norm, rate, asked)
+    return Report(run.progress.step + 1, step.windows, rows, rate, asked)
 
 
 def give_up_or_skip(run: Run, report: Report) -> None:

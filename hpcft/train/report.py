@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from hpcft.errors import refuse
 from hpcft.train.order import shares
 from hpcft.train.progress import Progress
 from hpcft.train.stopping import Asked
 
 # What each rank puts into a step's one exchange, in this order; the two flags of ``stopping`` follow.
-ROW = ("loss", "units", "tokens", "seconds", "waited", "memory")
+ROW = ("loss", "units", "tokens", "seconds", "waited", "memory", "norm")
 
 
 class NotFinite(Exception):
@@ -32,12 +33,11 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """One step. step: its number, from 1. rows: one per rank, as ROW names them. norm: of the unclipped gradients."""
+    """One step. step: its number, from 1. rows: one per rank, as ROW names them."""
 
     step: int
     windows: tuple[int, ...]
     rows: Sequence[Sequence[float]]
-    norm: float
     learning_rate: float
     asked: Asked
 
@@ -53,6 +53,22 @@ class Report:
     def mean_loss(self) -> float:
         """Per unit of the global batch."""
         return self.total("loss") / max(self.total("units"), 1)
+
+    @property
+    def norm(self) -> float:
+        """Of the unclipped gradients; one that is no number on any rank is none for all of them."""
+        norms = self._column("norm")
+        return next((norm for norm in norms if not math.isfinite(norm)), max(norms))
+
+    def check_clipping(self, max_norm: float) -> None:
+        """Raises Refusal where ranks would scale the same gradients differently: their weights would drift apart."""
+        norms = self._column("norm")
+        if self.finite and min(norms) < max(norms) and 0 < max_norm < max(norms):
+            raise refuse(
+                f"step {self.step}: the ranks reckon the norm of the same gradients differently",
+                value=", ".join(sorted({f"{norm:.9g}" for norm in norms})),
+                hint="ask for nodes of one kind, or set max_grad_norm: 0",
+            )
 
     @property
     def finite(self) -> bool:

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number is seen by all ranks in the same step, and is never hidden."""
+"""A loss or gradient that is no number, or not the same on all ranks, is seen by all of them in the same step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train.metrics import read_metrics
 from hpcft.train.objectives import sft
 from hpcft.train.protocols import Batch, Loss
+from hpcft.train.strategies.ddp import DataParallel
 from tests.train import small
 
 PREPARED = small.Prepared(small.windows(8))
@@ -59,3 +60,23 @@ def test_skip_discards_the_step_everywhere_counts_it_and_shows_it(spoilt: str, t
     assert line["skipped"] == 1
     assert line["grad_norm"] is None
     assert (line["loss"] is None) == (spoilt == "loss")
+
+
+@pytest.mark.parametrize(("max_norm", "stops"), [(1e-3, True), (0.0, False), (1e3, False)])
+def test_ranks_that_would_clip_the_same_gradients_differently_stop(
+    max_norm: float, stops: bool, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = DataParallel.clip
+
+    def off_by_a_bit(sharded: DataParallel, max_norm: float) -> torch.Tensor:
+        norm = clip(sharded, max_norm)
+        return torch.nextafter(norm, 2 * norm) if sharded.world.rank == 1 else norm
+
+    monkeypatch.setattr(DataParallel, "clip", off_by_a_bit)
+    plan = small.tiny(model, 2, optim={"max_steps": 1, "max_grad_norm": max_norm})
+    if not stops:
+        assert all(r["finished"] for r in small.on_ranks(2, small.train_here, plan, tmp_path, PREPARED))
+        return
+    with pytest.raises(AssertionError) as caught:
+        small.on_ranks(2, small.train_here, plan, tmp_path, PREPARED)
+    assert str(caught.value).count("Refusal: step 1: the ranks reckon") == 2, "not every rank saw it"

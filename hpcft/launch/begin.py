@@ -58,7 +58,7 @@ def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
     lease.take(paths, environ, plan.fingerprint)
     nodes = allocated_nodes(environ)
     address = node_address(nodes[0]) if "SLURM_JOB_NODELIST" in environ else "127.0.0.1"
-    port = free_port(port_for(job_of(environ) or "", restart_count(environ), number))
+    port = free_port(port_for(job_of(environ) or "", restart_count(environ), number, str(paths.root)))
     logs = paths.attempt(number)
     logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     Ledger(paths, "batch", environ).write(

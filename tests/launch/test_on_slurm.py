@@ -171,7 +171,7 @@ def test_a_script_without_prepared_data_says_so_and_is_not_tried_again(
         file.unlink()
     assert job.end() is State.FAILED, job.log()
     (log,) = tmp_path.glob("tiny-*.log")
-    assert "hint: hpcft prepare" in log.read_text()
+    assert "hpcft prepare RUN.yaml" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert len(job.events("attempt_began")) == 1
 

@@ -22,7 +22,11 @@ def test_scancel_at_any_moment_ends_the_job_for_good(scene: Scene, group: int, t
     for number in range(6 if thorough else 1):
         name = f"cancelled-{group}-{number}"
         job = scene.submit(name, nodes=1, max_steps=100_000, save_steps=5, partition="low")
-        time.sleep(moments.uniform(0, 20))
+        if (group + number) % 2:  # half of them while it trains and saves, half while it starts
+            scene.wait_for_step(name, 1)
+            time.sleep(moments.uniform(0, 4))
+        else:
+            time.sleep(moments.uniform(0, 12))
         step = scene.step(name)
         scene.slurm.run(["scancel", job])
         scene.wait_for_job(job, GONE, 60, name)

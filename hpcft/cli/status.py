@@ -44,7 +44,8 @@ def progress(now: RunStatus) -> str:
 
 def _page(now: RunStatus) -> str:
     lines = [
-        f"run         {now.name}: {now.state}" + (f" ({now.why})" if now.why and not now.alive else ""),
+        f"run         {now.name}: {now.state}"
+        + (f" ({now.why})" if now.why and not now.alive and now.why != now.state else ""),
         f"job         {now.job or 'none'} ({now.where})",
         f"progress    {progress(now)}"
         + (f", newest checkpoint at step {now.saved:,}" if now.saved is not None else ""),

@@ -49,7 +49,10 @@ class ClusterProfile(Section):
     qos: Word | None = Field(None, description="Default quality of service.")
     constraint: Features | None = Field(None, description="Default node features.")
     time: Minutes = Field(240, description="Default time limit.")
-    mem: Word | None = Field("0", description='Memory per node; "0" is all of it; null leaves it to the site.')
+    mem: Word | None = Field(
+        "0",
+        description='Memory per node; "0" is all of it, for jobs that use all its GPUs; null leaves it to the site.',
+    )
     exclusive: bool = Field(False, description="Whole nodes, always.")
     extra: tuple[Annotated[str, StringConstraints(pattern=SBATCH_OPTION)], ...] = Field(
         (), description="Further sbatch options of your site, such as --mail-type=END."

@@ -242,9 +242,16 @@ def _runs(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> 
     return run.checkpoint.output_dir if said or not cluster.runs else cluster.runs
 
 
+def _memory(cluster: ClusterProfile, layout: Layout, exclusive: bool) -> str | None:
+    """All memory of a node goes with all of its GPUs only: half a node's job would keep others off the other half."""
+    whole = exclusive or layout.ranks_per_node >= cluster.gpus_per_node
+    return cluster.mem if whole or cluster.mem != "0" else None
+
+
 def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resources:
     ask = run.slurm
     partition = ask.partition or cluster.partition
+    exclusive = cluster.exclusive if ask.exclusive is None else ask.exclusive
     return Resources(
         cluster=cluster.name, scheduler=cluster.scheduler, job_name=run_name(run), partition=partition,
         account=ask.account or cluster.account, qos=ask.qos or cluster.qos,
@@ -252,7 +259,7 @@ def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resou
         nodes=layout.nodes, tasks_per_node=layout.ranks_per_node, cpus_per_task=_cpus_per_rank(cluster, layout),
         gpus_per_node=layout.ranks_per_node if cluster.gpus_per_node else 0, gpu_type=cluster.gpu_type,
         gpu_request=cluster.gpu_request if cluster.gpus_per_node else "none",
-        memory=ask.mem or cluster.mem, exclusive=cluster.exclusive if ask.exclusive is None else ask.exclusive,
+        memory=ask.mem or _memory(cluster, layout, exclusive), exclusive=exclusive,
         time_minutes=ask.time or cluster.time, signal_lead=cluster.signal_lead, requeue=True,
         preemption=_preemption(cluster, partition), extra=cluster.extra, setup=cluster.setup,
         launcher=cluster.launcher, accelerator=cluster.accelerator,

@@ -234,3 +234,14 @@ def test_origins_are_for_complaints_only_and_never_change_the_plan() -> None:
     loaded = run("--seed 5")
     elsewhere = dict.fromkeys(loaded.origins, "other.yaml:9")
     assert make_plan(loaded.run, profile("local"), elsewhere) == make_plan(loaded.run, profile("local"), loaded.origins)
+
+
+@pytest.mark.parametrize(("ranks", "memory"), [("8", "0"), ("2", None)])
+def test_all_memory_of_a_node_is_asked_for_only_with_all_of_its_gpus(ranks: str, memory: str | None) -> None:
+    line = f"--model a/b --dataset x.jsonl --nproc_per_node {ranks}"
+    assert from_words(line, "infiniband-h100").resources.memory == memory
+
+
+def test_a_part_of_a_node_s_memory_that_is_named_is_asked_for() -> None:
+    line = "--model a/b --dataset x.jsonl --nproc_per_node 2 --mem 200G"
+    assert from_words(line, "infiniband-h100").resources.memory == "200G"

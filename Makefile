@@ -13,7 +13,7 @@ PYTHON ?= $(or $(shell python3 -c 'import ensurepip, sys, venv; print(sys.execut
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(MAKEFILE_LIST) | column -t -s '#'
 
-demo: $(READY)  ## train a small model on this machine, from YAML to an answer (about four minutes)
+demo: $(READY)  ## train a small model on this machine, from YAML to an answer (two minutes after set-up)
 	$(PY) docs/demo/demo.py
 
 test: $(READY) check  ## every check and every test, on a real Slurm where it can be installed

@@ -297,6 +297,7 @@ def replan(
     layout = Layout(nodes, per_node, (Axis("dp", nodes * per_node // old.degree("tp")), Axis("tp", old.degree("tp"))))
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
+    own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
     batch = plan_batch(
         data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
         # Never more windows in a forward pass than before: the card that held those may not hold more.
@@ -306,6 +307,7 @@ def replan(
     resources = dataclasses.replace(
         held, nodes=nodes, tasks_per_node=per_node, gpus_per_node=per_node if held.gpus_per_node else 0,
         cpus_per_task=_cpus_per_rank(cluster, layout) if cluster else held.cpus_per_task,
+        memory=_memory(cluster, layout, held.exclusive) if cluster and not own_memory else held.memory,
         time_minutes=time_minutes or held.time_minutes,
     )  # fmt: skip
     variables = _environment(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment

@@ -21,7 +21,7 @@ from hpcft.launch.transport import Submitted, job_environment, refuse_unsubmitta
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.expand import run_folder
-from hpcft.run.ledger import is_finished
+from hpcft.run.ledger import is_finished, read_events
 from hpcft.run.paths import RUN_VARIABLE, RunPaths
 
 # submitit ends a local job after two minutes unless told otherwise; a workstation has no time limit.
@@ -60,14 +60,21 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
 
 
 def _wait_until_begun(paths: RunPaths, controller: int) -> None:
-    """The run is ours when it holds its lease; one that ends before has said why. Raises Refusal with its words."""
+    """The run is ours when it holds its lease and has said so; one that ends before has said why. Raises Refusal with its words."""
     end = time.monotonic() + BEGIN_SECONDS
-    while lease.holder(paths) is None and not is_finished(paths) and time.monotonic() < end:
+    while not _begun(paths) and not is_finished(paths) and time.monotonic() < end:
         if not Path(f"/proc/{controller}").exists():
             log = paths.jobs / f"{controller}_0_log.out"
             words = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
             raise refuse(f"the run ended at once: {' '.join(words[-5:])}", where=str(log))
         time.sleep(0.1)
+
+
+def _begun(paths: RunPaths) -> bool:
+    """Whether the holder of the lease has told the ledger: before that, status would not know its job."""
+    holder = lease.holder(paths)
+    told = [event["job"] for event in read_events(paths) if event["event"] == "accepted"]
+    return holder is not None and holder.job in told
 
 
 def start(folder: Path) -> str:

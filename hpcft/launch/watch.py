@@ -152,7 +152,8 @@ def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool
     if not why and failed:
         why = f"rank {failed.get('rank')} on {failed.get('node')}: {failed.get('error')}"
     why = why or culprit(paths.attempt(number) / "srun.log") or (str(stopping["cause"]) if stopping else "")
-    ending = str(ended.get("ending", "")) if ended else "" if alive else "ended without a word"
+    word = Ending.FINISHED.value if "finished" in last else "" if alive else "ended without a word"
+    ending = str(ended.get("ending", "")) if ended else word
     return AttemptStatus(
         number=number,
         job=began["job"],

@@ -60,7 +60,7 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
 
 
 def _wait_until_begun(paths: RunPaths, controller: int) -> None:
-    """The run is ours when it holds its lease and has said so. Raises Refusal with the words of one that ends before."""
+    """The run is ours once it holds its lease and has said so. Raises Refusal with the words of one that ended."""
     end = time.monotonic() + BEGIN_SECONDS
     while not _begun(paths) and not is_finished(paths) and time.monotonic() < end:
         if not Path(f"/proc/{controller}").exists():

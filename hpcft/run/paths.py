@@ -81,7 +81,7 @@ class RunPaths:
 
     @property
     def save_now(self) -> Path:
-        """A file whose presence asks the ranks to save at the next step edge (a colleague cannot signal your job)."""
+        """A file whose presence asks the ranks to save at the next step edge."""
         return self.root / "save-now"
 
     def checkpoint(self, step: int) -> Path:

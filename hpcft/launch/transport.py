@@ -26,7 +26,7 @@ from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.expand import run_folder
 from hpcft.run.folder import make_folder, refuse_other_plan
-from hpcft.run.ledger import JOB_VARIABLE, is_finished
+from hpcft.run.ledger import JOB_VARIABLE, is_finished, read_events
 from hpcft.run.paths import RUN_VARIABLE, STORE_VARIABLE, RunPaths
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import scrubbed
@@ -124,11 +124,14 @@ def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
     held = [holder.job] if holder is not None and lease.alive(holder) else []
     waits = [job for job, state in living(paths).items() if state.alive]  # it has no lease before it starts
     if jobs := held or waits:
-        raise refuse(
-            f"job {jobs[0]} has this run already",
-            where=str(paths.root),
-            hint=f"follow it: hpcft logs -f {paths.root}; end it: hpcft cancel {paths.root}",
-        )
+        raise refuse(f"job {jobs[0]} has this run already", where=str(paths.root), hint=_about(paths, jobs[0]))
+
+
+def _about(paths: RunPaths, job: str) -> str:
+    """What to do about a job that has the run."""
+    if any(event["event"] == "cancelled" and event["job"] == job for event in read_events(paths)):
+        return f"it was cancelled and its ranks still save; try again when this says so: hpcft status {paths.root}"
+    return f"follow it: hpcft logs -f {paths.root}; end it: hpcft cancel {paths.root}"
 
 
 def job_environment(plan: Plan, run: Path, default: Path) -> dict[str, str]:

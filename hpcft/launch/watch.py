@@ -44,7 +44,8 @@ class AttemptStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run. state: finished, cancelled, stopped, or Slurm's word in small letters (pending, running …), or unknown.
+    """A run. state: finished, cancelled, stopped; cancelling, while a cancelled job still lives; or Slurm's word in
+    small letters (pending, running …), or unknown.
 
     step: the newest that is known of; total: None before the data is prepared. saved: the newest checkpoint's step.
     """
@@ -106,12 +107,15 @@ def state_of(paths: RunPaths, events: Sequence[Event], job: str | None) -> tuple
     if any(event["event"] == "finished" for event in events):
         return "finished", ""
     mine = [event for event in events if event["job"] == job]
-    if any(event["event"] == "cancelled" for event in mine):
-        return "cancelled", "cancelled"
     ended = next((event for event in reversed(mine) if event["event"] == "attempt_ended"), None)
+    cancelled = any(event["event"] == "cancelled" for event in mine)
     if ended is not None and ended["decision"] == "stop" and not _begun_since(mine, ended):
-        return ("cancelled" if ended.get("ending") == Ending.CANCELLED.value else "stopped"), str(ended["why"])
-    return _asked(paths, job), str(ended["why"]) if ended else ""
+        cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value
+        return ("cancelled" if cancelled else "stopped"), str(ended["why"])
+    asked = _asked(paths, job)
+    if cancelled:  # its ranks save before they end, and until then nothing else may hold the run
+        return ("cancelled" if asked in (*ENDED, "unknown") else "cancelling"), "cancelled"
+    return asked, str(ended["why"]) if ended else ""
 
 
 def _asked(paths: RunPaths, job: str | None) -> str:

@@ -11,12 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Strategy:
-    """How the model is spread over ranks. ``axes``: the mesh axes it knows, outermost first; others have degree 1."""
+    """How the model is spread over ranks.
+
+    axes: the mesh axes it knows, outermost first; others have degree 1. shards: what is cut into a part per rank of
+    the axis ``dp``: optimizer, gradients, weights. offload: what lies in host memory: optimizer, weights.
+    """
 
     name: str
     module: str
     axes: tuple[str, ...]
     about: str
+    shards: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,33 @@ class Format:
     about: str
 
 
+_ZERO, _FSDP = "hpcft.train.strategies.zero", "hpcft.train.strategies.fsdp"
+_ALL = ("optimizer", "gradients", "weights")
+
 STRATEGIES: dict[str, Strategy] = {
     row.name: row
     for row in (
         Strategy(
-            "ddp", "hpcft.train.strategies.ddp", ("dp",), "every rank holds the whole model; gradients are summed"
+            "ddp", "hpcft.train.strategies.ddp", ("dp", "tp"), "every rank holds the whole model; gradients are summed"
+        ),
+        Strategy("zero1", _ZERO, ("dp",), "DeepSpeed, optimizer states sharded", _ALL[:1]),
+        Strategy("zero2", _ZERO, ("dp",), "DeepSpeed, optimizer states and gradients sharded", _ALL[:2]),
+        Strategy("zero3", _ZERO, ("dp",), "DeepSpeed, weights sharded too", _ALL),
+        Strategy("zero2_offload", _ZERO, ("dp",), "zero2 with the optimizer in host memory", _ALL[:2], _ALL[:1]),
+        Strategy(
+            "zero3_offload", _ZERO, ("dp",), "zero3 with optimizer and weights in host memory", _ALL,
+            ("optimizer", "weights"),
+        ),
+        Strategy(
+            "fsdp", _FSDP, ("dp_replicate", "dp", "tp"),
+            "torch's FSDP2: weights, gradients and optimizer sharded; dp_replicate > 1 makes it HSDP", _ALL,
+        ),
+        Strategy(
+            "fsdp_offload", _FSDP, ("dp_replicate", "dp", "tp"), "fsdp with weights and optimizer in host memory", _ALL,
+            ("optimizer", "weights"),
         ),
     )
-}
+}  # fmt: skip
 
 OBJECTIVES: dict[str, Objective] = {
     row.name: row
@@ -111,15 +136,7 @@ FORMATS: dict[str, Format] = {
 }
 
 # Words that people bring from other tools and that this release does not do: name → what to use instead.
-LATER_STRATEGIES: dict[str, str] = {
-    "zero1": "ddp",
-    "zero2": "ddp",
-    "zero3": "ddp with LoRA, which keeps optimizer memory small",
-    "zero2_offload": "ddp with LoRA, which keeps optimizer memory small",
-    "zero3_offload": "ddp with LoRA, which keeps optimizer memory small",
-    "fsdp": "ddp with LoRA, which keeps optimizer memory small",
-    "fsdp_offload": "ddp with LoRA, which keeps optimizer memory small",
-}
+LATER_STRATEGIES: dict[str, str] = {}
 LATER_OBJECTIVES: dict[str, str] = {
     "pretrain": "sft on raw text records, which trains every token",
     "dpo": "sft on the chosen answers",

@@ -55,6 +55,7 @@ def _tiny() -> Plan:
             dtype="float32",
             attention="sdpa",
             trust_remote_code=False,
+            quantization="none",
         ),
         tuner=TunerPlan(
             kind="full",
@@ -110,6 +111,7 @@ def _tiny() -> Plan:
             objective_module="hpcft.train.objectives.sft",
             strategy="ddp",
             strategy_module="hpcft.train.strategies.ddp",
+            deepspeed="",
             seed=7,
             deterministic=True,
             recomputation="none",

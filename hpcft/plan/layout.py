@@ -104,3 +104,13 @@ class Layout:
             key = tuple(c for axis, c in coordinates.items() if axis != name)
             groups.setdefault(key, []).append(rank)
         return tuple(tuple(group) for group in groups.values())
+
+
+def mesh(nodes: int, ranks_per_node: int, tp: int = 1, dp_replicate: int = 1) -> Layout:
+    """The usual axes: replicas outermost (over nodes, where links are slow), then sharded data, then tensors.
+
+    Raises Refusal where they do not multiply to the ranks.
+    """
+    ranks = nodes * ranks_per_node
+    axes = [Axis("dp", max(1, ranks // (tp * dp_replicate))), Axis("tp", tp)]
+    return Layout(nodes, ranks_per_node, tuple([Axis("dp_replicate", dp_replicate)] * (dp_replicate > 1) + axes))

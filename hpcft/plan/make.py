@@ -20,7 +20,7 @@ from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.batch import plan_batch
 from hpcft.plan.checks import check_resources, check_words
 from hpcft.plan.fabric import environment
-from hpcft.plan.layout import Axis, Layout
+from hpcft.plan.layout import Layout, mesh
 from hpcft.plan.plan import (
     SCHEMA,
     Budgets,
@@ -105,7 +105,7 @@ def run_name(run: RunConfig) -> str:
 def _layout(run: RunConfig, cluster: ClusterProfile) -> Layout:
     nodes = run.slurm.nodes or 1
     per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
-    return Layout(nodes, per_node, (Axis("dp", nodes * per_node // run.parallel.tp), Axis("tp", run.parallel.tp)))
+    return mesh(nodes, per_node, tp=run.parallel.tp, dp_replicate=run.parallel.dp_replicate)
 
 
 def _cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
@@ -141,7 +141,7 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
     return ModelPlan(
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
-        attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
+        attention=model.attn_impl, trust_remote_code=model.trust_remote_code, quantization="none",
     )  # fmt: skip
 
 
@@ -216,6 +216,7 @@ def _train(run: RunConfig) -> TrainPlan:
     return TrainPlan(
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
         strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
+        deepspeed="",
         seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
@@ -294,7 +295,7 @@ def replan(
     if nodes > 1 and old.nodes == 1 and cluster is None and plan.resources.accelerator != "cpu":
         raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
                      hint="name the cluster profile: --cluster NAME")  # fmt: skip
-    layout = Layout(nodes, per_node, (Axis("dp", nodes * per_node // old.degree("tp")), Axis("tp", old.degree("tp"))))
+    layout = mesh(nodes, per_node, tp=old.degree("tp"), dp_replicate=old.degree("dp_replicate"))
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays

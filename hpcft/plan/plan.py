@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from hpcft.errors import refuse
 from hpcft.plan.layout import Axis, Layout
 
-SCHEMA = 1
-READABLE_SCHEMAS = (1,)
+SCHEMA = 2
+READABLE_SCHEMAS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class ModelPlan:
     dtype: str  # bfloat16 | float16 | float32
     attention: str  # auto | sdpa | eager | flash_attention_2
     trust_remote_code: bool
+    quantization: str  # none | nf4: the frozen base as 4-bit NormalFloat with double quantisation (QLoRA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ class TrainPlan:
     objective_module: str
     strategy: str
     strategy_module: str
+    deepspeed: str  # what a DeepSpeed file of the user's adds to ours, as canonical JSON; "" for none
     seed: int
     deterministic: bool
     recomputation: str  # none | selective | full
@@ -255,9 +257,22 @@ class Plan:
                 hint="render it anew from its YAML: hpcft render RUN.yaml",
             )
         try:
-            return _build(cls, data)
+            return _build(cls, _upgraded(data))
         except (KeyError, TypeError, ValueError) as error:
             raise refuse(f"not a whole Plan: {error}", where=where) from error
+
+
+# What a Plan of an earlier schema meant by not saying it: section → leaf → value.
+_MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
+
+
+def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same Plan in this release's schema."""
+    whole = dict(data)
+    for section, leaves in _MEANT.get(whole["schema"], {}).items():
+        if isinstance(whole.get(section), Mapping):
+            whole[section] = {**leaves, **whole[section]}
+    return {**whole, "schema": SCHEMA}
 
 
 T = TypeVar("T")

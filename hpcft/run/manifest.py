@@ -23,6 +23,7 @@ from typing import Any
 
 from hpcft import disk
 from hpcft.run.paths import RunPaths
+from hpcft.run.regions import Region, Span, tiles
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -40,13 +41,28 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """``length`` numbers of one part of one flattened tensor, from ``offset`` on, as tensor ``key`` of ``file``."""
+    """``length`` numbers of one part of one flattened tensor, from ``offset`` on, as tensor ``key`` of ``file``.
+
+    region: the numbers are those of this region of the tensor, flattened; None: of all of it.
+    """
 
     part: str
     file: str
     key: str
     offset: int
     length: int
+    region: Region | None = None
+
+    def span(self, whole: tuple[int, ...]) -> Span:
+        """Which numbers of a tensor of shape ``whole`` these are."""
+        return Span(whole, self.region, self.offset, self.length)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Piece:
+        """A piece as JSON has it."""
+        region = data.get("region")
+        slices = tuple((int(start), int(length)) for start, length in region["slices"]) if region else ()
+        return cls(**{**data, "region": Region(int(region["dim"]), slices) if region else None})
 
 
 @dataclass(frozen=True)
@@ -111,7 +127,7 @@ def read(folder: Path) -> Manifest:
 
 def _build(body: dict[str, Any], folder: Path) -> Manifest:
     tensors = {
-        name: Tensor(tuple(t["shape"]), tuple(Piece(**piece) for piece in t["pieces"]))
+        name: Tensor(tuple(t["shape"]), tuple(map(Piece.from_dict, t["pieces"])))
         for name, t in body.pop("tensors").items()
     }
     files = {name: Stamp(**stamp) for name, stamp in body.pop("files").items()}
@@ -139,15 +155,25 @@ def verify(folder: Path, deep: bool = True) -> Manifest:
 
 
 def _covered(manifest: Manifest, name: str, tensor: Tensor) -> None:
-    """Every number of every part exactly once."""
+    """Every number of every part exactly once: each region from its first number to its last, the regions all of it."""
     for part in PARTS:
-        at = 0
-        for piece in sorted((p for p in tensor.pieces if p.part == part), key=lambda p: p.offset):
-            if piece.offset != at or piece.file not in manifest.files:
-                raise Broken(manifest.folder / FILE, f"{name}: {part} is not covered at {at}")
-            at += piece.length
-        if at != math.prod(tensor.shape):
-            raise Broken(manifest.folder / FILE, f"{name}: {part} is covered up to {at} of {math.prod(tensor.shape)}")
+        pieces = [piece for piece in tensor.pieces if piece.part == part]
+        regions = list(dict.fromkeys(piece.region for piece in pieces)) or [None]
+        for region in regions:
+            mine = sorted((p for p in pieces if p.region == region), key=lambda p: p.offset)
+            _gapless(manifest, f"{name}: {part}", mine, math.prod(region.shape(tensor.shape) if region else tensor.shape))
+        if regions != [None] and (None in regions or not tiles([r for r in regions if r], tensor.shape)):
+            raise Broken(manifest.folder / FILE, f"{name}: {part} is not covered: its regions do not make up the whole")
+
+
+def _gapless(manifest: Manifest, what: str, pieces: list[Piece], numbers: int) -> None:
+    at = 0
+    for piece in pieces:
+        if piece.offset != at or piece.file not in manifest.files:
+            raise Broken(manifest.folder / FILE, f"{what} is not covered at {at}")
+        at += piece.length
+    if at != numbers:
+        raise Broken(manifest.folder / FILE, f"{what} is covered up to {at} of {numbers}")
 
 
 def _present(path: Path, name: str, stamp: Stamp) -> None:

@@ -25,6 +25,7 @@ from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
 from hpcft.train.model import prepare_model
 from hpcft.train.order import Order
+from hpcft.train.precision import DTYPES
 from hpcft.train.progress import Progress
 from hpcft.train.report import Interval
 from hpcft.train.saving import NOTHING, Saving
@@ -52,10 +53,10 @@ def assemble(
     prepared = prepared or open_data(plan, environ)
     phase("data")
     make_reproducible(plan)
-    model = prepare_model(plan, world, paths.recorded)
-    sharded = importlib.import_module(plan.train.strategy_module).build(model, plan, world)
+    skeleton = prepare_model(plan, world, paths.recorded)
+    sharded = importlib.import_module(plan.train.strategy_module).build(skeleton, plan, world)
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
-        check_packing(sharded.model)
+        check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
     phase("model")
     store = Store(paths, plan, prepared.content, world, environ)
     progress, saved = _resume(store, sharded)

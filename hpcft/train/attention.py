@@ -24,9 +24,18 @@ def choose_attention(wanted: str, config: Any, dtype: torch.dtype, device: torch
     """The name transformers is given: ``wanted``, or for ``auto`` the fastest that runs here for this model."""
     if wanted != "auto":
         return wanted
+    fallback = "sdpa" if _knows_sdpa(config) else "eager"
     if device.type != "cuda" or dtype is torch.float32 or not _varlen_fits(config):
-        return "sdpa"
-    return VARLEN if _varlen_runs(config, dtype, device) else "sdpa"
+        return fallback
+    return VARLEN if _varlen_runs(config, dtype, device) else fallback
+
+
+def _knows_sdpa(config: Any) -> bool:
+    """Soft-capped models of transformers run eager only. A model that it does not know is left to say so itself."""
+    from transformers import AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return bool(getattr(kind, "_supports_sdpa", True))
 
 
 def _varlen_fits(config: Any) -> bool:
@@ -111,13 +120,14 @@ def document_arguments(batch: Batch) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_packing(model: Any) -> None:
+def check_packing(model: Any, config: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Prove on this very model that a packed document sees nothing of the one before it. Raises Refusal otherwise.
 
     The second document is run alone, packed, and joined to the first; packed must be as alone, not as joined.
+    dtype: the type that is computed in.
     """
-    device, name = next(model.parameters()).device, model.config._attn_implementation
-    vocabulary = model.config.get_text_config().vocab_size
+    name = config._attn_implementation
+    vocabulary = config.get_text_config().vocab_size
     numbers = torch.Generator().manual_seed(0)
     first, second = torch.randint(0, vocabulary, (2, DOCUMENT), generator=numbers)
     training = model.training
@@ -127,7 +137,7 @@ def check_packing(model: Any) -> None:
     joined = _second_logits(model, [torch.cat([first, second])], device)
     model.train(training)
     leak, whole_leak = float((packed - alone).abs().max()), float((joined - alone).abs().max())
-    noise = float(alone.abs().max()) * (1e-5 if next(model.parameters()).dtype is torch.float32 else 3e-2)
+    noise = float(alone.abs().max()) * (1e-5 if dtype is torch.float32 else 3e-2)
     if leak > noise and leak > 0.2 * whole_leak:
         raise refuse(
             f"attn_impl: with {name} the documents of a packed window see each other in this model: "

@@ -37,13 +37,13 @@ class Micro:
     tokens: int
 
 
-def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = ()) -> Batch:
-    """One row per window, padded to the longest, on the CPU.
+def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), multiple: int = 1) -> Batch:
+    """One row per window, padded to the longest and to a multiple of ``multiple`` tokens, on the CPU.
 
     packed: positions restart with every document, and the padding is a document of its own. Unpacked rows count on
     through their padding: attention is causal, so nothing before it sees it, and the kernel needs no mask.
     """
-    length = max(len(window.tokens) for window in windows)
+    length = -(-max(len(window.tokens) for window in windows) // multiple) * multiple
     tokens = np.full((len(windows), length), PAD, dtype=np.int64)
     labels = np.full((len(windows), length), IGNORED, dtype=np.int64)
     positions = np.tile(np.arange(length, dtype=np.int64), (len(windows), 1))
@@ -93,7 +93,11 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step as this rank sees it. windows: of all ranks. micros: its own ``count`` micro batches."""
+    """One optimizer step as this rank sees it. windows: of all ranks. micros: its own ``count`` micro batches.
+
+    count is the same on every rank: some strategies exchange weights in each forward pass, so a rank without windows
+    of its own takes part with a micro batch that trains nothing.
+    """
 
     windows: tuple[int, ...]
     count: int
@@ -105,21 +109,33 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
 
     A step's micro batches must be used up before the next step is asked for.
     """
-    per_forward, packed = plan.batch.micro_windows, plan.data.packing
+    per_forward, packed, multiple = plan.batch.micro_windows, plan.data.packing, plan.layout.degree("tp")
 
-    def mine(step: tuple[int, ...]) -> list[Share]:
-        return list(shares(step, per_forward, rank, ranks))
+    def mine(step: tuple[int, ...]) -> list[Share | None]:
+        own: list[Share | None] = list(shares(step, per_forward, rank, ranks))
+        most = len(list(shares(step, per_forward, 0, ranks)))
+        return own + [None] * (most - len(own))
 
-    makers = (partial(_make, windows, share, packed) for step in order.steps(consumed) for share in mine(step))
+    makers = (
+        partial(_make, windows, share, packed, multiple) if share else partial(_idle, windows, step, packed, multiple)
+        for step in order.steps(consumed)
+        for share in mine(step)
+    )
     made = ahead(makers, plan.train.dataloader_workers)
     for step in order.steps(consumed):
         count = len(mine(step))
         yield Step(step, count, islice(made, count))
 
 
-def _make(windows: Windows, share: Share, packed: bool) -> Micro:
+def _make(windows: Windows, share: Share, packed: bool, multiple: int) -> Micro:
     chosen = [windows[i] for i in share.windows]
-    return Micro(share, collate(chosen, packed, share.windows), sum(len(window.tokens) for window in chosen))
+    tokens = sum(len(window.tokens) for window in chosen)
+    return Micro(share, collate(chosen, packed, share.windows, multiple), tokens)
+
+
+def _idle(windows: Windows, step: tuple[int, ...], packed: bool, multiple: int) -> Micro:
+    """The step's first window, with nothing to train and nothing to count."""
+    return Micro(Share(0, ()), untrained(collate([windows[step[0]]], packed, (), multiple)), 0)
 
 
 T = TypeVar("T")

@@ -112,7 +112,7 @@ class Store:
             key = f"{shard.part}/{shard.name}"
             # A copy of its own: the piece may be a view of a buffer that holds much more.
             tensors[key] = torch.empty(shard.tensor.numel(), dtype=torch.float32).copy_(shard.tensor.detach())
-            piece = Piece(shard.part, name, key, shard.offset, shard.tensor.numel())
+            piece = Piece(shard.part, name, key, shard.offset, shard.tensor.numel(), shard.region)
             pieces.append({"name": shard.name, "shape": shard.shape, "piece": asdict(piece)})
         path = temporary / name
         save_file(tensors, path)
@@ -166,7 +166,7 @@ class Store:
         for report in reports:
             for entry in report["pieces"]:
                 shapes[entry["name"]] = tuple(entry["shape"])
-                pieces.setdefault(entry["name"], []).append(Piece(**entry["piece"]))
+                pieces.setdefault(entry["name"], []).append(Piece.from_dict(entry["piece"]))
         return Manifest(
             step=progress.step,
             plan=self.plan.fingerprint,
@@ -251,7 +251,7 @@ class Store:
 
     def load(self, manifest: Manifest, sharded: Sharded) -> Progress:
         """Fill ``sharded`` from a checkpoint; where the run stood then."""
-        same_tensors(manifest, sharded.model)
+        same_tensors(manifest, sharded.skeleton.trained)
         with Reader(manifest.folder, manifest) as reader:
             sharded.load(reader.read, manifest.state["updates"])
         sharded.scale.value = manifest.state["loss_scale"]

@@ -81,7 +81,7 @@ class Evaluation:
             batch = on_device(made, self.world.device)
             loss += self.objective.loss(self.sharded.model, batch).value.double()
             units += self.objective.count(batch)
-        return [loss.item(), float(units)]
+        return [loss.item(), float(units)] if self.world.speaks else [0.0, 0.0]
 
     def _makers(self) -> Iterator[Callable[[], Batch]]:
         """Chunk r of every round of data_size chunks; a rank without one repeats the first, with nothing to count."""
@@ -95,5 +95,6 @@ class Evaluation:
     def _make(self, ids: tuple[int, ...]) -> Batch:
         assert self.windows is not None
         chosen = ids or (0,)
-        batch = collate([self.windows[i] for i in chosen], self.plan.data.packing, chosen)
+        multiple = self.plan.layout.degree("tp")
+        batch = collate([self.windows[i] for i in chosen], self.plan.data.packing, chosen, multiple)
         return batch if ids else untrained(batch)

@@ -6,15 +6,13 @@ No torch when it is imported: an export of the wrong run is refused at once.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -48,10 +46,9 @@ def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
         )
 
 
-def same_tensors(manifest: Manifest, model: nn.Module) -> None:
-    """Raises Refusal where the checkpoint's tensors are not the model's trainable ones."""
+def same_tensors(manifest: Manifest, now: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises Refusal where the checkpoint's tensors are not ``now``, the shapes of those that are trained."""
     then = {name: tensor.shape for name, tensor in manifest.tensors.items()}
-    now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             raise refuse(

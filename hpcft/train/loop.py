@@ -97,6 +97,8 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
     run.sharded.reduce()
     norm = run.sharded.clip(run.plan.optim.max_grad_norm)
     total, norm = torch.stack([loss, norm.double()]).tolist()  # the one place where the host waits for the device
+    if not run.world.speaks:
+        total, units, tokens = 0.0, 0, 0
     row = [total, units, tokens, time.perf_counter() - started, waited, peak_memory(run.world.device), norm]
     rows = run.world.exchange([*row, *run.stopping.flags()])
     if (counted := int(sum(r[1] for r in rows))) != divisor:

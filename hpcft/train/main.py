@@ -6,6 +6,7 @@ purpose, 2 refused, 1 failed. The process ends with os._exit: waiting for peers 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -100,8 +101,8 @@ class Timeline:
 
 def opening(run: Run) -> str:
     """One line: where the run begins and what is trained."""
-    trained = sum(p.numel() for p in run.sharded.model.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in run.sharded.model.parameters())
+    skeleton = run.sharded.skeleton
+    trained, whole = (sum(map(math.prod, shapes.values())) for shapes in (skeleton.trained, skeleton.shapes))
     return (
         f"step {run.progress.step} of {run.total_steps} on {run.world.size} ranks; "
         f"{trained:,} of {whole:,} weights trained; {run.order.windows:,} windows, {run.order.global_windows} a step"

@@ -1,4 +1,4 @@
-"""The model, from its folder to the form a strategy takes: loaded, adapted, told to recompute.
+"""The model, from its folder to the form a strategy takes: built empty, adapted, cut, told to recompute.
 
 Read ``prepare_model`` top down: the order of the calls is the order of what happens to the model.
 """
@@ -17,28 +17,39 @@ from torch import nn
 from hpcft.errors import refuse
 from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
+from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.recorded import recorded
+from hpcft.train.skeleton import Skeleton, let_in
+from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
+from hpcft.train.tensor_parallel import cut
 from hpcft.train.world import World
 
 
-def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> nn.Module:
-    """A transformers model, or a peft model of one, on this rank's device, the same on every rank.
+def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skeleton:
+    """A transformers model, or a peft model of one, without its weights; the same on every rank but for its cut.
 
     notes: recorded.json of the run, where what was found out about the device is kept for later attempts.
 
     Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
-    the compute type. The strategy turns trainable weights into working copies of the compute type.
+    the compute type. The strategy reads what a rank keeps and makes it trainable.
     """
     config = load_config(plan.model)
     attention = _agreed_attention(plan, config, world, notes)
-    model = load_model(plan, config, attention, world.device)
+    model = empty_model(plan, config, attention)
+    source = find_source(plan, config, attention, model, world)
     if plan.tuner.kind == "lora":
         model = add_adapters(model, plan.tuner, plan.train.seed)
+        if isinstance(source, Files):
+            source.initial = {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
+        without_memory(model)
+    skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    if plan.layout.degree("tp") > 1:
+        skeleton.regions = cut(model, world.group("tp"))
     recompute(model, plan.train.recomputation)
     model.train()
-    check_same(model, world)
-    return model
+    let_in(model)
+    return skeleton
 
 
 def load_config(plan: ModelPlan) -> Any:
@@ -95,6 +106,57 @@ def load_model(plan: Plan, config: Any, attention: str, device: torch.device) ->
     return model.to(device)
 
 
+def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
+    """The base model without weights; for adapters, which are made real, as ghosts of them."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    if attention == VARLEN:
+        register_varlen()
+    dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=plan.model.trust_remote_code
+        )
+    model.tie_weights()
+    model.config.use_cache = False
+    if plan.tuner.kind == "lora":
+        ghosts(model)
+    return model
+
+
+def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world: World) -> Source:
+    """The model's files, or a whole model on rank 0 where only that has the numbers: see ``sources``."""
+    folder = Path(local_folder(plan.model))
+    if not folder.is_dir():
+        folder = _cached(plan.model)
+    own_start = plan.tuner.kind == "full" or (
+        not plan.tuner.use_dora and not plan.tuner.init_lora_weights.startswith(FROM_WEIGHTS)
+    )
+    files = files_of(folder)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if own_start and not plan.model.from_scratch and fits(files, shapes):
+        return Files(files, {})
+
+    def whole() -> nn.Module:
+        made = load_model(plan, config, attention, torch.device("cpu"))
+        return made if plan.tuner.kind == "full" else add_adapters(made, plan.tuner, plan.train.seed)
+
+    return FirstRank(world, whole)
+
+
+def _cached(plan: ModelPlan) -> Path:
+    """The folder of a hub model in the cache; one that does not exist where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(plan.path, "config.json", revision=plan.revision)
+    return Path(found).parent if isinstance(found, str) else Path("not-in-the-cache")
+
+
+def _is_adapter(name: str) -> bool:
+    return "lora_" in name
+
+
 def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
     """Freeze the model and add LoRA as peft makes it; adapters are float32 and the same for the same seed."""
     from peft import LoraConfig, get_peft_model
@@ -145,6 +207,9 @@ def recompute(model: nn.Module, policy: str) -> None:
         leaves = [m for m in layers if not any(n is not m and n in layers for n in m.modules())]
         for layer in leaves[1::2]:
             setattr(layer, "gradient_checkpointing", False)  # noqa: B010  a flag of transformers, unknown to nn.Module
+
+
+FROM_WEIGHTS = ("pissa", "olora")  # adapters that are taken out of the weights they sit on
 
 
 def check_same(model: nn.Module, world: World) -> None:

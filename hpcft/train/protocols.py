@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from hpcft.plan.plan import Plan
+from hpcft.run.regions import Region
 from hpcft.train.precision import LossScale
+from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
 
@@ -89,7 +91,8 @@ class Shard:
     """One piece of one named tensor of the global state, held by this rank.
 
     name: the parameter's name in the plain transformers or peft model. part: master, exp_avg or exp_avg_sq.
-    offset and tensor.shape: the piece as a range of the *flattened* global tensor of ``shape``.
+    shape: of the global tensor. offset and tensor's length: the piece as a range of its flattened numbers, or of
+    those of ``region`` where tensor parallelism has cut it.
     """
 
     name: str
@@ -97,16 +100,19 @@ class Shard:
     shape: tuple[int, ...]
     offset: int
     tensor: torch.Tensor  # one dimension, float32, on CPU or device
+    region: Region | None = None
 
 
 class Sharded(Protocol):
     """A model made trainable by a strategy; the loop knows nothing else of parallelism.
 
+    skeleton: names and shapes of the whole parameters, whatever this rank holds of them.
     scale: the loss scale (1 except in float16); backward multiplies by it and the gradients come out divided.
     updates: AdamW steps done, which its bias correction depends on; fewer than optimizer steps where some were skipped.
     """
 
     model: nn.Module
+    skeleton: Skeleton
     scale: LossScale
     updates: int
 
@@ -136,13 +142,15 @@ class Sharded(Protocol):
 
 
 class ReadShard(Protocol):
-    """Reads a flat float32 range of a named part from a checkpoint: (name, part, offset, length) → CPU tensor."""
+    """Reads a flat float32 range of a named part, or of a region of it, from a checkpoint: a CPU tensor."""
 
-    def __call__(self, name: str, part: str, offset: int, length: int) -> torch.Tensor: ...
+    def __call__(
+        self, name: str, part: str, offset: int, length: int, region: Region | None = None
+    ) -> torch.Tensor: ...
 
 
 class Strategy(Protocol):
     """A module of ``strategies/``."""
 
-    def build(self, model: nn.Module, plan: Plan, world: World) -> Sharded:
-        """Spread ``model`` over the ranks of ``world`` and give it its optimizer."""
+    def build(self, skeleton: Skeleton, plan: Plan, world: World) -> Sharded:
+        """Spread a model over the ranks of ``world``: read what this rank keeps of it, and give it its optimizer."""

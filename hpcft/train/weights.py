@@ -151,7 +151,7 @@ def masters_of(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
 def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: Reader) -> None:
     """Copy the checkpoint into the model's trainable parameters. Raises Refusal where the two do not match."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    same_tensors(reader.manifest, model)
+    same_tensors(reader.manifest, {name: tuple(p.shape) for name, p in parameters.items()})
     for name, tensor in tensors:
         if not torch.isfinite(tensor).all():
             raise refuse(

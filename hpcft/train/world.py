@@ -11,9 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hpcft.errors import refuse
 from hpcft.plan.layout import Layout, Place
@@ -47,6 +49,23 @@ class World:
     def first(self) -> bool:
         """Is this the rank that writes what is written once?"""
         return self.rank == 0
+
+    @property
+    def speaks(self) -> bool:
+        """Does this rank count what it read? Of a tensor group, whose ranks read the same, one does."""
+        return self.place.coordinates.get("tp", 0) == 0
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The ranks on the layout's axes. Called by all ranks together the first time."""
+        axes = self.layout.axes
+        shape, names = tuple(axis.degree for axis in axes), tuple(axis.name for axis in axes)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+
+    def group(self, *axes: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one along ``axes`` alone."""
+        mesh = self.mesh[axes]
+        return mesh.get_group() if len(axes) == 1 else mesh._flatten().get_group()
 
     def exchange(self, row: Sequence[float]) -> list[list[float]]:
         """Every rank's row of numbers, by rank: exact float64, the same on all ranks."""

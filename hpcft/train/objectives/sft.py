@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hpcft.train.attention import document_arguments
 from hpcft.train.protocols import Batch, Loss, Windows
+from hpcft.train.skeleton import run_inside
 
 CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
 PROBE_LENGTH = 8
@@ -37,14 +38,18 @@ def count(batch: Batch) -> int:
 
 def loss(model: nn.Module, batch: Batch) -> Loss:
     """Cross entropy summed over ``batch.trained``; a float32 scalar, still attached to the model when there is none."""
-    head = head_of(model)
+    head = head_of(model, batch.tokens.device)
     arguments = {"input_ids": batch.tokens, "position_ids": batch.positions, **document_arguments(batch)}
     labels = batch.labels.flatten()[batch.trained]
     if head is None:
         logits = model(**arguments, use_cache=False).logits
         return Loss(_cross_entropy(logits.flatten(0, 1)[batch.trained], labels))
-    hidden = head.body(**arguments, use_cache=False).last_hidden_state
-    return Loss(chunked_cross_entropy(hidden.flatten(0, 1)[batch.trained], labels, head.logits, head.chunk))
+
+    def whole() -> torch.Tensor:
+        hidden = head.body(**arguments, use_cache=False).last_hidden_state
+        return chunked_cross_entropy(hidden.flatten(0, 1)[batch.trained], labels, head.logits, head.chunk)
+
+    return Loss(run_inside(model, whole))
 
 
 def chunked_cross_entropy(
@@ -86,11 +91,11 @@ class Head:
 _HEADS: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
 
 
-def head_of(model: nn.Module) -> Head | None:
+def head_of(model: nn.Module, device: torch.device) -> Head | None:
     """The model's head, tried once against the model's own logits; None where they differ."""
     if model not in _HEADS:
         head = _split(model)
-        if head is not None and not _gives_own_logits(model, head):
+        if head is not None and not _gives_own_logits(model, head, device):
             warnings.warn(
                 "the model's head does more than a matrix product: its logits are computed whole", stacklevel=2
             )
@@ -104,21 +109,21 @@ def _split(model: Any) -> Head | None:
     body, output = getattr(whole, whole.base_model_prefix, None), whole.get_output_embeddings()
     if body is None or body is whole or output is None:
         return None
-    text = whole.config.get_text_config()
+    text = body.config.get_text_config()
     multiplier = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     softcap = getattr(text, "final_logit_softcapping", None)
     return Head(body, output, multiplier, softcap, max(256, CHUNK_LOGITS // text.vocab_size))
 
 
 @torch.no_grad()
-def _gives_own_logits(model: nn.Module, head: Head) -> bool:
-    device = next(model.parameters()).device
+def _gives_own_logits(model: nn.Module, head: Head, device: torch.device) -> bool:
     tokens = torch.arange(PROBE_LENGTH, device=device)[None]
     training = model.training
     model.eval()
     try:
         own = model(input_ids=tokens, use_cache=False).logits.float()
-        ours = head.logits(head.body(input_ids=tokens, use_cache=False).last_hidden_state)
+        hidden = lambda: head.body(input_ids=tokens, use_cache=False).last_hidden_state  # noqa: E731
+        ours = run_inside(model, lambda: head.logits(hidden()))
     finally:
         model.train(training)
     return torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max()))

@@ -4,6 +4,9 @@ torch's own DDP rebuilds its buckets after the first backward pass, which change
 run would differ from an undisturbed one. Here the buckets follow from the parameter list alone. Each is a few flat
 float32 buffers (gradient, master); its sum over the ranks starts as soon as its last gradient is there, while the
 backward pass goes on, and always in the same order on all ranks. Frozen weights cost nothing.
+
+With tensor parallelism each rank holds its cut of the model, and two kinds of buckets exist: what is cut is summed over
+the data ranks, what is not over all ranks (``tensor_parallel`` says why).
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hpcft.plan.plan import OptimPlan, Plan
+from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
+from hpcft.run.regions import Region
+from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
+from hpcft.train.model import check_same
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
+from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
 BUCKET_BYTES = 25 * 2**20  # of float32 gradients at most: enough to keep the network busy
@@ -28,42 +35,57 @@ BUCKETS = 8  # what a small model is cut into, down to a megabyte each: with one
 
 @dataclass
 class Slot:
-    """One trainable parameter inside its bucket: ``master`` and ``grad`` are float32 views of the bucket's buffers."""
+    """One trainable parameter inside its bucket: ``master`` and ``grad`` are float32 views of the bucket's buffers.
+
+    shape: of the whole parameter; region: what of it is here, None for all.
+    """
 
     name: str
     parameter: nn.Parameter
     master: torch.Tensor
     grad: torch.Tensor
+    shape: tuple[int, ...]
+    region: Region | None
 
 
 @dataclass
 class Bucket:
-    """Some parameters that are reduced together. waiting: how many gradients are still to come in this pass."""
+    """Some parameters that are reduced together. waiting: how many gradients are still to come in this pass.
+
+    group: the ranks of the sum, None for all. cut: these are tensor-parallel parts.
+    """
 
     grad: torch.Tensor
+    group: dist.ProcessGroup | None = None
+    cut: bool = False
     slots: list[Slot] = field(default_factory=list)
     waiting: int = 0
     work: dist.Work | None = None
     launched: bool = False
 
 
-def build(model: nn.Module, plan: Plan, world: World) -> DataParallel:
-    """Spread ``model`` over the ranks of ``world``; its trainable parameters become copies of float32 masters."""
-    return DataParallel(model, plan, world)
+def build(skeleton: Skeleton, plan: Plan, world: World) -> DataParallel:
+    """The whole model, or its tensor-parallel cut, on every rank; what is trained becomes copies of float32 masters."""
+    skeleton.fill(world.device)
+    if not skeleton.regions:
+        check_same(skeleton.model, world)
+    return DataParallel(skeleton, plan, world)
 
 
 class DataParallel:
     """Fulfils ``protocols.Sharded``."""
 
-    def __init__(self, model: nn.Module, plan: Plan, world: World) -> None:
-        self.model = model
+    def __init__(self, skeleton: Skeleton, plan: Plan, world: World) -> None:
+        self.model = skeleton.model
+        self.skeleton = skeleton
         self.world = world
+        self.tensor_group = world.group("tp") if skeleton.regions else None
         self.dtype = DTYPES[plan.model.dtype]
         self.scale = LossScale.for_dtype(self.dtype)
         self.updates = 0
-        self.buckets = _buckets(model, self.dtype)
+        self.buckets = _buckets(skeleton, self.dtype, world.group("dp") if skeleton.regions else None)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
-        self.optimizer = _adamw(list(self.slots.values()), plan.optim, world.device)
+        self.optimizer = adamw([slot.master for slot in self.slots.values()], plan.optim, world.device)
         self._last = False
         for bucket in self.buckets:
             for slot in bucket.slots:
@@ -92,7 +114,7 @@ class DataParallel:
                 continue
             if whole_only and bucket.waiting > 0:
                 return
-            bucket.work = dist.all_reduce(bucket.grad, async_op=True)
+            bucket.work = dist.all_reduce(bucket.grad, group=bucket.group, async_op=True)
             bucket.launched = True
 
     def reduce(self) -> None:
@@ -107,7 +129,8 @@ class DataParallel:
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """The 2-norm of all gradients, before clipping; a float32 scalar on the device, nothing waits for it."""
-        norms = [torch.linalg.vector_norm(bucket.grad) for bucket in self.buckets]
+        norms = [torch.linalg.vector_norm(bucket.grad) for bucket in self.buckets if not bucket.cut]
+        norms += self._norm_of_cuts()
         norm = torch.linalg.vector_norm(torch.stack(norms))
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -115,10 +138,18 @@ class DataParallel:
                 bucket.grad.mul_(factor)
         return norm
 
+    def _norm_of_cuts(self) -> list[torch.Tensor]:
+        """The norm of what is cut, over all its parts."""
+        if self.tensor_group is None:
+            return []
+        squares = [bucket.grad.square().sum() for bucket in self.buckets if bucket.cut]
+        total = torch.stack(squares).sum()
+        dist.all_reduce(total, group=self.tensor_group)
+        return [total.sqrt()]
+
     def step(self, learning_rate: float) -> None:
         """One AdamW step on the masters; the working copies follow."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.updates += 1
         self._refresh()
@@ -138,86 +169,65 @@ class DataParallel:
 
     def shards(self) -> Iterator[Shard]:
         """The rank's even share of the whole state laid end to end, so that saving is spread over the ranks."""
-        total = sum(slot.master.numel() for slot in self.slots.values()) * len(PARTS)
-        start, end = (total * r // self.world.size for r in (self.world.rank, self.world.rank + 1))
+        slots = [slot for slot in self.slots.values() if slot.region or self.world.speaks]
+        total = sum(slot.master.numel() for slot in slots) * len(PARTS)
+        start, end = (total * r // self.world.data_size for r in (self.world.data_rank, self.world.data_rank + 1))
         at = 0
-        for slot in self.slots.values():
+        for slot in slots:
             for part in PARTS:
                 size = slot.master.numel()
                 first, last = max(start - at, 0), min(end - at, size)
                 if first < last:
-                    piece = self._part(slot, part).flatten()[first:last]
-                    yield Shard(slot.name, part, tuple(slot.master.shape), first, piece)
+                    piece = part_of(self.optimizer, slot.master, part).flatten()[first:last]
+                    yield Shard(slot.name, part, slot.shape, first, piece, slot.region)
                 at += size
-
-    def _part(self, slot: Slot, part: str) -> torch.Tensor:
-        if part == "master":
-            return slot.master
-        state = self.optimizer.state.get(slot.master)
-        return state[part] if state else torch.zeros_like(slot.master)
 
     @torch.no_grad()
     def load(self, read: ReadShard, updates: int) -> None:
-        """Fill masters and moments; every rank reads everything."""
+        """Fill masters and moments; every rank reads all that it holds."""
         self.updates = updates
         for slot in self.slots.values():
             size, shape = slot.master.numel(), slot.master.shape
-            slot.master.copy_(read(slot.name, "master", 0, size).view(shape))
-            # A state that AdamW has not made yet is left for it to make: its moments are zero.
-            if updates:
-                state = {part: torch.empty_like(slot.master) for part in PARTS[1:]}
-                for part, tensor in state.items():
-                    tensor.copy_(read(slot.name, part, 0, size).view(shape))
-                self.optimizer.state[slot.master] = {**state, "step": self._count(updates)}
+            slot.master.copy_(read(slot.name, "master", 0, size, slot.region).view(shape))
+            moments = {}
+            for part in MOMENTS if updates else ():
+                moments[part] = torch.empty_like(slot.master)
+                moments[part].copy_(read(slot.name, part, 0, size, slot.region).view(shape))
+            set_moments(self.optimizer, slot.master, moments, updates)
         self._refresh()
 
-    def _count(self, updates: int) -> torch.Tensor:
-        """AdamW counts in a tensor; its fused form wants it on the device."""
-        on_device = self.optimizer.defaults.get("fused")
-        return torch.tensor(float(updates), device=self.world.device if on_device else "cpu")
 
-
-def _buckets(model: nn.Module, dtype: torch.dtype) -> list[Bucket]:
+def _buckets(skeleton: Skeleton, dtype: torch.dtype, data_group: dist.ProcessGroup | None) -> list[Bucket]:
     """Trainable parameters in reverse order (about the order in which their gradients come), cut by size."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in skeleton.model.named_parameters() if parameter.requires_grad]
     bucket_bytes = min(BUCKET_BYTES, max(2**20, sum(p.numel() for _, p in trained) * 4 // BUCKETS))
     groups: list[list[tuple[str, nn.Parameter]]] = []
-    room = 0
+    open_group: dict[bool, list[tuple[str, nn.Parameter]]] = {}
+    room: dict[bool, int] = {}
     for name, parameter in reversed(trained):
-        if not groups or parameter.numel() * 4 > room:
-            groups.append([])
-            room = bucket_bytes
-        groups[-1].append((name, parameter))
-        room -= parameter.numel() * 4
-    return [_bucket(group, dtype) for group in groups]
+        cut = name in skeleton.regions
+        if cut not in open_group or parameter.numel() * 4 > room[cut]:
+            open_group[cut] = []
+            groups.append(open_group[cut])
+            room[cut] = bucket_bytes
+        open_group[cut].append((name, parameter))
+        room[cut] -= parameter.numel() * 4
+    return [_bucket(skeleton, group, dtype, data_group) for group in groups]
 
 
 @torch.no_grad()
-def _bucket(group: list[tuple[str, nn.Parameter]], dtype: torch.dtype) -> Bucket:
+def _bucket(
+    skeleton: Skeleton, group: list[tuple[str, nn.Parameter]], dtype: torch.dtype, data_group: dist.ProcessGroup | None
+) -> Bucket:
     device, size = group[0][1].device, sum(p.numel() for _, p in group)
     masters, grads = (torch.zeros(size, dtype=torch.float32, device=device) for _ in range(2))
-    bucket, at = Bucket(grads), 0
+    cut = group[0][0] in skeleton.regions
+    bucket, at = Bucket(grads, data_group if cut else None, cut), 0
     for name, parameter in group:
         master, grad = (flat[at : at + parameter.numel()].view(parameter.shape) for flat in (masters, grads))
         master.copy_(parameter)
         master.grad = grad
         parameter.data = master if dtype is torch.float32 else parameter.data.to(dtype)
-        bucket.slots.append(Slot(name, parameter, master, grad))
+        bucket.slots.append(Slot(name, parameter, master, grad, skeleton.shapes[name], skeleton.regions.get(name)))
         at += parameter.numel()
     return bucket
-
-
-def _adamw(slots: list[Slot], optim: OptimPlan, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) on the masters; only matrices decay, biases and norms do not."""
-    groups = [
-        {"params": [s.master for s in slots if s.master.dim() >= 2], "weight_decay": optim.weight_decay},
-        {"params": [s.master for s in slots if s.master.dim() < 2], "weight_decay": 0.0},
-    ]
-    how = {"fused": True} if device.type == "cuda" else {"foreach": True}
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optim.learning_rate,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.epsilon,
-        **how,
-    )

@@ -1,0 +1,61 @@
+"""AdamW on float32 masters, the same numbers whatever holds them; and its state as a checkpoint has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from hpcft.plan.plan import OptimPlan
+from hpcft.run.manifest import PARTS
+
+
+def groups(
+    masters: Iterable[torch.Tensor], optim: OptimPlan, decays: Callable[[torch.Tensor], bool] = lambda m: m.dim() >= 2
+) -> list[dict[str, Any]]:
+    """Parameter groups: only matrices decay, biases and norms do not."""
+    every = list(masters)
+    found = [
+        {"params": [m for m in every if decays(m)], "weight_decay": optim.weight_decay},
+        {"params": [m for m in every if not decays(m)], "weight_decay": 0.0},
+    ]
+    return [group for group in found if group["params"]]
+
+
+def settings(optim: OptimPlan) -> dict[str, Any]:
+    """AdamW's constants (Loshchilov and Hutter, 2019)."""
+    return {"lr": optim.learning_rate, "betas": (optim.beta1, optim.beta2), "eps": optim.epsilon}
+
+
+def adamw(masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device) -> torch.optim.AdamW:
+    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs."""
+    how = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    return torch.optim.AdamW(groups(masters, optim), **settings(optim), **how)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """The rate of the next step, for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def part_of(optimizer: torch.optim.Optimizer, master: torch.Tensor, part: str) -> torch.Tensor:
+    """The master itself or one of its moments, which are zero before the first step."""
+    if part == "master":
+        return master
+    state = optimizer.state.get(master)
+    return state[part] if state else torch.zeros_like(master)
+
+
+def set_moments(
+    optimizer: torch.optim.AdamW, master: torch.Tensor, moments: Mapping[str, torch.Tensor], updates: int
+) -> None:
+    """Moments after ``updates`` steps. A state that AdamW has not made yet is left for it to make."""
+    if updates:
+        # AdamW counts in a tensor; its fused form wants it on the device.
+        where = master.device if optimizer.defaults.get("fused") else "cpu"
+        optimizer.state[master] = {**moments, "step": torch.tensor(float(updates), device=where)}
+
+
+MOMENTS = PARTS[1:]

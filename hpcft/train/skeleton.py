@@ -1,0 +1,102 @@
+"""A model without its weights, and how the parts that a rank keeps get theirs.
+
+First the model is built on the meta device, with peft's adapters, and cut for tensor parallelism: nothing of this needs
+memory. Then a strategy decides what of each parameter this rank keeps, and only that is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcft.run.regions import Region, Span
+from hpcft.train.parameters import replace_parameters
+from hpcft.train.sources import Source
+
+
+@dataclass
+class Skeleton:
+    """model: parameters on meta, buffers real. source: where numbers come from. shapes: of the whole parameters.
+
+    regions: what tensor parallelism left of a parameter on this rank; a name that is absent: all of it.
+    """
+
+    model: nn.Module
+    source: Source
+    shapes: Mapping[str, tuple[int, ...]]
+    regions: Mapping[str, Region] = field(default_factory=dict)
+
+    def span(self, name: str, offset: int = 0, length: int | None = None) -> Span:
+        """``length`` numbers from ``offset`` on of what this rank's tensor group left of a parameter; None: all."""
+        whole = Span(self.shapes[name], self.regions.get(name), 0, 0)
+        return Span(whole.whole, whole.region, offset, math.prod(whole.shape) if length is None else length)
+
+    def read(self, name: str, out: torch.Tensor, offset: int = 0) -> None:
+        """Fill ``out`` with the numbers of a parameter from ``offset`` on."""
+        flat = torch.empty(out.numel(), dtype=out.dtype, device="cpu")
+        self.source.read(name, self.span(name, offset, out.numel()), flat)
+        out.copy_(flat.view(out.shape))
+
+    @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of the whole parameters that are trained."""
+        return {name: self.shapes[name] for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def fill(self, device: torch.device) -> None:
+        """Every parameter whole (but for tensor parallelism) and real, on ``device``; buffers too."""
+        self.fill_part(self.model, device)
+        move_buffers(self.model, device)
+
+    def fill_part(self, part: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """The parameters of one module that are empty still; dtype: their type, when not their own."""
+        inside = {id(parameter) for parameter in part.parameters() if parameter.is_meta}
+        names = {name for name, parameter in self.model.named_parameters() if id(parameter) in inside}
+
+        def filled(name: str, parameter: torch.Tensor) -> torch.Tensor:
+            tensor = torch.empty(parameter.shape, dtype=dtype or parameter.dtype, device=device)
+            self.read(name, tensor)
+            return tensor
+
+        replace_parameters(self.model, filled, names)
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """The decoder layers of a transformers model, or of a peft model of one."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(base, base.base_model_prefix)
+    return list(next(child for child in body.children() if isinstance(child, nn.ModuleList)))
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Buffers, which are real from the beginning, to ``device``."""
+    for module in model.modules():
+        for key, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[key] = buffer.to(device)
+
+
+def let_in(model: Any) -> None:
+    """Teach the model to run a function inside of its own forward pass: see ``run_inside``."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def dispatch(*args: Any, inside: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if inside is None else inside()
+
+    model.forward = dispatch
+    model.lets_in = True
+
+
+def run_inside(model: Any, function: Callable[[], Any]) -> Any:
+    """``function()`` as the forward pass of ``model``, which may call any of its parts.
+
+    Strategies that gather weights do so around the forward pass of the whole model and of its layers; a part that is
+    called from outside would meet weights that are not there.
+    """
+    return model(inside=function) if getattr(model, "lets_in", False) else function()

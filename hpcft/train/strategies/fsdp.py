@@ -1,0 +1,184 @@
+"""Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
+
+A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers (embedding,
+norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the compute type,
+and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are
+replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from hpcft.catalog import STRATEGIES
+from hpcft.plan.plan import Plan
+from hpcft.run.manifest import PARTS
+from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
+from hpcft.train.precision import DTYPES, LossScale
+from hpcft.train.protocols import ReadShard, Shard
+from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
+from hpcft.train.world import World
+
+
+def build(skeleton: Skeleton, plan: Plan, world: World) -> FullyShardedDataParallel:
+    """Shard the empty model, then read only what this rank keeps."""
+    offload = bool(STRATEGIES[plan.train.strategy].offload)
+    shard(skeleton.model, plan, world, offload)
+    materialise(skeleton, torch.device("cpu") if offload else world.device, world)
+    return FullyShardedDataParallel(skeleton, plan, world, offload)
+
+
+def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
+    """One unit per decoder layer, the rest in the root's."""
+    dtype = DTYPES[plan.model.dtype]
+    axes = ("dp_replicate", "dp") if plan.layout.degree("dp_replicate") > 1 else ("dp",)
+    how: dict[str, Any] = {
+        "mesh": world.mesh[axes],
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+        "offload_policy": CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offload else OffloadPolicy(),
+    }
+    for layer in layers_of(model):
+        fully_shard(layer, **how)
+    fully_shard(model, **how)
+
+
+@torch.no_grad()
+def materialise(skeleton: Skeleton, device: torch.device, world: World) -> None:
+    """This rank's shard of every parameter, read from its source."""
+    buffers = {(module, key): b for module in skeleton.model.modules() for key, b in module._buffers.items()}
+    skeleton.model.to_empty(device=device)
+    for (module, key), buffer in buffers.items():
+        module._buffers[key] = buffer
+    move_buffers(skeleton.model, world.device)
+    for name, parameter in skeleton.model.named_parameters():
+        local = _local(parameter)
+        skeleton.read(name, local, _offset(parameter, world))
+
+
+def _local(parameter: Any) -> torch.Tensor:
+    """The rank's own numbers of a sharded parameter."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def _offset(parameter: Any, world: World) -> int:
+    """Where they begin in the flattened parameter: FSDP2 cuts the first dimension as torch.chunk does."""
+    rows, ranks = parameter.shape[0], world.layout.degree("dp")
+    chunk = -(-rows // ranks)
+    start = min(world.place.coordinates.get("dp", 0) * chunk, rows)
+    return start * (parameter.numel() // max(rows, 1))
+
+
+class FullyShardedDataParallel:
+    """Fulfils ``protocols.Sharded``."""
+
+    def __init__(self, skeleton: Skeleton, plan: Plan, world: World, offload: bool) -> None:
+        self.model: Any = skeleton.model
+        self.skeleton, self.world, self.offload = skeleton, world, offload
+        self.scale = LossScale.for_dtype(DTYPES[plan.model.dtype])
+        self.updates = 0
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        where = torch.device("cpu") if offload else world.device
+        self.optimizer = adamw(self.trained.values(), plan.optim, where)
+        self.tensor_group = world.group("tp") if skeleton.regions else None
+        self.shard_group = world.group("dp") if world.layout.degree("dp") > 1 else None
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of ``loss``; they are summed over the ranks during the last backward pass of a step."""
+        self.model.set_requires_gradient_sync(last)
+        self.model.set_is_last_backward(last)
+        # FSDP averages over the data ranks; ours is a sum.
+        (loss * (self.world.data_size * self.scale.value)).backward()
+
+    def reduce(self) -> None:
+        """Gradients without the loss scale; of what tensor parallelism has not cut, their sum over its ranks."""
+        gradients = self._gradients()
+        if self.scale.value != 1.0:
+            torch._foreach_div_(list(gradients.values()), self.scale.value)
+        if self.tensor_group is None:
+            return
+        whole = [g for name, g in gradients.items() if name not in self.skeleton.regions]
+        flat = torch.cat([g.flatten() for g in whole])
+        dist.all_reduce(flat, group=self.tensor_group)
+        for gradient, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """This rank's part of every gradient; zeros where a parameter took no part."""
+        found = {}
+        for name, parameter in self.trained.items():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found[name] = _local(parameter.grad)
+        return found
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """The 2-norm of all gradients, before clipping; a float32 scalar, the same on every rank."""
+        gradients, regions = self._gradients(), self.skeleton.regions
+        cut = self._squares([g for name, g in gradients.items() if name in regions])
+        whole = self._squares([g for name, g in gradients.items() if name not in regions])
+        if self.tensor_group is not None:
+            dist.all_reduce(cut, group=self.tensor_group)
+        norm = (cut + whole).sqrt()
+        if max_norm > 0:
+            factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+            torch._foreach_mul_(list(gradients.values()), factor.to("cpu") if self.offload else factor)
+        return norm
+
+    def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:
+        """The sum of squares over the ranks that hold shards."""
+        norms = torch._foreach_norm([g for g in gradients if g.numel()]) if any(g.numel() for g in gradients) else []
+        total = torch.stack([*norms, torch.zeros((), device=norms[0].device if norms else None)]).square().sum()
+        total = total.to(self.world.device)
+        if self.shard_group is not None:
+            dist.all_reduce(total, group=self.shard_group)
+        return total
+
+    def step(self, learning_rate: float) -> None:
+        """One AdamW step on the sharded masters."""
+        set_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.updates += 1
+        self.discard()
+
+    def discard(self) -> None:
+        """Empty the gradients."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def shards(self) -> Iterator[Shard]:
+        """This rank's shards; of replicas the first writes, of what is not cut the first tensor rank."""
+        if self.world.place.coordinates.get("dp_replicate", 0):
+            return
+        for name, parameter in self.trained.items():
+            region = self.skeleton.regions.get(name)
+            if region is None and not self.world.speaks:
+                continue
+            for part in PARTS:
+                local = _local(part_of(self.optimizer, parameter, part)).flatten()
+                if local.numel():
+                    shape, offset = self.skeleton.shapes[name], _offset(parameter, self.world)
+                    yield Shard(name, part, shape, offset, local, region)
+
+    @torch.no_grad()
+    def load(self, read: ReadShard, updates: int) -> None:
+        """Fill the shards of masters and moments."""
+        self.updates = updates
+        for name, parameter in self.trained.items():
+            self._read(read, name, "master", parameter, parameter)
+            moments = {part: torch.zeros_like(parameter) for part in MOMENTS} if updates else {}
+            for part, tensor in moments.items():
+                self._read(read, name, part, tensor, parameter)
+            set_moments(self.optimizer, parameter, moments, updates)
+
+    def _read(self, read: ReadShard, name: str, part: str, into: torch.Tensor, parameter: torch.Tensor) -> None:
+        local = _local(into)
+        if local.numel():
+            numbers = read(name, part, _offset(parameter, self.world), local.numel(), self.skeleton.regions.get(name))
+            local.copy_(numbers.view(local.shape))

@@ -1,0 +1,220 @@
+"""DeepSpeed's ZeRO: optimizer states (1), gradients (2) and weights (3) in parts over the data ranks; offload to the host.
+
+The engine trains; what is saved and read is ours. Its float32 partitions are flat buffers in which each parameter has a
+stretch; ``_pieces`` finds those, so that checkpoints have the form that every other strategy reads and writes.
+Accumulation, clipping and the loss scale are told explicitly: an absent value is not none for DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hpcft.catalog import STRATEGIES
+from hpcft.plan.plan import Plan
+from hpcft.run.manifest import PARTS
+from hpcft.train.adamw import MOMENTS, groups, set_rate, settings
+from hpcft.train.precision import DTYPES, LossScale
+from hpcft.train.protocols import ReadShard, Shard
+from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
+from hpcft.train.world import World
+
+
+def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
+    """Weights onto the device, for stage 3 layer by layer into their partitions, and the engine around them."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    config = engine_config(plan)
+    if stage(plan) == 3:
+        _fill_in_parts(skeleton, config, DTYPES[plan.model.dtype], world)
+    else:
+        skeleton.fill(world.device)
+    trained = [parameter for parameter in skeleton.model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=skeleton.model, optimizer=_optimizer(trained, plan, world), config=config, dist_init_required=False
+    )
+    return Zero(skeleton, plan, world, engine)
+
+
+def stage(plan: Plan) -> int:
+    """1, 2 or 3: how many of optimizer states, gradients and weights are in parts."""
+    return len(STRATEGIES[plan.train.strategy].shards)
+
+
+def engine_config(plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's configuration: the user's file beneath, ours on top."""
+    zero: dict[str, Any] = {"stage": stage(plan), "contiguous_gradients": True}
+    pinned = {"device": "cpu", "pin_memory": plan.resources.accelerator != "cpu"}
+    for what in STRATEGIES[plan.train.strategy].offload:
+        zero["offload_optimizer" if what == "optimizer" else "offload_param"] = pinned
+    theirs = json.loads(plan.train.deepspeed or "{}")
+    ours = {
+        "train_micro_batch_size_per_gpu": plan.batch.micro_windows,
+        "gradient_accumulation_steps": 1,  # the loop counts; it tells the engine which backward pass is the last
+        "gradient_clipping": plan.optim.max_grad_norm,
+        "communication_data_type": "fp32",
+        "bf16": {"enabled": plan.model.dtype == "bfloat16"},
+        "fp16": {"enabled": False},
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_force_ds_cpu_optimizer": False,  # torch's is as fast on the host and needs no compiler there
+        "steps_per_print": 2**31,
+    }
+    return {**theirs, **ours, "zero_optimization": {**theirs.get("zero_optimization", {}), **zero}}
+
+
+def _optimizer(trained: list[torch.nn.Parameter], plan: Plan, world: World) -> torch.optim.AdamW:
+    on_host = bool(STRATEGIES[plan.train.strategy].offload)
+    how = {"fused": True} if on_host or world.device.type == "cuda" else {"foreach": True}
+    return torch.optim.AdamW(groups(trained, plan.optim, _matrix), **settings(plan.optim), **how)
+
+
+def _matrix(parameter: Any) -> bool:
+    """Does it decay? Stage 3 has taken its shape away and remembers it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+
+
+def _fill_in_parts(skeleton: Skeleton, config: Mapping[str, Any], dtype: torch.dtype, world: World) -> None:
+    """Stage 3: one layer whole at a time; the rest of the model last."""
+    import deepspeed
+
+    move_buffers(skeleton.model, world.device)
+    for part in (*layers_of(skeleton.model), skeleton.model):
+        skeleton.fill_part(part, world.device, dtype)
+        deepspeed.zero.Init(module=part, config_dict_or_path=dict(config), mem_efficient_linear=False, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a float32 partition. flat: the partition; at: where in it; offset: where in the parameter."""
+
+    name: str
+    flat: torch.Tensor
+    at: int
+    offset: int
+    length: int
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same stretch of a tensor that lies beside ``flat``."""
+        return tensor.narrow(0, self.at, self.length)
+
+
+class Zero:
+    """Fulfils ``protocols.Sharded``."""
+
+    def __init__(self, skeleton: Skeleton, plan: Plan, world: World, engine: Any) -> None:
+        self.skeleton, self.world, self.engine, self.stage = skeleton, world, engine, stage(plan)
+        self.model = engine
+        self.scale = LossScale()
+        self.updates = 0
+        self.zero: Any = engine.optimizer
+        names = {id(parameter): name for name, parameter in skeleton.model.named_parameters()}
+        self.trained = {names[id(p)]: p for p in skeleton.model.parameters() if p.requires_grad}
+        self.pieces = list(self._pieces())
+        if plan.model.dtype != "float32":
+            self._start_exactly()
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of ``loss``; DeepSpeed averages over the ranks, ours is a sum."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss * self.world.data_size)
+
+    def reduce(self) -> None:
+        """Done by the engine during the last backward pass."""
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """The 2-norm of all gradients. The engine clips by it in its step; an invalid one, -1 there, is NaN here."""
+        if self.stage == 3:
+            from deepspeed.runtime.utils import combine_grad_norm_groups
+
+            norm = combine_grad_norm_groups(self.zero._get_norm_groups())
+        else:
+            norm = self.zero.scaled_global_norm()
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
+        return torch.where(norm < 0, torch.nan, norm)
+
+    def step(self, learning_rate: float) -> None:
+        """One AdamW step on the float32 partitions; the working weights follow."""
+        set_rate(self.zero.optimizer, learning_rate)
+        self.engine.step()
+        self.updates += 1
+
+    def discard(self) -> None:
+        """Empty the gradients, as the engine does after an overflow."""
+        if self.stage == 3:
+            self.zero._overflow_clean_up(1.0)
+            return
+        self.zero.zero_grad(set_to_none=True)
+        if self.zero.cpu_offload:
+            self.zero.reset_cpu_buffers()
+        for key in self.zero.averaged_gradients:
+            self.zero.averaged_gradients[key] = None
+            self.zero.all_grad_tensors[key] = None
+
+    def _pieces(self) -> Iterator[Piece]:
+        """What this rank holds of each trained parameter."""
+        for name, parameter in self.trained.items():
+            if self.stage == 3:
+                group, at, held = self.zero.grad_position[self.zero.get_param_id(parameter)]
+                offset = self.world.rank * held
+                length = min(held, max(0, parameter.ds_numel - offset))
+                flat = self.zero.fp32_partitioned_groups_flat[group]
+            elif parameter._hp_mapping is None:
+                continue
+            else:
+                mapping = parameter._hp_mapping
+                at, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
+                offset = mapping.lp_fragment_address.start
+                flat = self.zero.single_partition_of_fp32_groups[mapping.param_group_index]
+            if length:
+                yield Piece(name, flat, at, offset, length)
+
+    def shards(self) -> Iterator[Shard]:
+        """This rank's stretches of masters and moments."""
+        for piece in self.pieces:
+            state = self.zero.optimizer.state.get(piece.flat) or {}
+            for part in PARTS:
+                beside = piece.flat if part == "master" else state.get(part)
+                tensor = torch.zeros(piece.length) if beside is None else piece.of(beside.data).float()
+                yield Shard(piece.name, part, self.skeleton.shapes[piece.name], piece.offset, tensor)
+
+    @torch.no_grad()
+    def load(self, read: ReadShard, updates: int) -> None:
+        """Fill masters and moments; the working weights follow."""
+        self.updates = updates
+        for flat in {id(piece.flat): piece.flat for piece in self.pieces}.values() if updates else ():
+            moments = {part: torch.zeros_like(flat.data) for part in MOMENTS}
+            self.zero.optimizer.state[flat] = {**moments, "step": self._count(updates, flat)}
+        for piece in self.pieces:
+            for part in PARTS if updates else PARTS[:1]:
+                beside = piece.flat if part == "master" else self.zero.optimizer.state[piece.flat][part]
+                piece.of(beside.data).copy_(read(piece.name, part, piece.offset, piece.length))
+        self._refresh()
+
+    def _count(self, updates: int, flat: torch.Tensor) -> torch.Tensor:
+        """AdamW counts in a tensor; its fused form wants it on the device."""
+        return torch.tensor(float(updates), device=flat.device if self.zero.optimizer.defaults["fused"] else "cpu")
+
+    def _refresh(self) -> None:
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        for group in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        if self.zero.persistent_parameters:
+            self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+
+    def _start_exactly(self) -> None:
+        """DeepSpeed's first masters come from weights that were rounded; ours start as they were read."""
+
+        def first(name: str, part: str, offset: int, length: int, region: object = None) -> torch.Tensor:
+            out = torch.empty(length)
+            self.skeleton.read(name, out, offset)
+            return out
+
+        self.load(first, 0)

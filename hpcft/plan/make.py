@@ -141,7 +141,8 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
     return ModelPlan(
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
-        attention=model.attn_impl, trust_remote_code=model.trust_remote_code, quantization="none",
+        attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
+        quantization="nf4" if model.quant_bits else "none",
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def _train(run: RunConfig) -> TrainPlan:
     return TrainPlan(
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
         strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
-        deepspeed="",
+        deepspeed=(run.parallel.deepspeed or "") if run.parallel.strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,

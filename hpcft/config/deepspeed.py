@@ -164,10 +164,10 @@ def _offloaded(settings: Settings, key: str, problems: list[Problem]) -> tuple[b
         what = f"zero_optimization.{key}.device: {'not in this release' if device == 'nvme' else 'no such device'}"
         problems.append(Problem(what, settings.where(*path, "device"), spoken(device), ("cpu", "none"), hint))
     how: dict[str, Any] = {}
-    idle = dict.fromkeys(("nvme_path", "pipeline_read", "pipeline_write", "pipeline", "ratio", "super_offload"), "")
     for inner, value in section.items():
         if inner != "device" and _says(value):
-            tables: _Tables = (keys.OFFLOAD_KEPT, idle, {}, (*keys.OFFLOAD_KEPT, *idle, "device"))
+            known = (*keys.OFFLOAD_KEPT, *keys.OFFLOAD_IDLE, "device")
+            tables: _Tables = (keys.OFFLOAD_KEPT, keys.OFFLOAD_IDLE, {}, known)
             _sort(settings, (*path, inner), tables, how, {}, problems)
     return device == "cpu", how
 
@@ -180,7 +180,8 @@ def _gives_way(settings: Settings) -> Iterator[GivesWay]:
             yield GivesWay(".".join(path), value, leaf)
     betas = settings.value("optimizer", "params", "betas")
     for number, beta in enumerate(betas[:2] if isinstance(betas, list) else (), 1):
-        yield GivesWay("optimizer.params.betas", beta, f"adam_beta{number}")
+        if _says(beta):
+            yield GivesWay("optimizer.params.betas", beta, f"adam_beta{number}")
 
 
 def _says(value: Any) -> bool:

@@ -21,10 +21,12 @@ ZERO_KEPT: dict[str, type] = {
         int,
     ),
 }  # fmt: skip
-OFFLOAD_KEPT: dict[str, type] = {
-    **dict.fromkeys(("pin_memory", "fast_init"), bool),
-    **dict.fromkeys(("buffer_count", "buffer_size", "max_in_cpu"), int),
-}
+OFFLOAD_KEPT: dict[str, type] = {"pin_memory": bool}
+OFFLOAD_IDLE = dict.fromkeys(
+    ("nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "fast_init", "pipeline_read", "pipeline_write",
+     "pipeline", "ratio", "super_offload"),
+    "of use on NVMe only",
+)  # fmt: skip
 TOP_KEPT: dict[str, type] = {
     **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "dump_state"), bool),
     **dict.fromkeys(("comms_logger", "flops_profiler"), dict),

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hpcft.config.source import Given, is_file, spoken
+from hpcft.config.source import DEEPEST, Given, is_file, plain, spoken
 from hpcft.errors import Problem, near, printable, refuse
+
+LARGEST = 1_000_000  # bytes: a dataset named by mistake is not read into memory
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def read_settings(given: Given, beside: Path | None, words: Collection[str]) -> 
         raise refuse(f"{given.word}: no such file", where=given.origin, value=given.value, choices=words,
                      hint=_nearest(given.value, words))  # fmt: skip
     text = _text(path, given.word)
-    return Settings(_parsed(text, str(path), given.word), str(path), given.origin, text)
+    return Settings(_parsed(text, str(path), given.word, in_file=True), str(path), given.origin, text)
 
 
 def _nearest(value: str, words: Collection[str]) -> str:
@@ -85,11 +87,13 @@ def _nearest(value: str, words: Collection[str]) -> str:
     except (OSError, ValueError):
         files = []
     guess = near(value, words) or next(iter(difflib.get_close_matches(value[:1000], files, n=1)), "")
-    return f"did you mean {guess}?" if guess else "a word, or a JSON file that is there"
+    return f"did you mean {guess}?" if guess else "a JSON file that is there" + (", or a word" if words else "")
 
 
 def _text(path: Path, word: str) -> str:
     try:
+        if path.stat().st_size > LARGEST:
+            raise refuse(f"{word}: too long for a file of settings", where=str(path), hint=f"at most {LARGEST:,} bytes")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -98,19 +102,20 @@ def _text(path: Path, word: str) -> str:
         raise refuse(f"{word}: cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def _parsed(text: str, shown: str, word: str) -> Mapping[str, Any]:
+def _parsed(text: str, shown: str, word: str, in_file: bool = False) -> Mapping[str, Any]:
     """The text's map. Raises Refusal with the line, also for numbers that JSON does not have and for a key twice."""
     try:
         tree = json.loads(text, parse_constant=_no_number, parse_float=_number, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
-        line = (text.splitlines() or [""])[min(error.lineno, len(text.splitlines()) or 1) - 1]
-        where = shown if shown == "command line" else f"{shown}:{error.lineno}"
-        raise refuse(f"{word}: not valid JSON: {error.msg}", where=where, value=printable(line.strip()),
+        line = text.split("\n")[error.lineno - 1].strip()
+        where = f"{shown}:{error.lineno}" if in_file else shown
+        raise refuse(f"{word}: not valid JSON: {error.msg}", where=where, value=printable(line),
                      hint="comments and a comma after the last value are not JSON") from error  # fmt: skip
     except (ValueError, RecursionError) as error:
         raise refuse(f"{word}: not valid JSON: {printable(str(error))}", where=shown) from error
     if not isinstance(tree, Mapping):
         raise refuse(f"{word}: must be a map of keys and values", where=shown, value=printable(spoken(tree)))
+    plain(tree, shown, -DEEPEST)  # raises where it is nested twice as deep as any run
     return tree
 
 

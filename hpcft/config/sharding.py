@@ -50,7 +50,7 @@ def gave_way(ways: tuple[GivesWay, ...], run: RunConfig) -> list[str]:
         section = leaf_sections()[way.leaf]
         ours = getattr(getattr(run, section), way.leaf)
         if ours != way.value:
-            said = "" if isinstance(way.value, (Mapping, list)) else f" {spoken(way.value)}"
+            said = "" if isinstance(way.value, (Mapping, list)) or section == "model" else f" {spoken(way.value)}"
             notes.append(f"{way.what}{said} gives way to {way.leaf}: {'null' if ours is None else spoken(ours)}")
     return notes
 
@@ -66,8 +66,8 @@ def _deepspeed(
         return ()
     if len(words) > 1:
         raise refuse("zero_stage: deepspeed says it too", where=words["zero_stage"].origin, hint="remove one of them")
-    given = _first(words)
-    read = _word(given) or deepspeed.read(read_settings(given, beside, tuple(deepspeed.WORDS)))
+    name, given = next(iter(words.items()))
+    read = _word(name, given) or deepspeed.read(read_settings(given, beside, tuple(deepspeed.WORDS)))
     strategy = _strategy(leaves, given, read)
     notes += [f"{given.word}: {key} has no effect here: {why}" for key, why in read.set_aside.items()]
     notes += _more(given, read, strategy)
@@ -76,10 +76,10 @@ def _deepspeed(
     return tuple(dataclasses.replace(way, what=f"{given.word}: {way.what}") for way in read.gives_way)
 
 
-def _word(given: Given) -> DeepSpeed | None:
+def _word(name: str, given: Given) -> DeepSpeed | None:
     """``zero2_offload`` or a stage's number as a file that says the same; None for anything else."""
     word = str(given.value).strip().lower()
-    if given.word.rpartition(".")[2] == "zero_stage":
+    if name == "zero_stage":
         if word not in ("0", "1", "2", "3"):
             raise refuse("zero_stage: no such stage", where=given.origin, value=given.value, choices=range(4))
         word = f"zero{word}"
@@ -96,7 +96,7 @@ def _strategy(leaves: dict[str, Given], given: Given, read: DeepSpeed) -> str:
         if read.strategy:
             leaves["strategy"] = Given(read.strategy, given.origin, given.word)
         return read.strategy or "ddp"
-    stage = {"d": "0", "z": str(said.value)[4:5]}.get(str(said.value)[:1], "none")
+    stage = "0" if said.value == "ddp" else str(said.value).removeprefix("zero")[:1]
     if read.stage is not None and read.strategy != said.value and stage != str(read.stage):
         raise refuse(f"strategy: {said.value}, but {given.word} at {given.origin} says stage {read.stage}",
                      where=said.origin, value=said.value, choices=(read.strategy or "",),

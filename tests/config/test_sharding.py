@@ -131,7 +131,7 @@ def test_the_file_that_people_bring_names_the_strategy_and_each_override_is_said
         "deepspeed: train_micro_batch_size_per_gpu 2 gives way to per_device_train_batch_size: auto",
         "deepspeed: gradient_accumulation_steps 16 gives way to gradient_accumulation_steps: 4",
         "deepspeed: steps_per_print 2000 gives way to logging_steps: 1",
-        "deepspeed: fp16 float16 gives way to torch_dtype: bfloat16",
+        "deepspeed: fp16 gives way to torch_dtype: bfloat16",
         "deepspeed: optimizer.params.lr 3e-05 gives way to learning_rate: 0.0001",
         "deepspeed: scheduler.type WarmupLR gives way to lr_scheduler_type: cosine",
         "deepspeed: scheduler.params.warmup_num_steps 100 gives way to warmup_steps: 0",
@@ -241,6 +241,7 @@ def test_an_fsdp_file_says_the_same_as_its_map(tmp_path: Path) -> None:
         ('{"zero_optimization": {\n"zero_quantized_weights": true}}', 2, "not in this release", "the loss is the same"),
         ('{"zero_optimization": {\n"zero_hpz_partition_size": 8}}', 2, "not in this release", "dp_replicate: N"),
         ('{\n"tensor_parallel": {"autotp_size": 2}}', 2, "not in this release", "with tp: N"),
+        ('{"fp16": ' + '{"a": ' * 900 + "1" + "}" * 901, 0, "nested deeper", ""),
         ('{\n"curriculum_learning": {"enabled": true}}', 2, "not in this release", "seed"),
     ],
 )  # fmt: skip
@@ -252,6 +253,16 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(
     assert what in problem.what
     assert problem.where == (f"{name}:{line}" if line else name)
     assert hint in problem.hint
+
+
+def test_a_dataset_named_by_mistake_is_not_read(tmp_path: Path) -> None:
+    problem = wrong(f"--deepspeed {file(tmp_path, 'x' * 1_000_001)}")
+    assert "too long for a file of settings" in problem.what
+
+
+def test_json_in_a_yaml_points_at_its_line(tmp_path: Path) -> None:
+    (problem,) = complaints(write(tmp_path, "model: m\ndataset: a\ndeepspeed: '{\"fp16\": tru}'\n"))
+    assert (problem.where, problem.value) == (f"{tmp_path}/run.yaml:3", '{"fp16": tru}')
 
 
 def test_every_problem_of_a_file_is_said_at_once(tmp_path: Path) -> None:
@@ -275,7 +286,7 @@ def test_a_file_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) ->
         ("--fsdp 'hybrid_shard auto_wrap'", "hybrid sharding needs the number of copies", "dp_replicate: N"),
         ("--fsdp_config '{\"ofload_params\": true}'", "ofload_params: no such key", "did you mean offload_params?"),
         ("--fsdp_config nosuch.json", "fsdp_config: no such file", "a JSON file that is there"),
-        ("--zero_stage 4", "zero_stage: no such stage", ""),
+        ("--zero-stage 4", "zero_stage: no such stage", ""),
         ("--zero_stage 2 --deepspeed zero2", "deepspeed says it too", "remove one"),
     ],
 )

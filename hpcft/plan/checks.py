@@ -29,6 +29,9 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
         problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
+    if run.model.quant_bits and run.tuner.init_weights == "pissa":
+        what = "tuner.init_weights: pissa decomposes the base, which is not to be had from a quantised one"
+        problems.append(Problem(what, where.get("init_weights", ""), "pissa", ("true", "gaussian", "orthogonal")))
     found = clashes(
         run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate, tuner=run.tuner.tuner_type,
         target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,

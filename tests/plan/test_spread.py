@@ -122,6 +122,7 @@ def test_another_quantisation_is_refused_with_the_one_there_is(line: str, value:
         ("--strategy fsdp --dp_replicate 3", "3 copies do not divide the 8 ranks", ("2", "4"), ""),
         ("--strategy fsdp --tp 2 --dp_replicate 3", "the 8 ranks / tp 2 = 4 ranks", ("2", "4"), ""),
         ("--quant_bits 4 --tuner_type full", "a quantised base is frozen", ("null",), "tuner_type: lora"),
+        ("--quant_bits 4 --init_weights pissa", "pissa decomposes", ("true", "gaussian", "orthogonal"), ""),
         ("--quant_bits 4 --tp 2", "a quantised base is not split", ("null",), "tp: 1"),
         ("--quant_bits 4 --deepspeed zero3", "a quantised base is not sharded by zero3", ("null",), "ddp or fsdp"),
         ("--torch_dtype float16 --deepspeed zero2", "float16 needs its losses scaled", ("bfloat16", "float32"), "fsdp"),

@@ -136,7 +136,6 @@ FORMATS: dict[str, Format] = {
 }
 
 # Words that people bring from other tools and that this release does not do: name → what to use instead.
-LATER_STRATEGIES: dict[str, str] = {}
 LATER_OBJECTIVES: dict[str, str] = {
     "pretrain": "sft on raw text records, which trains every token",
     "dpo": "sft on the chosen answers",

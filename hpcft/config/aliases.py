@@ -22,6 +22,7 @@ ALIASES: dict[str, str] = {
     "dtype": "torch_dtype",
     "attn_implementation": "attn_impl",
     "flash_attn": "attn_impl",
+    "quantization_bit": "quant_bits",
     "train_from_scratch": "from_scratch",
     "datasets": "dataset",
     "dataset_name": "dataset",
@@ -81,6 +82,8 @@ ALIASES: dict[str, str] = {
     "tensor_model_parallel_size": "tp",
     "tensor_parallel_degree": "tp",
     "dp_replicate_size": "dp_replicate",
+    "mp_replicate_size": "dp_replicate",
+    "deepspeed_config": "deepspeed",
     "ckpt_every_steps": "save_steps",
     "save_checkpoint_limit": "save_total_limit",
     "resume": "resume_from_checkpoint",
@@ -102,6 +105,8 @@ ALIASES: dict[str, str] = {
 VALUES: dict[str, dict[Any, Any]] = {
     "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
     "attn_impl": {"fa2": "flash_attention_2", "flash_attn": "flash_attention_2", "disabled": "eager"},
+    "quant_bits": {"4": 4},
+    "strategy": {"fsdp2": "fsdp", "zero0": "ddp"},
     "chat_template": {"tokenizer_default": None},
     "task": {"pt": "pretrain", "reward": "rm"},
     "train_on": {"default": "assistant", "last_round": "last_turn"},
@@ -129,12 +134,25 @@ _Switch = dict[Any, tuple[str, Any] | None]
 _BFLOAT16, _FLOAT16 = ("torch_dtype", "bfloat16"), ("torch_dtype", "float16")
 _EVALUATION: _Switch = {"steps": None, "epoch": ("eval_steps", 0), "no": ("eval_steps", -1)}
 _PROMPTS: _Switch = {True: ("train_on", "all"), False: ("train_on", "assistant")}
+_COMPUTE: _Switch = {
+    **dict.fromkeys(("bfloat16", "bf16"), _BFLOAT16),
+    **dict.fromkeys(("float16", "fp16"), _FLOAT16),
+    **dict.fromkeys(("float32", "fp32"), ("torch_dtype", "float32")),
+}
+_METHOD: _Switch = {"bnb": None, "bitsandbytes": None}
 _ADAMW: _Switch = dict.fromkeys(("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf"))
 
 # another tool's switch → its value → our leaf and value; None: that is what is done anyway
 SWITCHES: dict[str, _Switch] = {
     "bf16": {True: _BFLOAT16, "auto": _BFLOAT16, "full": _BFLOAT16, False: None},
     "fp16": {True: _FLOAT16, False: None},
+    "load_in_4bit": {True: ("quant_bits", 4), False: None},
+    "quant_method": _METHOD,
+    "quantization_method": _METHOD,
+    "bnb_4bit_quant_type": {"nf4": None},
+    "bnb_4bit_use_double_quant": {True: None},
+    "double_quantization": {True: None},
+    "bnb_4bit_compute_dtype": _COMPUTE,
     "use_peft": {True: ("tuner_type", "lora"), False: ("tuner_type", "full")},
     "lora_target_linear": {True: ("target_modules", ["all-linear"]), False: None},
     "disable_gradient_checkpointing": {
@@ -155,6 +173,27 @@ SWITCHES: dict[str, _Switch] = {
     "optimizer": _ADAMW,
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
+
+# switch → what to use in place of a value that is not in its table
+ALTERNATIVES: dict[str, str] = {
+    **dict.fromkeys(("quant_method", "quantization_method"), "name the unquantised base model, with quant_bits: 4"),
+    "bnb_4bit_quant_type": "nf4 is the better of the two for weights: leave it out",
+    **dict.fromkeys(("bnb_4bit_use_double_quant", "double_quantization"), "leave it out: the scales are quantised too"),
+}
+
+# Words that name a strategy between them, read together by config/sharding.py.
+SHARDING: dict[str, str] = {
+    "fsdp": "strategy: fsdp, with offload: fsdp_offload, no_shard: ddp; a file or map may say fsdp and fsdp_config",
+    "fsdp_config": "strategy: fsdp or fsdp_offload; every other key of it is noted or refused",
+    "fsdp_version": "strategy: fsdp, which is FSDP2",
+    "fsdp_sharding_strategy": "strategy: fsdp, NO_SHARD: ddp",
+    **dict.fromkeys(("fsdp_offload_params", "fsdp_cpu_offload"), "strategy: fsdp_offload"),
+    "fsdp_reshard_after_forward": "strategy: fsdp; the plan decides when weights are let go",
+    "fsdp_state_dict_type": "strategy: fsdp; checkpoints are hpcft's own",
+    **dict.fromkeys(("fsdp_transformer_layer_cls_to_wrap", "fsdp_auto_wrap_policy", "fsdp_min_num_params"),
+                    "strategy: fsdp; each decoder layer is wrapped, as the model names it"),
+    "zero_stage": "strategy: ddp, zero1, zero2, zero3 for 0 to 3",
+}  # fmt: skip
 
 # name → why it has no effect here; it is accepted, and the sentence is printed once
 SET_ASIDE: dict[str, str] = {
@@ -202,6 +241,7 @@ SET_ASIDE: dict[str, str] = {
         "the log has it, every logging_steps",
     ),
     "use_cache": "training never uses the cache",
+    "bnb_4bit_quant_storage": "the strategy decides how the quantised base is stored",
     **dict.fromkeys(
         ("lazy_tokenize", "overwrite_cache", "load_from_cache_file", "dataset_prepared_path"),
         "data is prepared before the job and found by its content",
@@ -212,10 +252,10 @@ SET_ASIDE: dict[str, str] = {
     "average_tokens_across_devices": "the loss is always the mean over all trained tokens",
 }
 
-_AXIS = "this release spreads data only: more ranks through nodes and nproc_per_node"
+_AXIS = "this release spreads data, weights (strategy: fsdp, zero3) and tensors (tp)"
 _WINDOW = "this release keeps a window on one rank: a smaller max_length, or truncation_strategy"
-_QUANTISED = "this release trains LoRA on a bfloat16 base: torch_dtype: bfloat16"
-_SHARDED = "this release runs strategy: ddp; with LoRA its optimizer memory is small"
+_QUANTISED = "quant_bits: 4 with LoRA, on the unquantised base model"
+_SHARDED = "strategy: fsdp shards over all the ranks that tp and dp_replicate leave"
 _PREFERENCE = "this release has no preference training; task: sft"
 
 # The degrees of axes: 1 of them is no axis at all.
@@ -234,12 +274,7 @@ AXES: dict[str, str] = {
 # name → what to use instead; refused, unless it is switched off (null, false, none; 1 for an axis)
 REFUSED: dict[str, str] = {
     **AXES,
-    **dict.fromkeys(
-        ("quant_bits", "quant_method", "quantization", "quantization_bit", "load_in_4bit", "load_in_8bit",
-         "bnb_4bit_compute_dtype"),
-        _QUANTISED,
-    ),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_version", "fsdp_config", "zero_stage"), _SHARDED),
+    **dict.fromkeys(("quantization", "quantization_config", "load_in_8bit", "gptq", "awq"), _QUANTISED),
     "activation_offloading": "gradient_checkpointing: full saves the most memory in this release",
     **dict.fromkeys(("beta", "rpo_alpha", "loss_type", "pref_beta", "pref_ftx", "pref_loss", "rl", "rl_beta",
                      "dpo_loss_type", "reward_model", "ref_model"), _PREFERENCE),
@@ -267,31 +302,40 @@ def says_nothing(name: str, value: Any) -> bool:
     return value in (None, False, [], {}) or _switch(value) is False or plain in _OFF or (name in AXES and plain == "1")
 
 
-def rename(name: str, value: Any) -> tuple[str, Any] | None:
+def rename(name: str, value: Any) -> tuple[tuple[str, Any], ...]:
     """Our leaf and value for a name and value in anybody's spelling; unknown names come back as they are.
 
-    None: a switch that asks for what is done anyway. Raises Refusal for a switch's value that is not in its table.
+    Empty: a switch that asks for what is done anyway. Two: a word that says two things. Raises Refusal for a switch's
+    value that is not in its table.
     """
     word = name.replace("-", "_")
     if word in SWITCHES:
         return _switched(word, value)
     if word == "template" and isinstance(value, str) and (value == "chatml" or not re.fullmatch(r"[\w-]+", value)):
-        return "chat_template", value  # a file; a bare word is the name of a template in another tool's list
+        return (("chat_template", value),)  # a file; a bare word is the name of a template in another tool's list
     leaf = ALIASES.get(word, word)
     if leaf == "warmup_steps" and (share := _share(value)) is not None:
-        return "warmup_ratio", share
-    return leaf, translate(leaf, value)
+        return (("warmup_ratio", share),)
+    if leaf == "tuner_type" and value == "qlora":
+        return (leaf, "lora"), ("quant_bits", 4)
+    if leaf == "quant_bits" and says_nothing(leaf, value):
+        return ((leaf, None),)
+    if leaf == "quant_bits" and str(value) in ("1", "2", "3", "5", "6", "8"):
+        raise refuse(f"{word}: not in this release", value=value, choices=("4",), hint=_QUANTISED)
+    return ((leaf, translate(leaf, value)),)
 
 
-def _switched(word: str, value: Any) -> tuple[str, Any] | None:
+def _switched(word: str, value: Any) -> tuple[tuple[str, Any], ...]:
     table = SWITCHES[word]
     if value is None:
-        return None
+        return ()
     key = _switch(value) if True in table else value
     if not _plain(key) or key not in table:
         said = tuple(str(choice).lower() for choice in table)
-        raise refuse(f"{word}: no such value in this release", value=value, choices=said)
-    return table[key]
+        raise refuse(f"{word}: no such value in this release", value=value, choices=said,
+                     hint=ALTERNATIVES.get(word, ""))  # fmt: skip
+    ours = table[key]
+    return (ours,) if ours else ()
 
 
 def _switch(value: Any) -> Any:

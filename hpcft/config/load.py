@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES, rename, says_nothing
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES, rename, says_nothing
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.complaints import validate
 from hpcft.config.leaves import leaf_sections, list_names, nullable, sections
 from hpcft.config.overrides import read_words
 from hpcft.config.run import RunConfig
+from hpcft.config.sharding import gave_way, settle
 from hpcft.config.source import (
     COMMAND_LINE,
     Given,
@@ -60,12 +61,14 @@ def load_run(words: Sequence[str]) -> Loaded:
     layers, readable = _read_layers(file, problems)
     layers.append(dict(said.leaves))
     leaves, notes = _merge(layers, problems)
+    ways = settle(leaves, file, problems, notes)
     places = {_path(leaf): given for leaf, given in leaves.items()}
     shown = str(file) if file else COMMAND_LINE
     run = validate(RunConfig, _nest(leaves), places, problems, shown) if readable else None
     if problems or run is None:
         raise Refusal(sorted(problems, key=_line_number))
     run = _mark_local(run)
+    notes += gave_way(ways, run)
     origins = {leaf: leaves[leaf].origin if leaf in leaves else "default" for leaf in leaf_sections()}
     return Loaded(run, origins, tuple(notes), file)
 
@@ -184,34 +187,38 @@ def _merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> tu
             except Refusal as refusal:
                 problems += [dataclasses.replace(p, where=given.origin) for p in refusal.problems]
                 continue
-            if ours is None:
-                continue
-            leaf, value = ours
-            if leaf in SET_ASIDE:
-                if given.value is not None:
-                    notes.append(f"{given.word} has no effect here: {SET_ASIDE[leaf]}")
-            elif leaf in REFUSED:
-                if not says_nothing(leaf, given.value):
-                    what = f"{given.word}: not in this release"
-                    problems.append(Problem(what, given.origin, spoken(given.value), hint=REFUSED[leaf]))
-            elif leaf not in leaf_sections():
-                problems.append(_unknown(given, leaf))
-            elif leaf in own:
-                problems.append(
-                    Problem(
-                        f"{given.word}: says the same as {own[leaf].word} at {own[leaf].origin}",
-                        given.origin,
-                        hint="remove one of them",
-                    )
-                )
-            else:
-                own[leaf] = Given(value, given.origin, given.word)
+            for leaf, value in ours:
+                _add(own, leaf, Given(value, given.origin, given.word), given.value, problems, notes)
         merged |= own
     return merged, notes
 
 
+def _add(own: dict[str, Given], leaf: str, given: Given, said: Any, problems: list[Problem], notes: list[str]) -> None:
+    """One leaf into a layer's own. said: the value as it was given."""
+    if leaf in SET_ASIDE:
+        notes += [f"{given.word} has no effect here: {SET_ASIDE[leaf]}"] if said is not None else []
+    elif leaf in REFUSED:
+        if not says_nothing(leaf, said):
+            problems.append(
+                Problem(f"{given.word}: not in this release", given.origin, spoken(said), hint=REFUSED[leaf])
+            )
+    elif leaf not in leaf_sections() and leaf not in SHARDING:
+        problems.append(_unknown(dataclasses.replace(given, value=said), leaf))
+    elif leaf not in own:
+        own[leaf] = given
+    elif own[leaf].value != given.value or (_names(given.word, leaf) and _names(own[leaf].word, leaf)):
+        what = f"{given.word}: says the same as {own[leaf].word} at {own[leaf].origin}"
+        problems.append(Problem(what, given.origin, hint="remove one of them"))
+
+
+def _names(word: str, leaf: str) -> bool:
+    """Whether a key is a name of the leaf; other words may say the same beside it: ``load_in_4bit`` and ``qlora``."""
+    bare = word.rpartition(".")[2].replace("-", "_")
+    return ALIASES.get(bare, bare) == leaf
+
+
 def _unknown(given: Given, leaf: str) -> Problem:
-    guess = near(leaf, [*leaf_sections(), *ALIASES, *SWITCHES], cutoff=0.7)
+    guess = near(leaf, [*leaf_sections(), *ALIASES, *SWITCHES, *SHARDING], cutoff=0.7)
     own = ALIASES.get(guess, guess)
     section = leaf_sections().get(own, "")
     hint = f"did you mean {guess}?" if guess else "every key is listed by: hpcft init --list"

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hpcft.catalog import FORMATS, LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES
+from hpcft.catalog import FORMATS, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
 from hpcft.config.cluster import ClusterProfile, Partition
 from hpcft.config.run import RunConfig, Section
 
@@ -32,6 +32,7 @@ def run_page() -> str:
             parts.append(f"\n## `{name}`\n\n{section.__doc__}\n\n" + _keys(section.model_fields))
     parts.append("\n## Other names for the same keys\n\n" + _pairs(("you wrote", "it is"), ALIASES.items()))
     parts.append("\n## Switches of other tools\n\n" + _pairs(("you wrote", "it is"), _switches()))
+    parts.append("\n## Words that name a strategy\n\n" + _pairs(("you wrote", "it is"), SHARDING.items()))
     parts.append("\n## Accepted, without effect\n\n" + _pairs(("key", "because"), SET_ASIDE.items()))
     parts.append("\n## Refused in this release\n\nUnless they are switched off: null, false, none; 1 for an axis.\n\n")
     parts.append(_pairs(("key", "instead"), REFUSED.items()))
@@ -49,7 +50,6 @@ def catalog_page() -> str:
     """Strategies, objectives and data formats."""
     parts = [GENERATED, "# What can be chosen\n\n## Strategies\n\n"]
     parts.append(_pairs(("strategy", ""), ((row.name, row.about) for row in STRATEGIES.values())))
-    parts.append("\nNot in this release:\n\n" + _pairs(("strategy", "instead"), LATER_STRATEGIES.items()))
     parts.append("\n## Objectives\n\n")
     parts.append(_pairs(("task", ""), ((row.name, row.about) for row in OBJECTIVES.values())))
     parts.append("\nNot in this release:\n\n" + _pairs(("task", "instead"), LATER_OBJECTIVES.items()))

@@ -63,6 +63,9 @@ class Model(Section):
         "auto", description="Attention kernel. auto: the fastest that the first attempt finds on its GPUs."
     )
     from_scratch: bool = Field(False, description="Start from random weights of the model's configuration.")
+    quant_bits: Literal[4] | None = Field(
+        None, description="4: the frozen base in 4-bit NormalFloat, for LoRA (QLoRA). null: in torch_dtype."
+    )
     trust_remote_code: bool = Field(
         False, description="Run code that the model's folder brings. Only with a pinned revision."
     )
@@ -184,7 +187,11 @@ class Parallel(Section):
 
     strategy: Word = Field("ddp", description=_rows(STRATEGIES))
     tp: int = Field(1, ge=1, description="Tensor-parallel degree, inside a node.")
-    dp_replicate: int = Field(1, ge=1, description="Replicas of a sharded model.")
+    dp_replicate: int = Field(1, ge=1, description="Replicas of a sharded model, over nodes first (HSDP); with fsdp.")
+    deepspeed: Text | None = Field(
+        None,
+        description="zero0 … zero3, zero2_offload, zero3_offload, or a DeepSpeed JSON file: it names the strategy.",
+    )
 
 
 class Checkpoint(Section):

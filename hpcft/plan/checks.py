@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Mapping
 
-from hpcft.catalog import LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
+from hpcft.catalog import LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
 from hpcft.clock import clock
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import RunConfig
 from hpcft.errors import Problem, near
 
+LARGEST_DEGREE = 4096  # nobody asks for more, and the search for a divisor ends
+
 
 def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
-    """Strategy and objective against the catalog."""
+    """Strategy and objective against the catalog, and the strategy against what else is said."""
     problems = []
+    later: Mapping[str, str]
     for leaf, word, known, later in (
-        ("strategy", run.parallel.strategy, STRATEGIES, LATER_STRATEGIES),
+        ("strategy", run.parallel.strategy, STRATEGIES, {}),
         ("task", run.task, OBJECTIVES, LATER_OBJECTIVES),
     ):
         if word in known:
@@ -24,14 +29,92 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
         problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
-    axes = STRATEGIES[run.parallel.strategy].axes if run.parallel.strategy in STRATEGIES else ()
-    for leaf, degree in (("tp", run.parallel.tp), ("dp_replicate", run.parallel.dp_replicate)):
+    if run.model.quant_bits and run.tuner.init_weights == "pissa":
+        what = "tuner.init_weights: pissa decomposes the base, which is not to be had from a quantised one"
+        problems.append(Problem(what, where.get("init_weights", ""), "pissa", ("true", "gaussian", "orthogonal")))
+    found = clashes(
+        run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate, tuner=run.tuner.tuner_type,
+        target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
+        dtype=run.model.torch_dtype, quantised=run.model.quant_bits is not None,
+    )  # fmt: skip
+    return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
+
+
+def clashes(
+    strategy: str, tp: int, dp_replicate: int, *, tuner: str, target_modules: Collection[str],
+    modules_to_save: Collection[str], dtype: str, quantised: bool,
+) -> Iterator[tuple[str, Problem]]:  # fmt: skip
+    """What a strategy cannot do together with what else is asked: the leaf that asks it, and the problem."""
+    axes = STRATEGIES[strategy].axes if strategy in STRATEGIES else ("tp", "dp_replicate")
+    for leaf, degree in (("tp", tp), ("dp_replicate", dp_replicate)):
         if degree > 1 and leaf not in axes:
-            problems.append(
-                Problem(f"parallel.{leaf}: this release spreads data only", where.get(leaf, ""), str(degree), ("1",),
-                        "more ranks through nodes and nproc_per_node")
-            )  # fmt: skip
-    return problems
+            able = " or ".join(row.name for row in STRATEGIES.values() if leaf in row.axes)
+            what = f"parallel.{leaf}: {strategy} knows no such axis"
+            yield leaf, Problem(what, "", str(degree), ("1",), f"strategy: {able}")
+    if strategy.startswith("zero") and dtype == "float16":
+        what = f"model.torch_dtype: float16 needs its losses scaled, which {strategy} does not do here"
+        yield "torch_dtype", Problem(what, "", dtype, ("bfloat16", "float32"), "or strategy: fsdp")
+    if quantised:
+        yield from _quantised(strategy, tp, tuner)
+    if tp > 1 and tuner == "lora":
+        yield from _ends("target_modules", target_modules)
+        yield from _ends("modules_to_save", modules_to_save)
+
+
+def _quantised(strategy: str, tp: int, tuner: str) -> Iterator[tuple[str, Problem]]:
+    """What a quantised base cannot do: it is frozen, and held whole or sharded by FSDP2."""
+    for wrong, what, hint in (
+        (tuner == "full", "is frozen, but tuner_type: full trains it", "tuner_type: lora"),
+        (strategy.startswith("zero"), f"is not sharded by {strategy}", "strategy: ddp or fsdp"),
+        (tp > 1, f"is not split among tensor ranks, but tp is {tp}", "tp: 1, with strategy: fsdp to shard it"),
+    ):
+        if wrong:
+            yield "quant_bits", Problem(f"model.quant_bits: a quantised base {what}", "", "4", ("null",), hint)
+
+
+def _ends(leaf: str, names: Collection[str]) -> Iterator[tuple[str, Problem]]:
+    """The two ends of the model, which tensor ranks hold in parts, are not trained beside adapters."""
+    ends = [name for name in names if name.rpartition(".")[2] in ("embed_tokens", "lm_head")]
+    if ends:
+        what = f"tuner.{leaf}: tensor parallelism splits {' and '.join(ends)}, which LoRA then cannot train"
+        yield leaf, Problem(what, "", " ".join(ends), (), "tp: 1, or leave out what is split")
+
+
+def check_mesh(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
+    """The degrees of the axes against the ranks, with the nearest degrees that divide."""
+    per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
+    ranks, tp, copies = (run.slurm.nodes or 1) * per_node, run.parallel.tp, run.parallel.dp_replicate
+    if per_node % tp:
+        what = f"parallel.tp: {tp} does not divide the {per_node} ranks of a node, so a tensor group would span nodes"
+        return [Problem(what, where.get("tp", ""), str(tp), _dividing(per_node, tp))]
+    if (ranks // tp) % copies:
+        rest = f"{ranks} ranks / tp {tp} = {ranks // tp} ranks" if tp > 1 else f"{ranks} ranks"
+        what = f"parallel.dp_replicate: {copies} copies do not divide the {rest}"
+        return [Problem(what, where.get("dp_replicate", ""), str(copies), _dividing(ranks // tp, copies))]
+    return []
+
+
+def check_shape(
+    run: RunConfig, where: Mapping[str, str], *, heads: int | None, kv_heads: int | None, intermediate: int | None
+) -> list[Problem]:
+    """The tensor degree against the shape of the model; None where a number is not known."""
+    tp, where_tp = run.parallel.tp, where.get("tp", "")
+    known = {"heads": heads, "key-value heads": kv_heads, "feed-forward columns": intermediate}
+    sizes = {name: size for name, size in known.items() if size}
+    choices = _dividing(math.gcd(*sizes.values()), tp) if sizes else ()
+    return [
+        Problem(f"parallel.tp: {tp} does not divide the model's number of {name}, {size:,}", where_tp, str(tp), choices,
+                "more ranks share the rest of the work with strategy: fsdp")
+        for name, size in sizes.items() if size % tp
+    ]  # fmt: skip
+
+
+def _dividing(number: int, wanted: int) -> tuple[str, ...]:
+    """The degrees below and above ``wanted`` that divide ``number``, none above LARGEST_DEGREE."""
+    start = min(wanted, number, LARGEST_DEGREE)
+    below = next(degree for degree in range(start, 0, -1) if number % degree == 0)
+    above = next((degree for degree in range(start, min(number, 2 * start) + 1) if number % degree == 0), below)
+    return (str(below),) if above == below else (str(below), str(above))
 
 
 def check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:

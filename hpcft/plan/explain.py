@@ -69,7 +69,8 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
             + (f"{tuner.alpha:g} / √{tuner.rank}" if tuner.use_rslora else f"{tuner.alpha:g} / {tuner.rank}")
             + f", dropout {tuner.dropout:g}"
         )
-    precision = f"{model.dtype} compute, float32 masters and moments; recomputation {plan.train.recomputation}"
+    base = "base in 4-bit NormalFloat, " if model.quantization == "nf4" else ""
+    precision = f"{base}{model.dtype} compute, float32 masters and moments; recomputation {plan.train.recomputation}"
     return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision)]
 
 

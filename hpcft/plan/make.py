@@ -16,9 +16,9 @@ from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
-from hpcft.errors import Problem, Refusal, refuse
+from hpcft.errors import Problem, Refusal, near, refuse
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import check_resources, check_words
+from hpcft.plan.checks import check_mesh, check_resources, check_words, clashes
 from hpcft.plan.fabric import environment
 from hpcft.plan.layout import Layout, mesh
 from hpcft.plan.plan import (
@@ -44,7 +44,10 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
     Raises Refusal where the run and the cluster do not fit together, with every problem found.
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
-    problems = [*check_words(run, where), *check_resources(run, cluster, where), *_check_parts(run, cluster)]
+    problems = [
+        *check_words(run, where), *check_mesh(run, cluster, where), *check_resources(run, cluster, where),
+        *_check_parts(run, cluster),
+    ]  # fmt: skip
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
     layout = _layout(run, cluster)
@@ -141,7 +144,8 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
     return ModelPlan(
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
-        attention=model.attn_impl, trust_remote_code=model.trust_remote_code, quantization="none",
+        attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
+        quantization="nf4" if model.quant_bits else "none",
     )  # fmt: skip
 
 
@@ -216,7 +220,7 @@ def _train(run: RunConfig) -> TrainPlan:
     return TrainPlan(
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
         strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
-        deepspeed="",
+        deepspeed=(run.parallel.deepspeed or "") if run.parallel.strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
@@ -283,19 +287,24 @@ def replan(
     nproc_per_node: int | None = None,
     time_minutes: int | None = None,
     cluster: ClusterProfile | None = None,
+    strategy: str | None = None,
+    tp: int | None = None,
+    dp_replicate: int | None = None,
 ) -> Plan:
     """The same run on another layout: batch, data and schedule stay; raises Refusal where the batch does not divide.
 
-    Only the allocation changes: the global batch is kept, so the losses are those of the first layout.
-    cluster: the profile, so that cores and environment follow too; a run that leaves its one node needs it, since
-    the variables of the fabric are set for several nodes only.
+    Only the allocation and the way the model is spread over it change: the global batch is kept, so the losses are
+    those of the first layout. cluster: the profile, so that cores and environment follow too; a run that leaves its
+    one node needs it, since the variables of the fabric are set for several nodes only.
     """
     old = plan.layout
     nodes, per_node = nodes or old.nodes, nproc_per_node or old.ranks_per_node
     if nodes > 1 and old.nodes == 1 and cluster is None and plan.resources.accelerator != "cpu":
         raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
                      hint="name the cluster profile: --cluster NAME")  # fmt: skip
-    layout = mesh(nodes, per_node, tp=old.degree("tp"), dp_replicate=old.degree("dp_replicate"))
+    tp, dp_replicate = tp or old.degree("tp"), dp_replicate or old.degree("dp_replicate")
+    train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
+    layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
@@ -312,4 +321,25 @@ def replan(
         time_minutes=time_minutes or held.time_minutes,
     )  # fmt: skip
     variables = _environment(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
-    return dataclasses.replace(plan, layout=layout, batch=batch, resources=resources, environment=variables)
+    return dataclasses.replace(
+        plan, layout=layout, batch=batch, train=train, resources=resources, environment=variables
+    )
+
+
+def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPlan:
+    """The rules of the loop with another strategy. Raises Refusal where it cannot do what the run asks."""
+    if strategy not in STRATEGIES:
+        guess = near(strategy, STRATEGIES)
+        raise refuse("strategy: no such value", value=strategy, choices=STRATEGIES,
+                     hint=f"did you mean {guess}?" if guess else "")  # fmt: skip
+    tuner, model = plan.tuner, plan.model
+    problems = clashes(
+        strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
+        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantised=model.quantization != "none",
+    )  # fmt: skip
+    if found := [problem for _, problem in problems]:
+        raise Refusal(found)
+    kept = plan.train.deepspeed if strategy.startswith("zero") else ""
+    return dataclasses.replace(
+        plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept
+    )

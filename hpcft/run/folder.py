@@ -13,8 +13,11 @@ from hpcft.errors import near, refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 
-# What may differ when an unfinished run is submitted again: how it is started, not what it computes.
-MAY_CHANGE = frozenset({"hpcft", "resources", "budgets", "environment"})
+# What may differ when an unfinished run is submitted again: how it is started and spread, not what it computes.
+MAY_CHANGE = frozenset(
+    {"hpcft", "resources", "budgets", "environment", "layout", "batch.micro_windows", "batch.accumulation",
+     "train.strategy", "train.strategy_module", "train.deepspeed"}
+)  # fmt: skip
 
 
 def read_plan(paths: RunPaths) -> Plan:
@@ -46,7 +49,7 @@ def refuse_other_plan(new: Plan, paths: RunPaths) -> None:
     if not paths.plan.exists():
         return
     old = read_plan(paths)
-    keys = [key for key in differing(new, old) if key.split(".")[0] not in MAY_CHANGE]
+    keys = [key for key in differing(new, old) if not {key, key.split(".")[0]} & MAY_CHANGE]
     if keys:
         raise refuse(
             f"the run folder holds another plan: {', '.join(keys)} differ",

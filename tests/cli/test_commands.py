@@ -127,7 +127,7 @@ def test_words_without_effect_are_said_on_stderr_once(tmp_path: Path) -> None:
         (f"plan {LEAST} --name 'a\nb'", "may not stand here"),
         (f"plan {LEAST} --cluster infiniband-h100 --partition x", "valid: gpu, scavenge"),
         (f"plan {LEAST} --cluster infiniband-h100 --global_batch_size 9", "valid: 8, 16"),
-        (f"plan {LEAST} --deepspeed zero3", "not in this release"),
+        (f"plan {LEAST} --pp 2", "not in this release"),
         (f"render {LEAST} -o /proc/nowhere/x", "cannot be written"),
         (f"render {LEAST} --check nofile", "cannot be read"),
         ("pln", "did you mean plan?"),

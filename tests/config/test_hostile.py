@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES
+from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
 from hpcft.config.leaves import leaf_sections
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
@@ -17,7 +17,19 @@ from hpcft.plan.make import make_plan
 from hpcft.plan.plan import Plan
 from tests.words import PROFILES, profile
 
-KEYS = [*leaf_sections(), *ALIASES, *SWITCHES, *SET_ASIDE, *REFUSED, "extends", "config", "train", "data", "model"]
+KEYS = [
+    *leaf_sections(),
+    *ALIASES,
+    *SWITCHES,
+    *SET_ASIDE,
+    *SHARDING,
+    *REFUSED,
+    "extends",
+    "config",
+    "train",
+    "data",
+    "model",
+]
 VALUES = [
     *("", " ", "null", "None", "true", "false", "yes", "0", "1", "-1", "2", "3", "7", "1e-4", "1e308", "1e999", "-0.0"),
     *("nan", ".inf", "inf", "0x10", "1_000", "9" * 30, "9" * 5000, "1" * 400, "١٢", "½", "1,2,3", "[1, 2]", "[[", "{}"),
@@ -55,6 +67,8 @@ VALUES = [
         "&a",
     ),
     *("zero3", "zerro", "dpo", "bfloat16", "fp8", "infiniband-h100", "local", "gpu", "nosuch"),
+    *("zero2_offload", "full_shard auto_wrap", "fsdp2", "hybrid_shard", '{"zero_optimization": {"stage": 3}}'),
+    *('{"fp16": 1e999}', '{"a": {"a": 1}}', '{"zero_optimization": []}', '{"fsdp_config": 1}', "fsdp", "zero1"),
 ]
 
 

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from hpcft.catalog import STRATEGIES
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
 from hpcft.plan.make import make_plan, source_of
@@ -176,9 +177,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--partition gpuu", "infiniband-h100 has no such partition", ("gpu", "scavenge")),
         ("--time 3-00:00:00", "gpu allows at most 2-00:00:00", ()),
         ("--time 6", "shorter than the warning of 300 s", ()),
-        ("--tp 2", "this release spreads data only", ("1",)),
-        ("--strategy fsdp", "not in this release", ("ddp",)),
-        ("--strategy ddpp", "no such value", ("ddp",)),
+        ("--strategy ddpp", "no such value", tuple(STRATEGIES)),
         ("--task dpo", "not in this release", ("sft",)),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
         ("--interleave_prob 0.5 0.5", "2 weights for 1 datasets", ()),

@@ -61,3 +61,33 @@ def test_a_replanned_run_is_the_run_planned_that_way_at_once() -> None:
     line = "--global_batch_size 64 --per_device_train_batch_size 2"
     replanned = replan(plan(line), nodes=2, nproc_per_node=4, cluster=profile("infiniband-h100"))
     assert replanned == plan(f"{line} --nodes 2 --nproc_per_node 4")
+
+
+def test_an_attempt_may_be_spread_otherwise_than_the_one_before() -> None:
+    line = "--nodes 2 --global_batch_size 64 --per_device_train_batch_size 2"
+    changed = replan(plan(line), strategy="fsdp", tp=2, dp_replicate=2)
+    assert changed == plan(f"{line} --strategy fsdp --tp 2 --dp_replicate 2")
+    assert (changed.batch.global_windows, changed.layout.data_parallel, changed.batch.accumulation) == (64, 8, 4)
+    assert replan(changed, strategy="ddp", tp=1, dp_replicate=1) == plan(line)
+
+
+def test_what_a_deepspeed_file_added_goes_with_deepspeed() -> None:
+    old = plan("""--deepspeed '{"zero_optimization": {"stage": 3, "overlap_comm": true}}'""")
+    assert replan(old, strategy="zero2").train.deepspeed == old.train.deepspeed != ""
+    assert replan(old, strategy="fsdp").train.deepspeed == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "strategy", "said"),
+    [
+        ("--strategy fsdp --tp 2", "zero3", "parallel.tp: zero3 knows no such axis"),
+        ("--strategy fsdp --dp_replicate 2", "ddp", "parallel.dp_replicate: ddp knows no such axis"),
+        ("--quant_bits 4", "zero2", "a quantised base is not sharded by zero2"),
+        ("--fp16 true", "zero2", "float16 needs its losses scaled"),
+        ("", "zerro2", "no such value"),
+    ],
+)
+def test_a_strategy_that_cannot_do_what_the_run_asks_is_refused(line: str, strategy: str, said: str) -> None:
+    with pytest.raises(Refusal, match=said) as caught:
+        replan(plan(line), strategy=strategy)
+    assert caught.value.problems[0].hint

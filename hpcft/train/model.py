@@ -5,6 +5,7 @@ Read ``prepare_model`` top down: the order of the calls is the order of what hap
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 import warnings
@@ -39,7 +40,9 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     model = empty_model(plan, config, attention)
     source = find_source(plan, config, attention, model, world)
     if plan.tuner.kind == "lora":
-        model = add_adapters(model, plan.tuner, plan.train.seed)
+        # Ghosts have nothing that adapters could be taken out of; then the whole model on rank 0 has done it.
+        tuner = plan.tuner if isinstance(source, Files) else dataclasses.replace(plan.tuner, init_lora_weights="true")
+        model = add_adapters(model, tuner, plan.train.seed)
         if isinstance(source, Files):
             source.initial = {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)

@@ -21,6 +21,8 @@ from hpcft.train.order import Order
 from tests import plans
 from tests.train import small
 
+CPU = torch.device("cpu")
+
 
 def example() -> list[small.Window]:
     first = small.Window(np.array([5, 6, 7, 8, 9]), np.array([0, 1, 1, 0, 1], dtype=bool), [3, 2])
@@ -75,7 +77,7 @@ def test_a_row_s_loss_is_that_of_its_documents_alone(packed: bool, sdpa_model: t
 
 
 def test_the_packing_check_passes_a_model_that_keeps_documents_apart(sdpa_model: torch.nn.Module) -> None:
-    attention.check_packing(sdpa_model)
+    attention.check_packing(sdpa_model, sdpa_model.config, CPU, torch.float32)
 
 
 def test_the_packing_check_refuses_a_model_whose_documents_see_each_other(
@@ -83,7 +85,7 @@ def test_the_packing_check_refuses_a_model_whose_documents_see_each_other(
 ) -> None:
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
     with pytest.raises(Refusal, match="see each other"):
-        attention.check_packing(sdpa_model)
+        attention.check_packing(sdpa_model, sdpa_model.config, CPU, torch.float32)
 
 
 @pytest.mark.parametrize("policy", ["full", "selective"])

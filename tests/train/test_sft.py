@@ -14,6 +14,8 @@ from hpcft.train.batches import collate, untrained
 from hpcft.train.objectives import sft
 from tests.train import small
 
+CPU = torch.device("cpu")
+
 SIZES: dict[str, Any] = {
     "vocab_size": small.VOCABULARY,
     "hidden_size": 32,
@@ -53,7 +55,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_chunked_loss_is_the_plain_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = made(name), collate(small.windows(3), packed=True)
-    head = sft.head_of(model)
+    head = sft.head_of(model, CPU)
     assert head is not None, "fell back to whole logits"
     monkeypatch.setitem(sft._HEADS, model, sft.Head(head.body, head.output, head.multiplier, head.softcap, chunk=5))
     plain = plain_loss(model, batch)
@@ -97,5 +99,5 @@ def test_units_of_windows_are_the_count_of_their_batch() -> None:
 def test_the_probe_of_the_head_leaves_the_model_in_training() -> None:
     model = made("tied").train()
     with warnings.catch_warnings():
-        sft.head_of(model)
+        sft.head_of(model, CPU)
     assert model.training

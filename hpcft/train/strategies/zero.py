@@ -30,6 +30,8 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if world.device.type == "cpu":  # it would compile messages through shared memory first; gloo carries them too
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = engine_config(plan)
     if stage(plan) == 3:
         _fill_in_parts(skeleton, config, DTYPES[plan.model.dtype], world)
@@ -49,12 +51,12 @@ def stage(plan: Plan) -> int:
 
 def engine_config(plan: Plan) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's file beneath, ours on top."""
-    zero: dict[str, Any] = {"stage": stage(plan), "contiguous_gradients": True}
+    zero: dict[str, Any] = {"stage": stage(plan)}
     pinned = {"device": "cpu", "pin_memory": plan.resources.accelerator != "cpu"}
     for what in STRATEGIES[plan.train.strategy].offload:
         zero["offload_optimizer" if what == "optimizer" else "offload_param"] = pinned
-    theirs = json.loads(plan.train.deepspeed or "{}")
     ours = {
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": plan.batch.micro_windows,
         "gradient_accumulation_steps": 1,  # the loop counts; it tells the engine which backward pass is the last
         "gradient_clipping": plan.optim.max_grad_norm,
@@ -65,7 +67,14 @@ def engine_config(plan: Plan) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's is as fast on the host and needs no compiler there
         "steps_per_print": 2**31,
     }
-    return {**theirs, **ours, "zero_optimization": {**theirs.get("zero_optimization", {}), **zero}}
+    return _over(ours, json.loads(plan.train.deepspeed or "{}"))
+
+
+def _over(ours: Any, theirs: Any) -> Any:
+    """``ours`` laid over ``theirs``, map by map."""
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return ours
+    return {**theirs, **{key: _over(value, theirs.get(key)) for key, value in ours.items()}}
 
 
 def _optimizer(trained: list[torch.nn.Parameter], plan: Plan, world: World) -> torch.optim.AdamW:

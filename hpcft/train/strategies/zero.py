@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
 from hpcft.train.world import World
 
+BUCKET = 200_000_000  # numbers in a bucket of gradients or weights, where the user's file says nothing
+
 
 def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     """Weights onto the device, for stage 3 layer by layer into their partitions, and the engine around them."""
@@ -32,7 +35,7 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":  # it would compile messages through shared memory first; gloo carries them too
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = engine_config(plan)
+    config = engine_config(plan, sum(map(math.prod, skeleton.trained.values())))
     if stage(plan) == 3:
         _fill_in_parts(skeleton, config, DTYPES[plan.model.dtype], world)
     else:
@@ -49,8 +52,8 @@ def stage(plan: Plan) -> int:
     return len(STRATEGIES[plan.train.strategy].shards)
 
 
-def engine_config(plan: Plan) -> dict[str, Any]:
-    """DeepSpeed's configuration: the user's file beneath, ours on top."""
+def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration: the user's file beneath, ours on top. trained: numbers that are trained."""
     zero: dict[str, Any] = {"stage": stage(plan)}
     pinned = {"device": "cpu", "pin_memory": plan.resources.accelerator != "cpu"}
     for what in STRATEGIES[plan.train.strategy].offload:
@@ -67,7 +70,10 @@ def engine_config(plan: Plan) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,  # torch's is as fast on the host and needs no compiler there
         "steps_per_print": 2**31,
     }
-    return _over(ours, json.loads(plan.train.deepspeed or "{}"))
+    theirs = json.loads(plan.train.deepspeed or "{}")
+    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):  # a buffer of this many numbers is really made
+        zero[bucket] = min(trained, theirs.get("zero_optimization", {}).get(bucket, BUCKET))
+    return _over(ours, theirs)
 
 
 def _over(ours: Any, theirs: Any) -> Any:

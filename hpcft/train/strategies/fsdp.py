@@ -170,6 +170,7 @@ class FullyShardedDataParallel:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill the shards of masters and moments."""
         self.updates = updates
+        self.model.reshard()  # a forward pass without a backward pass has left the root's weights gathered
         for name, parameter in self.trained.items():
             self._read(read, name, "master", parameter, parameter)
             moments = {part: torch.zeros_like(parameter) for part in MOMENTS} if updates else {}

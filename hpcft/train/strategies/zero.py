@@ -202,6 +202,8 @@ class Zero:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill masters and moments; the working weights follow."""
         self.updates = updates
+        if self.stage == 3:
+            self.engine.empty_partition_cache()  # what a forward pass without a backward pass has left gathered
         for flat in {id(piece.flat): piece.flat for piece in self.pieces}.values() if updates else ():
             moments = {part: torch.zeros_like(flat.data) for part in MOMENTS}
             self.zero.optimizer.state[flat] = {**moments, "step": self._count(updates, flat)}

@@ -13,8 +13,8 @@ from hpcft.errors import near, refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 
-# What may differ when an unfinished run is submitted again: how it is started, not what it computes.
-MAY_CHANGE = frozenset({"hpcft", "resources", "budgets", "environment"})
+# What may differ when an unfinished run is submitted again: how it is started and foretold, not what it computes.
+MAY_CHANGE = frozenset({"hpcft", "resources", "budgets", "environment", "memory"})
 
 
 def read_plan(paths: RunPaths) -> Plan:

@@ -1,4 +1,4 @@
-"""Bytes that the forward pass keeps for the backward pass, as transformers' eager modules and torch's autograd save them.
+"""Bytes that the forward pass keeps for the backward pass, as transformers' modules and torch's autograd save them.
 
 Counted module by module on Llama's decoder layer, per token, with c bytes of compute type, width h, queries q, keys k
 (values are as many), feed-forward f and LoRA rank r. Torch saves a tensor once, however many operations need it.
@@ -86,7 +86,7 @@ def activation_bytes(plan: Plan, shape: Shape) -> int:
 
 
 def _mask(plan: Plan) -> int:
-    """sdpa and eager build one mask for all layers of packed windows: [rows, S, S] of a byte and of the compute type."""
+    """sdpa and eager build one mask of packed windows for all layers: [rows, S, S] of a byte and of c bytes."""
     if attention_kind(plan) == "flash":
         return 0
     return plan.batch.micro_windows * plan.data.max_length**2 * (1 + COMPUTE_BYTES[plan.model.dtype])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hpcft.catalog import LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, LATER_OBJECTIVES, LATER_STRATEGIES, OBJECTIVES, STRATEGIES
 from hpcft.clock import clock
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import RunConfig
@@ -18,12 +18,14 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         ("strategy", run.parallel.strategy, STRATEGIES, LATER_STRATEGIES),
         ("task", run.task, OBJECTIVES, LATER_OBJECTIVES),
     ):
-        if word in known:
+        if word in known or (leaf == "strategy" and word == AUTO):
             continue
         guess = near(word, [*known, *later])
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
         problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
+    if run.parallel.strategy == AUTO:  # looks for a strategy that has the degrees
+        return problems
     axes = STRATEGIES[run.parallel.strategy].axes if run.parallel.strategy in STRATEGIES else ()
     for leaf, degree in (("tp", run.parallel.tp), ("dp_replicate", run.parallel.dp_replicate)):
         if degree > 1 and leaf not in axes:

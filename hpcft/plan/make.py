@@ -12,21 +12,26 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from hpcft import __version__
-from hpcft.catalog import OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, refuse
+from hpcft.plan.auto import decide
 from hpcft.plan.batch import plan_batch
 from hpcft.plan.checks import check_resources, check_words
 from hpcft.plan.fabric import environment
+from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
+from hpcft.plan.memory import memory_plan
 from hpcft.plan.plan import (
     SCHEMA,
     Budgets,
     CheckpointPlan,
     DataPlan,
     Folders,
+    Hardware,
+    MemoryPlan,
     ModelPlan,
     OptimPlan,
     Plan,
@@ -36,18 +41,81 @@ from hpcft.plan.plan import (
     TunerPlan,
     Variable,
 )
+from hpcft.plan.shape import Shape
+from hpcft.plan.ways import Question, Way
+
+MOST_NODES = 64  # looked at for the smallest layout, where the profile does not say how many there are
 
 
-def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str] | None = None) -> Plan:
-    """Decide everything. origins: leaf → ``file:line``, used in complaints only.
+def make_plan(
+    run: RunConfig,
+    cluster: ClusterProfile,
+    origins: Mapping[str, str] | None = None,
+    shape: Shape | None = None,
+) -> Plan:
+    """Decide everything. origins: leaf → ``file:line``, used in complaints only; shape: the model's, where it is known.
 
-    Raises Refusal where the run and the cluster do not fit together, with every problem found.
+    Raises Refusal where the run and the cluster do not fit together, with every problem found, and where it is
+    predicted that the model does not fit into its GPUs.
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [*check_words(run, where), *check_resources(run, cluster, where), *_check_parts(run, cluster)]
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
-    layout = _layout(run, cluster)
+    try:
+        return _decided(run, cluster, where, shape)
+    except Refusal as refusal:
+        raise Refusal([_placed(problem, where) for problem in refusal.problems]) from None
+
+
+def _decided(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape | None) -> Plan:
+    """The strategy by memory and speed where it is to be chosen, and the prediction where there can be one."""
+    on_cpus, auto, card = cluster.accelerator == "cpu", run.parallel.strategy == AUTO, _hardware(cluster)
+    if auto and not on_cpus and (missing := _missing(run, shape, card)):
+        raise missing
+    # CPUs share one memory, of which nothing is known here; there auto is the simplest.
+    wanted = Way("ddp" if auto and on_cpus else run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate)
+    if on_cpus or shape is None:
+        return _draft(run, cluster, where, wanted)
+    return decide(question(run, cluster, where, shape), wanted)
+
+
+def question(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape) -> Question:
+    """What ``decide`` decides: the run's Plan for any way to spread it, and what it may rest on."""
+    train = run.train
+    return Question(
+        draft=lambda way: _draft(run, cluster, where, way),
+        shape=shape, hardware=_hardware(cluster),
+        shrinks=train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps is None,
+        most=(cluster.max_nodes or MOST_NODES, cluster.gpus_per_node or 1),
+    )  # fmt: skip
+
+
+def _missing(run: RunConfig, shape: Shape | None, card: Hardware) -> Refusal | None:
+    """Why ``auto`` cannot choose."""
+    named = [name for name in STRATEGIES if not STRATEGIES[name].offload]
+    if shape is None:
+        what = f"the shape of {run.model.model} is not known: no config.json of a known kind can be read there"
+        hint = "name a strategy, or give the model's folder by a path that is the same on every machine"
+        return refuse(f"parallel.strategy: {what}", value=AUTO, choices=named, hint=hint)
+    if card.gpu_bytes is None:
+        what = "the memory of this cluster's GPUs is not known"
+        hint = "name a strategy, or say gpu_memory (GiB) in the cluster profile"
+        return refuse(f"parallel.strategy: {what}", value=AUTO, choices=named, hint=hint)
+    return None
+
+
+def _hardware(cluster: ClusterProfile) -> Hardware:
+    return hardware(
+        gpu_type=cluster.gpu_type, fabric=cluster.fabric, gpu_memory=cluster.gpu_memory,
+        node_memory=cluster.node_memory, node_bandwidth=cluster.node_bandwidth,
+        fabric_bandwidth=cluster.fabric_bandwidth,
+    )  # fmt: skip
+
+
+def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], way: Way) -> Plan:
+    """The Plan for one way to spread it, without its memory."""
+    layout = _layout(run, cluster, way)
     train = run.train
     micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
     return Plan(
@@ -67,9 +135,10 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
             where=where.get("global_batch_size", ""),
         ),
         optim=_optim(train, run.tuner.tuner_type),
-        train=_train(run),
+        train=_train(run, way.strategy),
         checkpoint=_checkpoint(run),
         layout=layout,
+        memory=None,
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
         environment=_environment(cluster, layout, run.data.dataloader_num_workers),
@@ -102,10 +171,10 @@ def run_name(run: RunConfig) -> str:
     return f"{stem or 'run'}-{run.tuner.tuner_type}"[:64]
 
 
-def _layout(run: RunConfig, cluster: ClusterProfile) -> Layout:
-    nodes = run.slurm.nodes or 1
-    per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
-    return mesh(nodes, per_node, tp=run.parallel.tp, dp_replicate=run.parallel.dp_replicate)
+def _layout(run: RunConfig, cluster: ClusterProfile, way: Way) -> Layout:
+    nodes = way.nodes or run.slurm.nodes or 1
+    per_node = way.ranks_per_node or run.slurm.nproc_per_node or cluster.gpus_per_node or 1
+    return mesh(nodes, per_node, tp=way.tp, dp_replicate=way.dp_replicate)
 
 
 def _cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
@@ -209,13 +278,13 @@ def _optim(train: Train, kind: str) -> OptimPlan:
     )  # fmt: skip
 
 
-def _train(run: RunConfig) -> TrainPlan:
+def _train(run: RunConfig, strategy: str) -> TrainPlan:
     train = run.train
     evaluates = bool(run.data.val_dataset or run.data.split_dataset_ratio)
     every = run.checkpoint.save_steps if train.eval_steps is None else train.eval_steps
     return TrainPlan(
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
-        strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
+        strategy=strategy, strategy_module=STRATEGIES[strategy].module,
         deepspeed="",
         seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
@@ -312,4 +381,13 @@ def replan(
         time_minutes=time_minutes or held.time_minutes,
     )  # fmt: skip
     variables = _environment(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
-    return dataclasses.replace(plan, layout=layout, batch=batch, resources=resources, environment=variables)
+    new = dataclasses.replace(plan, layout=layout, batch=batch, resources=resources, environment=variables)
+    return dataclasses.replace(new, memory=_foretold(new, cluster))
+
+
+def _foretold(plan: Plan, cluster: ClusterProfile | None) -> MemoryPlan | None:
+    """The prediction for another layout than that of ``plan.memory``."""
+    if plan.memory is None:
+        return None
+    new = memory_plan(plan, plan.memory.shape, _hardware(cluster) if cluster else plan.memory.hardware)
+    return plan.memory if dataclasses.replace(plan.memory, options=(), reason="") == new else new

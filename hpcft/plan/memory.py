@@ -91,10 +91,13 @@ def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
     saving = MASTER_AND_MOMENTS * weights.trained // plan.layout.nodes
     ranks, full = plan.layout.ranks_per_node, plan.tuner.kind == "full"
     number, size = (weights.trained, 4) if full else (weights.frozen, weights.compute)
-    loading = 0 if STRATEGIES[plan.train.strategy].shards else ranks * size * number
+    # Who shards reads its shards, and four bits are made on the GPU, weight by weight.
+    whole = not STRATEGIES[plan.train.strategy].shards and not weights.quantised
+    loading = ranks * size * number if whole else 0
     if loading > saving:
         return Part("loading", loading, f"{ranks} ranks × {size} B × {_big(number)} weights")
-    return Part("saving", saving, f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained / {plan.layout.nodes} nodes")
+    nodes = f" / {plan.layout.nodes} nodes" if plan.layout.nodes > 1 else ""
+    return Part("saving", saving, f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained{nodes}")
 
 
 def _shards(plan: Plan, what: str) -> int:

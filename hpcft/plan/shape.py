@@ -95,7 +95,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     if not gated or any(config.get(other) for other in OTHER_SHAPES):
         return None
     try:
-        shape = Shape(**_dense(config), **_experts(config))
+        shape = Shape(tied=bool(config.get("tie_word_embeddings")), **_dense(config), **_experts(config))
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     return shape if min(shape.layers, shape.hidden, shape.inner, shape.query, shape.key, shape.vocabulary) > 0 else None
@@ -110,7 +110,6 @@ def _dense(config: Mapping[str, Any]) -> dict[str, int]:
         "kv_heads": int(config.get("num_key_value_heads") or heads),
         "head_dim": int(config.get("head_dim") or hidden // heads),
         "vocabulary": int(config["vocab_size"]),
-        "tied": bool(config.get("tie_word_embeddings")),
     }
 
 

@@ -1,4 +1,4 @@
-"""How long an optimizer step takes: arithmetic on the GPU, traffic between GPUs that is not hidden, traffic to the host.
+"""How long an optimizer step takes: arithmetic, traffic between GPUs that is not hidden, traffic to the host.
 
 FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token forward, 2 for the gradient of the
       inputs, 2 for that of the weights, which frozen ones need not: 6 for full, 4 for LoRA; 2 more where a layer is
@@ -95,7 +95,7 @@ def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
         volume, calls = summed + weights.compute * weights.trained / tp, shape.layers
     else:
         volume, calls = 2 * summed, shape.layers
-    sharing = _ring(volume, n, bandwidth(plan, hardware, n * tp)) + (calls * LATENCY if n > 1 else 0.0)
+    sharing = _ring(volume, n, bandwidth(plan, hardware)) + (calls * LATENCY if n > 1 else 0.0)
     # Replicas of one shard are one GPU in each node: all GPUs of a node share its adapters.
     share = hardware.fabric_bandwidth / layout.ranks_per_node
     return sharing + _ring(2 * summed / n, replicas, share if layout.nodes > 1 else hardware.node_bandwidth)
@@ -105,10 +105,15 @@ def _ring(volume: float, ranks: int, gigabytes: float) -> float:
     return volume * (ranks - 1) / ranks / (gigabytes * 1e9)
 
 
-def bandwidth(plan: Plan, hardware: Hardware, span: int) -> float:
-    """GB/s of a collective over ``span`` neighbouring ranks: a ring through several nodes goes at the slower link."""
-    inside = span <= plan.layout.ranks_per_node
-    return hardware.node_bandwidth if inside else min(hardware.node_bandwidth, hardware.fabric_bandwidth)
+def bandwidth(plan: Plan, hardware: Hardware) -> float:
+    """GB/s of a collective along ``dp``: a ring through several nodes goes at the slower link.
+
+    There are as many such rings as tensor-parallel ranks, and they share a node's adapters.
+    """
+    tp = plan.layout.degree("tp")
+    if plan.layout.degree("dp") * tp <= plan.layout.ranks_per_node:
+        return hardware.node_bandwidth
+    return min(hardware.node_bandwidth, hardware.fabric_bandwidth / tp)
 
 
 def _tensor_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:

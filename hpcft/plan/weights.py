@@ -51,7 +51,7 @@ def root_weights(plan: Plan, shape: Shape) -> Weights:
         return Weights(shape.root, 0, 0, compute)
     saved = shape.embedding * len({"embed_tokens", "lm_head"} & set(plan.tuner.modules_to_save))
     ends = {"embed_tokens", "lm_head"} & set(plan.tuner.target_modules)
-    trained = saved + _adapters(plan.tuner, {end: (shape.hidden, shape.vocabulary) for end in ends})
+    trained = saved + _adapters(plan.tuner, dict.fromkeys(ends, (shape.hidden, shape.vocabulary)))
     return Weights(trained, shape.root, 0, compute)
 
 

@@ -203,11 +203,11 @@ def _size(number: int) -> str:
 
 
 def measured(plan: Plan, peak: int) -> str | None:
-    """One line: predicted against ``peak``, bytes of tensors at the fullest on the fullest rank; None unpredicted.
+    """One line: predicted against ``peak``, bytes of tensors at the fullest on the fullest rank; None without either.
 
     What the driver and NCCL hold is in neither: torch's allocator does not see it.
     """
-    if plan.memory is None:
+    if plan.memory is None or not peak:
         return None
     predicted = plan.memory.allocated
     off = peak / predicted - 1

@@ -11,6 +11,8 @@ from hpcft.errors import Refusal, refuse
 from hpcft.plan.hardware import GIB
 from hpcft.plan.memory import gpu_parts, host_parts
 from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware
+from hpcft.plan.shape import Shape
 from hpcft.plan.ways import Draft, Question, Way, fits, host_overflows, memory_of, option, pace
 
 TIE = 1.05  # a prediction this much slower is not slower: the simpler way is taken
@@ -30,6 +32,21 @@ def decide(question: Question, wanted: Way) -> Plan:
     if not fits(plan, CLEARLY):
         raise _does_not_fit(question, plan, cheapest or _with_adapters(question, wanted))
     return _with(plan, cheapest, "")
+
+
+def check_known(model: str, shape: Shape | None, hardware: Hardware) -> None:
+    """Raises Refusal, naming what could be said instead, where auto has nothing to choose by."""
+    missing = hint = ""
+    if shape is None:
+        missing = f"the shape of {model} is not known, no config.json of a known kind can be read there"
+        hint = "the model's folder, by a path that is the same on every machine"
+    elif hardware.gpu_bytes is None:
+        missing, hint = "the memory of this cluster's GPUs is not known", "gpu_memory (GiB) in the cluster profile"
+    if missing:
+        named = [name for name, row in STRATEGIES.items() if not row.offload]
+        raise refuse(
+            f"parallel.strategy: {missing}", value=AUTO, choices=named, hint=f"name a strategy, or give {hint}"
+        )
 
 
 def _fastest(question: Question, wanted: Way) -> Plan:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.auto import gib
 from hpcft.plan.memory import gpu_parts, host_parts
-from hpcft.plan.plan import MemoryPlan, Option, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import MemoryPlan, Option
 from hpcft.plan.speed import USUAL_UTILISATION, StepTime, step_time
 from hpcft.plan.ways import HEADROOM, host_overflows
 

@@ -6,7 +6,7 @@ results do not.
 
 from __future__ import annotations
 
-from hpcft.plan.plan import Hardware
+from hpcft.plan.prediction import Hardware
 
 GIB = 2**30
 # Of the memory on the data sheet, what a process can have: the rest is the driver's and error correction's. torch

@@ -17,7 +17,7 @@ from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, refuse
-from hpcft.plan.auto import decide
+from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
 from hpcft.plan.checks import check_resources, check_words
 from hpcft.plan.fabric import environment
@@ -30,8 +30,6 @@ from hpcft.plan.plan import (
     CheckpointPlan,
     DataPlan,
     Folders,
-    Hardware,
-    MemoryPlan,
     ModelPlan,
     OptimPlan,
     Plan,
@@ -41,6 +39,7 @@ from hpcft.plan.plan import (
     TunerPlan,
     Variable,
 )
+from hpcft.plan.prediction import Hardware, MemoryPlan
 from hpcft.plan.shape import Shape
 from hpcft.plan.ways import Question, Way
 
@@ -71,8 +70,8 @@ def make_plan(
 def _decided(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape | None) -> Plan:
     """The strategy by memory and speed where it is to be chosen, and the prediction where there can be one."""
     on_cpus, auto, card = cluster.accelerator == "cpu", run.parallel.strategy == AUTO, _hardware(cluster)
-    if auto and not on_cpus and (missing := _missing(run, shape, card)):
-        raise missing
+    if auto and not on_cpus:
+        check_known(run.model.model, shape, card)
     # CPUs share one memory, of which nothing is known here; there auto is the simplest.
     wanted = Way("ddp" if auto and on_cpus else run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate)
     if on_cpus or shape is None:
@@ -89,20 +88,6 @@ def question(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], 
         shrinks=train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps is None,
         most=(cluster.max_nodes or MOST_NODES, cluster.gpus_per_node or 1),
     )  # fmt: skip
-
-
-def _missing(run: RunConfig, shape: Shape | None, card: Hardware) -> Refusal | None:
-    """Why ``auto`` cannot choose."""
-    named = [name for name in STRATEGIES if not STRATEGIES[name].offload]
-    if shape is None:
-        what = f"the shape of {run.model.model} is not known: no config.json of a known kind can be read there"
-        hint = "name a strategy, or give the model's folder by a path that is the same on every machine"
-        return refuse(f"parallel.strategy: {what}", value=AUTO, choices=named, hint=hint)
-    if card.gpu_bytes is None:
-        what = "the memory of this cluster's GPUs is not known"
-        hint = "name a strategy, or say gpu_memory (GiB) in the cluster profile"
-        return refuse(f"parallel.strategy: {what}", value=AUTO, choices=named, hint=hint)
-    return None
 
 
 def _hardware(cluster: ClusterProfile) -> Hardware:

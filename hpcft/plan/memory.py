@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.activations import activation_bytes, logit_bytes, logit_rows, micro_tokens
 from hpcft.plan.hardware import GIB
-from hpcft.plan.plan import Hardware, MemoryPlan, Option, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
 from hpcft.plan.weights import COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
 

@@ -18,7 +18,8 @@ from hpcft.catalog import STRATEGIES
 from hpcft.plan.activations import kept_layers, micro_tokens
 from hpcft.plan.hardware import PEAK_TFLOPS
 from hpcft.plan.memory import GRADIENT, MASTER_AND_MOMENTS
-from hpcft.plan.plan import Hardware, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
 from hpcft.plan.weights import all_weights
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from hpcft.catalog import STRATEGIES
 from hpcft.errors import Refusal
 from hpcft.plan.memory import memory_plan
-from hpcft.plan.plan import Hardware, MemoryPlan, Option, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
 from hpcft.plan.speed import step_time
 

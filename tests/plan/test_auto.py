@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from hpcft.errors import Problem, Refusal
 from hpcft.plan.auto import TIE
 from hpcft.plan.explain import explain
 from hpcft.plan.make import make_plan, replan
-from hpcft.plan.plan import MemoryPlan, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import MemoryPlan
 from hpcft.plan.ways import HEADROOM, fits, pace, ways
 from tests.decisions import CARDS, LAYOUTS, MODELS, TUNERS, decided
 from tests.plan.models import PUBLISHED, shape
@@ -21,13 +23,13 @@ from tests.words import profile, run
 H100, A100, H200 = "H100, 80 GB", "A100, 40 GB", "H200, 141 GB"
 
 
-def planned(line: str, name: str = "Qwen2.5-7B", cluster: str = "infiniband-h100", **profile_says: object) -> Plan:
+def planned(line: str, name: str = "Qwen2.5-7B", cluster: str = "infiniband-h100", **profile_says: Any) -> Plan:
     """The Plan of a run whose model has the shape of ``name``."""
     loaded = run(line)
     return make_plan(loaded.run, profile(cluster).model_copy(update=profile_says), loaded.origins, shape(name))
 
 
-def refused(line: str, name: str = "Qwen2.5-7B", **profile_says: object) -> Problem:
+def refused(line: str, name: str = "Qwen2.5-7B", **profile_says: Any) -> Problem:
     with pytest.raises(Refusal) as caught:
         planned(line, name, **profile_says)
     (problem,) = caught.value.problems

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hpcft.plan.hardware import GPU_GIB, PEAK_TFLOPS, hardware
-from hpcft.plan.plan import Hardware, Plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware
 from hpcft.plan.speed import HBM, HIDDEN, LATENCY, USUAL_UTILISATION, bandwidth, step_flop, step_time
 from hpcft.plan.weights import all_weights
 from tests.plan.models import shape

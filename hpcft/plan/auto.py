@@ -13,10 +13,20 @@ from hpcft.plan.memory import gpu_parts, host_parts
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
-from hpcft.plan.ways import Draft, Question, Way, fits, host_overflows, memory_of, option, pace
+from hpcft.plan.ways import (
+    Draft,
+    Question,
+    Way,
+    clearly_too_large,
+    fits,
+    host_overflows,
+    host_unknown,
+    memory_of,
+    option,
+    pace,
+)
 
 TIE = 1.05  # a prediction this much slower is not slower: the simpler way is taken
-CLEARLY = 1.05  # a named strategy is refused only when predicted so far beyond the card: predictions err
 SHOWN = 4  # ways that are kept for the page
 LARGEST = 3  # parts that a refusal spells out
 
@@ -29,7 +39,7 @@ def decide(question: Question, wanted: Way) -> Plan:
     others = question.weighed(Way(AUTO, nodes=wanted.nodes, ranks_per_node=wanted.ranks_per_node))
     cheaper = [other for other in others if fits(other) and memory_of(other).total < memory_of(plan).total]
     cheapest = sorted(cheaper, key=pace)[:1]
-    if not fits(plan, CLEARLY):
+    if clearly_too_large(plan):
         raise _does_not_fit(question, plan, cheapest or _with_adapters(question, wanted))
     return _with(plan, cheapest, "")
 
@@ -90,7 +100,7 @@ def _no_way(question: Question, wanted: Way) -> Refusal:
 def _does_not_fit(question: Question, plan: Plan, instead: Sequence[Plan]) -> Refusal:
     """What is predicted of ``plan``, where it goes, and what would fit: ``instead`` here, else more GPUs."""
     memory, layout = memory_of(plan), plan.layout
-    on_host = STRATEGIES[plan.train.strategy].offload and host_overflows(memory)
+    on_host = bool(STRATEGIES[plan.train.strategy].offload) and host_overflows(memory)
     has = memory.hardware.host_bytes if on_host else memory.hardware.gpu_bytes
     parts = host_parts(plan, memory.shape) if on_host else gpu_parts(plan, memory.shape)
     largest = sorted(parts, key=lambda part: -part.bytes)[:LARGEST]
@@ -108,6 +118,8 @@ def _does_not_fit(question: Question, plan: Plan, instead: Sequence[Plan]) -> Re
 def _hint(plan: Plan, choices: bool) -> str:
     if plan.train.recomputation != "full":
         return "gradient_checkpointing: full keeps fewer activations"
+    if host_unknown(memory_of(plan)):
+        return "say node_memory in the cluster profile, and what offloads to it is weighed too"
     return "take one of these" if choices else "a smaller model, a shorter max_length, or adapters (tuner_type: lora)"
 
 

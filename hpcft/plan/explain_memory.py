@@ -8,7 +8,7 @@ from hpcft.plan.memory import gpu_parts, host_parts
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import MemoryPlan, Option
 from hpcft.plan.speed import USUAL_UTILISATION, StepTime, step_time
-from hpcft.plan.ways import HEADROOM, host_overflows
+from hpcft.plan.ways import HEADROOM, host_overflows, host_unknown
 
 BAR = 24  # characters for a whole GPU
 NAME = 14  # columns of a part's name: the longest, and a space
@@ -47,7 +47,7 @@ def _host(plan: Plan, memory: MemoryPlan) -> list[str]:
     node = memory.hardware.host_bytes
     parts = [f"{p.name} {gib(p.bytes)} ({p.arithmetic})" for p in host_parts(plan, memory.shape) if p.bytes]
     of = f" of {gib(node)}{', too little' if host_overflows(memory) else ''}" if node else ""
-    return [f"and {gib(memory.host)} GiB of a node's own{of}: {', '.join(parts)}"]
+    return [f"and of a node's own memory {gib(memory.host)} GiB{of}: {', '.join(parts)}"]
 
 
 def _choice(plan: Plan, memory: MemoryPlan) -> list[tuple[str, str]]:
@@ -55,18 +55,20 @@ def _choice(plan: Plan, memory: MemoryPlan) -> list[tuple[str, str]]:
     if not memory.options:
         return []
     if not memory.reason:
-        return [("cheaper", f"next is {option_words(memory.options[0])}")]
-    chosen, *rest = (option_words(option) for option in memory.options)
+        return [("cheaper", f"next is {option_words(memory.options[0], memory)}")]
+    chosen, *rest = (option_words(option, memory) for option in memory.options)
     return [("strategy", "\n".join([f"auto: {chosen}; {memory.reason}", *(f"then {other}" for other in rest)]))]
 
 
-def option_words(option: Option) -> str:
+def option_words(option: Option, memory: MemoryPlan) -> str:
     """``fsdp, tp 2: 45.7 GiB, 1.2 s a step``."""
+    offloads = bool(STRATEGIES[option.strategy].offload)
+    unknown = offloads and host_unknown(memory)
     degrees = [f"{name} {n}" for name, n in (("tp", option.tp), ("dp_replicate", option.dp_replicate)) if n > 1]
     said = [f"{gib(option.gpu_bytes)} GiB"]
-    said += [f"{gib(option.host_bytes)} GiB of the node"] if STRATEGIES[option.strategy].offload else []
+    said += [f"{gib(option.host_bytes)} GiB of the node"] if offloads else []
     said += [f"{option.seconds:.2g} s a step"] if option.seconds else []
-    said += [] if option.fits else ["does not fit"]
+    said += [] if option.fits else ["node_memory is not known" if unknown else "does not fit"]
     return f"{', '.join([option.strategy, *degrees])}: {', '.join(said)}"
 
 

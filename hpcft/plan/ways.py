@@ -20,6 +20,7 @@ from hpcft.plan.shape import Shape
 from hpcft.plan.speed import step_time
 
 HEADROOM = 0.95  # of a GPU that may be planned for: predictions err, and the constants are not calibrated yet
+CLEARLY = 1.05  # of a GPU: a named strategy is refused only when predicted so far beyond it
 OFFLOADING = ("fsdp_offload", "zero2_offload", "zero3_offload")
 
 
@@ -105,11 +106,30 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
         yield from (Way(name) for name in OFFLOADING if full or "weights" in STRATEGIES[name].shards)
 
 
-def fits(plan: Plan, share: float = HEADROOM) -> bool:
-    """Into ``share`` of the GPU, and what is offloaded into the node's memory. What is not known does not hinder."""
+def fits(plan: Plan) -> bool:
+    """Into the GPU but for HEADROOM, and what is offloaded into the node's memory, which then must be known."""
     memory = memory_of(plan)
-    card, offloads = memory.hardware.gpu_bytes, bool(STRATEGIES[plan.train.strategy].offload)
-    return (card is None or memory.total <= card * share) and not (offloads and host_overflows(memory))
+    return _holds(memory, HEADROOM) and not (_offloads(plan) and (host_unknown(memory) or host_overflows(memory)))
+
+
+def clearly_too_large(plan: Plan) -> bool:
+    """Even if the prediction errs by a twentieth; what is not known does not hinder here."""
+    memory = memory_of(plan)
+    return not _holds(memory, CLEARLY) or (_offloads(plan) and host_overflows(memory))
+
+
+def _holds(memory: MemoryPlan, share: float) -> bool:
+    card = memory.hardware.gpu_bytes
+    return card is None or memory.total <= card * share
+
+
+def _offloads(plan: Plan) -> bool:
+    return bool(STRATEGIES[plan.train.strategy].offload)
+
+
+def host_unknown(memory: MemoryPlan) -> bool:
+    """Does the profile not say how much memory a node has?"""
+    return memory.hardware.host_bytes is None
 
 
 def host_overflows(memory: MemoryPlan) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hpcft.plan.explain import explain
 from hpcft.plan.make import make_plan, replan
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import MemoryPlan
-from hpcft.plan.ways import HEADROOM, fits, pace, ways
+from hpcft.plan.ways import fits, pace, ways
 from tests.decisions import CARDS, LAYOUTS, MODELS, TUNERS, decided
 from tests.plan.models import PUBLISHED, shape
 from tests.words import profile, run
@@ -175,13 +176,22 @@ def test_offloading_more_than_the_node_has_is_refused_with_arithmetic() -> None:
     assert planned("--strategy fsdp_offload --tuner_type full", "Qwen2.5-72B").train.strategy == "fsdp_offload"
 
 
+def test_offloading_to_a_node_of_unknown_memory_is_done_when_asked_for_and_never_chosen() -> None:
+    words = "--tuner_type full --nproc_per_node 1"
+    assert planned(f"--strategy auto {words}").train.strategy == "zero2_offload"
+    assert "node_memory" in refused(f"--strategy auto {words}", node_memory=None).hint
+    assert planned(f"--strategy zero2_offload {words}", node_memory=None).train.strategy == "zero2_offload"
+    page = explain(planned("--strategy auto --tuner_type full --nproc_per_node 2", node_memory=None), None, {})
+    assert re.search(r"then zero\d_offload: .*, node_memory is not known\n", page)
+
+
 def test_fewer_windows_go_through_a_forward_pass_where_they_do_not_fit() -> None:
     line = "--nproc_per_node 1 --global_batch_size 8 --gradient_checkpointing none --max_length 4096"
     roomy, tight = planned(line, gpu_memory=200), planned(line, gpu_memory=60)
     assert (roomy.batch.micro_windows, roomy.batch.accumulation) == (2, 4)
     assert (tight.batch.micro_windows, tight.batch.accumulation) == (1, 8)
     assert roomy.batch.global_windows == tight.batch.global_windows
-    assert fits(tight, HEADROOM)
+    assert fits(tight)
 
 
 @pytest.mark.parametrize("said", ["--per_device_train_batch_size 2", "--gradient_accumulation_steps 4"])

@@ -65,12 +65,17 @@ def _fastest(question: Question, wanted: Way) -> Plan:
     if not weighed:
         raise _no_way(question, wanted)
     if not possible:
-        least = min(weighed, key=lambda plan: memory_of(plan).total)
+        # Of what offloads to a node of unknown memory it cannot be said by how much it does not fit.
+        least = min(weighed, key=lambda plan: (_unknown(plan), memory_of(plan).total))
         raise _does_not_fit(question, least, _with_adapters(question, wanted))
     best = min(map(pace, possible))
     chosen = next(plan for plan in possible if pace(plan) <= best * TIE)
     rest = sorted((plan for plan in weighed if plan is not chosen), key=lambda plan: (not fits(plan), pace(plan)))
     return _with(chosen, [chosen, *rest][:SHOWN], _reason(chosen, len(possible), best))
+
+
+def _unknown(plan: Plan) -> bool:
+    return bool(STRATEGIES[plan.train.strategy].offload) and host_unknown(memory_of(plan))
 
 
 def _reason(chosen: Plan, possible: int, best: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpcft.plan.shape import Shape, read_shape, shape_of
-from tests.plan.models import PUBLISHED, QWEN3_30B_A3B, TINY
+from tests.plan.models import MIXTRAL, PUBLISHED, QWEN3_30B_A3B, TINY
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -36,6 +36,14 @@ def test_of_experts_all_are_weights_and_some_are_active() -> None:
     assert shape.parameters == pytest.approx(30.5e9, rel=0.01)
     assert shape.layers * shape.active + shape.root == pytest.approx(3.35e9, rel=0.01)
     assert set(shape.linears()) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_mixtral_s_experts_are_as_wide_as_a_feed_forward() -> None:
+    shape = shape_of(MIXTRAL)
+    assert shape is not None
+    assert shape.parameters == pytest.approx(46_702_792_704, rel=1e-3)
+    assert shape.layers * shape.active + shape.root == pytest.approx(12.9e9, rel=0.01)
+    assert shape.feed_forward == 2 * 14336
 
 
 def test_tied_weights_count_once() -> None:

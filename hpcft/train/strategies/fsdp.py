@@ -1,9 +1,9 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
-A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers (embedding,
-norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the compute type,
-and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are
-replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers
+(embedding, norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the
+compute type, and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the
+groups are replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations

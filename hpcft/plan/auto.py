@@ -49,7 +49,7 @@ def check_known(model: str, shape: Shape | None, hardware: Hardware) -> None:
     missing = hint = ""
     if shape is None:
         missing = f"the shape of {model} is not known, no config.json of a known kind can be read there"
-        hint = "the model's folder, by a path that is the same on every machine"
+        hint = "the model's folder; a hub's model is looked up by hpcft submit, and by plan once it is in the cache"
     elif hardware.gpu_bytes is None:
         missing, hint = "the memory of this cluster's GPUs is not known", "gpu_memory (GiB) in the cluster profile"
     if missing:

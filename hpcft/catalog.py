@@ -6,6 +6,7 @@ loop between rows, files and docs. Nothing is imported here, so a login node can
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 
@@ -37,13 +38,18 @@ class Objective:
 
 @dataclass(frozen=True)
 class Format:
-    """A shape of data record. ``keys``: one of these sets of keys must be present; ``sample``: one record as JSON."""
+    """A shape of data record.
+
+    keys: one of these sets of keys must be present. sample: one record as JSON. rows: the kind of row it becomes, as
+    an objective asks for it.
+    """
 
     name: str
     module: str
     keys: tuple[frozenset[str], ...]
     sample: str
     about: str
+    rows: str = "chat"
 
 
 AUTO = "auto"  # the strategy that is chosen by memory and speed; a word of a run, never of a Plan
@@ -87,10 +93,95 @@ RESPONSE_WORDS = (
     *("solution", "text", "completion", "content"),
 )
 
+# The same for the prompt of a pair, and the names of its two answers.
+PROMPT_WORDS = ("query", "prompt", "instruction", "question", "input", "problem")
+CHOSEN_AND_REJECTED = (
+    ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"),
+)  # fmt: skip
+_TURNS = ("messages", "conversations", "conversation")
+_RATED = "hpcft.data.formats.rated"
+
+
+def _sets(*choices: tuple[str | tuple[str, ...], ...]) -> tuple[frozenset[str], ...]:
+    """Every set that has one word of each choice; a word may be several that go together."""
+    flat = ([(word,) if isinstance(word, str) else word for word in choice] for choice in choices)
+    return tuple(frozenset(itertools.chain(*words)) for words in itertools.product(*flat))
+
+
+# The kind of row that an objective asks for → what a record of it has, for those who bring another.
+KINDS_OF_ROWS = {
+    "chat": "turns whose answers are all to be learned, or raw text",
+    "pair": "a prompt with a chosen and a rejected answer",
+    "rated": "a prompt with one answer and a label, true or false",
+}
+
 # The first row whose keys a record has is its shape, so the particular ones come before the general ones.
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
+        Format(
+            "turns_pair",
+            "hpcft.data.formats.turns_pair",
+            _sets(_TURNS, CHOSEN_AND_REJECTED),
+            '{"conversations": [{"from": "human", "value": "2 + 2?"}],'
+            ' "chosen": {"from": "gpt", "value": "4"}, "rejected": {"from": "gpt", "value": "5"}}',
+            "a conversation up to a question (messages or conversations), a chosen and a rejected answer",
+            "pair",
+        ),
+        Format(
+            "pair",
+            "hpcft.data.formats.pair",
+            _sets(PROMPT_WORDS, CHOSEN_AND_REJECTED),
+            '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}',
+            "prompt, chosen and rejected, each a text or turns; the prompt may be instruction and input, or question; "
+            "the answers may be chosen_response and rejected_response; optional system, history and margin",
+            "pair",
+        ),
+        Format(
+            "rejected_response",
+            "hpcft.data.formats.rejected_response",
+            _sets((*_TURNS, ("query", "response")), ("rejected_response", "rejected_messages")),
+            '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],'
+            ' "rejected_response": "5"}',
+            "turns that end in the good answer, and the bad one as rejected_response or rejected_messages: a text, "
+            "turns, or the whole conversation; optional margin",
+            "pair",
+        ),
+        Format(
+            "whole_pair",
+            "hpcft.data.formats.whole_pair",
+            _sets(CHOSEN_AND_REJECTED),
+            '{"chosen": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}],'
+            ' "rejected": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "5"}]}',
+            "chosen and rejected, each a whole conversation: the turns they begin with in common are the prompt",
+            "pair",
+        ),
+        Format(
+            "rated_completion",
+            _RATED,
+            _sets((("prompt", "completion"), ("query", "response")), ("label", "kto_tag"))
+            + _sets((("instruction", "output"),), ("kto_tag",)),
+            '{"prompt": "2 + 2?", "completion": "4", "label": true}',
+            "prompt, completion and a label: true for a good answer, false for a bad one",
+            "rated",
+        ),
+        Format(
+            "rated_messages",
+            _RATED,
+            _sets(("messages",), ("label", "kto_tag")),
+            '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "5"}],'
+            ' "label": false}',
+            "messages and a label, which speaks of what the assistant says after the user's last words",
+            "rated",
+        ),
+        Format(
+            "rated_conversations",
+            _RATED,
+            _sets(("conversations", "conversation"), ("kto_tag", "label")),
+            '{"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}], "kto_tag": true}',
+            "conversations and kto_tag, which speaks of what the assistant says after the user's last words",
+            "rated",
+        ),
         Format(
             "messages",
             "hpcft.data.formats.messages",
@@ -122,7 +213,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "query_response",
             "hpcft.data.formats.query_response",
-            tuple(frozenset({query, response}) for query in QUERY_WORDS for response in RESPONSE_WORDS),
+            _sets(QUERY_WORDS, RESPONSE_WORDS),
             '{"query": "2 + 2?", "response": "4", "history": [["1 + 1?", "2"]]}',
             "query and response, or one of ms-swift's other words for them; optional system and history",
         ),

@@ -89,7 +89,7 @@ def _read_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
     scans: dict[Path, Scan] = {}
     for _, _, file in found:
         if file.path not in scans:
-            scans[file.path] = scan(file)
+            scans[file.path] = scan(file, data.rows)
     reads = [Read(n, split, source, file, scans[file.path]) for n, (split, source, file) in enumerate(found)]
     return reads, [_input(file, kind) for file, kind in files]
 
@@ -147,7 +147,7 @@ class _Preparation:
         with ExitStack() as stack:
             writers = {name: stack.enter_context(SplitWriter(self.folder, name)) for name in names}
             encoders = stack.enter_context(Encoders(self.data, folder, tokenizer))
-            for task, document in shown(encoders.documents(_rows(tasks)), "tokenising", total):
+            for task, document in shown(encoders.documents(_rows(tasks, self.data.rows)), "tokenising", total):
                 self._take(writers, task, document)
         self.audit.check(self.data, [read.file.shown for read in self.reads])
         return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
@@ -180,11 +180,11 @@ def _choice(data: DataPlan, reads: Sequence[Read]) -> Choice:
     )
 
 
-def _rows(tasks: Sequence[tuple[str, Read, Any]]) -> Iterator[Task]:
+def _rows(tasks: Sequence[tuple[str, Read, Any]], rows: str) -> Iterator[Task]:
     """The chosen rows, read again, with what is needed to place their documents."""
     for split, read, copies in tasks:
         if copies.any():
-            for count, (line, row) in zip(copies.tolist(), rows_of(read.file), strict=False):
+            for count, (line, row) in zip(copies.tolist(), rows_of(read.file, rows), strict=False):
                 if count:
                     yield Task((split, read.number, line, count), row)
 

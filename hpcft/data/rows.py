@@ -41,17 +41,34 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One training record. Either ``messages`` (with ``tools`` they may call) or raw ``text``."""
+    """One training record. Either ``messages`` (with ``tools`` they may call) or raw ``text``.
+
+    rejected: of a pair, the bad conversation, whole; ``messages`` is the good one. label: of a rated row, whether its
+    answer is a good one. margin: by how much the good answer of a pair is better, where the record says so.
+    """
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Any, ...] | None = None
     text: str | None = None
+    rejected: tuple[Message, ...] = ()
+    label: bool | None = None
+    margin: float | None = None
 
     @property
     def digest(self) -> int:
-        """64 bits of BLAKE2 over the canonical content: equal rows have equal digests whatever shape they came in."""
-        content = json.dumps([self.messages, self.tools, self.text], sort_keys=True, default=str).encode()
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        """64 bits of BLAKE2 over the canonical content: equal rows have equal digests whatever shape they came in.
+
+        The margin is no part of it: the same two answers are the same pair.
+        """
+        content = [self.messages, self.tools, self.text, self.rejected, self.label]
+        text = json.dumps(content, sort_keys=True, default=str).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+    @property
+    def shared(self) -> int:
+        """Of a pair: how many turns its two conversations have in common before they part."""
+        both = list(zip(self.messages, self.rejected, strict=False))
+        return next((n for n, (good, bad) in enumerate(both) if _said(good) != _said(bad)), len(both))
 
 
 def words(record: Mapping[str, Any], key: str) -> str:
@@ -62,7 +79,7 @@ def words(record: Mapping[str, Any], key: str) -> str:
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
     if not isinstance(item, Mapping):
-        raise Unusable(f"turn {number} is {_kind(item)}, not an object with a role and a content")
+        raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
     role_key = next((key for key in ROLE_KEYS if key in item), None)
     if role_key is None:
         raise Unusable(f"turn {number} has no role; its keys are {', '.join(map(str, item)) or 'none'}")
@@ -84,13 +101,46 @@ def conversation(value: Any, key: str) -> tuple[Message, ...]:
 
 def dialogue(record: Mapping[str, Any], query: str, response: str) -> Row:
     """A question and its answer, after the record's ``system`` and ``history`` ([[question, answer], …])."""
+    turns = (*history(record), *question_and_answer(query, response))
+    return with_system(record, Row(turns, tools(record)))
+
+
+def history(record: Mapping[str, Any]) -> list[Message]:
+    """The turns of the record's ``history``. Raises Unusable."""
     turns: list[Message] = []
     for number, pair in enumerate(listing(record.get("history"), "history"), 1):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise Unusable(f"`history` entry {number} is not a pair [question, answer]")
         turns += question_and_answer(*(_text(half, f"history entry {number}") for half in pair))
-    turns += question_and_answer(query, response)
-    return with_system(record, Row(tuple(turns), tools(record)))
+    return turns
+
+
+def instruction(record: Mapping[str, Any]) -> str:
+    """Alpaca's question: the instruction, and its input (or Dolly's context) on the next line."""
+    asked = (words(record, "instruction"), words(record, "input") or words(record, "context"))
+    return "\n".join(part for part in asked if part)
+
+
+def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
+    """The turns under ``key``, or its text as one turn of ``role``. Raises Unusable."""
+    if isinstance(record[key], list | tuple):
+        return conversation(record[key], key)
+    return ({"role": role, "content": words(record, key)},)
+
+
+def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """``turns`` with ``loss: false`` on what the assistant says."""
+    return tuple({**turn, "loss": False} if turn["role"] == "assistant" else turn for turn in turns)
+
+
+def shared_gpt(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The turns under ``conversations`` (or ``conversation``), or ms-swift's list of {human, assistant} pairs there."""
+    key = "conversations" if "conversations" in record else "conversation"
+    turns = listing(record[key], key)
+    if not turns or not all(isinstance(turn, Mapping) and {"human", "assistant"} <= set(turn) for turn in turns):
+        return conversation(turns, key)
+    pairs = (question_and_answer(words(turn, "human"), words(turn, "assistant")) for turn in turns)
+    return tuple(turn for pair in pairs for turn in pair)
 
 
 def question_and_answer(query: str, response: str) -> list[Message]:
@@ -106,9 +156,13 @@ def with_system(record: Mapping[str, Any], row: Row) -> Row:
 
 def opened(row: Row, system: str) -> Row:
     """``row`` beginning with the system turn ``system``, unless it is raw text or has a system turn already."""
-    if not row.messages or row.messages[0]["role"] in ("system", "developer"):
-        return row
-    return dataclasses.replace(row, messages=({"role": "system", "content": system}, *row.messages))
+
+    def begun(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not turns or turns[0]["role"] in ("system", "developer"):
+            return turns
+        return ({"role": "system", "content": system}, *turns)
+
+    return dataclasses.replace(row, messages=begun(row.messages), rejected=begun(row.rejected))
 
 
 def filled(row: Row, names: Mapping[str, str]) -> Row:
@@ -119,8 +173,11 @@ def filled(row: Row, names: Mapping[str, str]) -> Row:
             text = text.replace(placeholder, name)
         return text
 
-    messages = tuple({**turn, "content": fill(turn["content"])} for turn in row.messages)
-    return dataclasses.replace(row, messages=messages, text=None if row.text is None else fill(row.text))
+    messages, rejected = (
+        tuple({**turn, "content": fill(turn["content"])} for turn in turns) for turns in (row.messages, row.rejected)
+    )
+    text = None if row.text is None else fill(row.text)
+    return dataclasses.replace(row, messages=messages, rejected=rejected, text=text)
 
 
 def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -138,8 +195,12 @@ def listing(value: Any, key: str) -> list[Any]:
     if value in (None, "") or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list | tuple):
-        raise Unusable(f"`{key}` is {_kind(value)}, not a list")
+        raise Unusable(f"`{key}` is {kind_of(value)}, not a list")
     return list(value)
+
+
+def _said(turn: Message) -> Message:
+    return {key: value for key, value in turn.items() if key != "loss"}
 
 
 def _text(value: Any, key: str) -> str:
@@ -148,7 +209,7 @@ def _text(value: Any, key: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise Unusable(f"`{key}` is {_kind(value)}, not text", hint="write it as text, in quotes")
+        raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise Unusable(
             f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
@@ -178,7 +239,7 @@ def _content(item: Mapping[str, Any], number: int) -> str:
 
 def _part(part: Any, number: int) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
+        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
         raise Unusable(f"turn {number} has a part of type {kind}; this release trains on text only")
     return _text(part.get("text"), f"text of turn {number}")
 
@@ -207,6 +268,6 @@ def _called(turn: Message, number: int) -> Message:
     return {**turn, "role": "assistant", "content": "", "tool_calls": functions}
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

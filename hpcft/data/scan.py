@@ -30,11 +30,11 @@ class Scan:
     unread: dict[str, int]
 
 
-def scan(file: DataFile) -> Scan:
-    """Read all of ``file``. Raises Refusal, with file and line, at the first fault."""
+def scan(file: DataFile, rows: str) -> Scan:
+    """Read all of ``file``, which must hold ``rows`` of that kind. Raises Refusal, with file and line, at a fault."""
     kind_of(file.path, file.shown)
     before = file.path.stat()
-    shaped = Shaped(file.shown)
+    shaped = Shaped(file.shown, rows)
     digests = array("Q", (row.digest for _, row in shown(_rows(file, shaped), f"reading {file.shown}")))
     unread = dict(shaped.unread.most_common())
     return Scan(
@@ -48,9 +48,9 @@ def scan(file: DataFile) -> Scan:
     )
 
 
-def rows_of(file: DataFile) -> Iterator[tuple[int, Row]]:
+def rows_of(file: DataFile, rows: str) -> Iterator[tuple[int, Row]]:
     """(line, row) of every record of a file that was scanned before."""
-    return _rows(file, Shaped(file.shown))
+    return _rows(file, Shaped(file.shown, rows))
 
 
 def _rows(file: DataFile, shaped: Shaped) -> Iterator[tuple[int, Row]]:

@@ -8,21 +8,33 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from hpcft.catalog import FORMATS
+from hpcft.catalog import CHOSEN_AND_REJECTED, FORMATS, KINDS_OF_ROWS, OBJECTIVES, Format
 from hpcft.data.rows import Row, Unusable
 from hpcft.errors import near, refuse
 
 Converter = Callable[[Mapping[str, Any]], Row]
 
+# (what a record is, what the run needs) → what a person can do about it.
+INSTEAD = {
+    ("chat", "pair"): "write the bad answer beside the good one, as rejected_response beside messages",
+    ("chat", "rated"): "give every record a label, true or false",
+    ("pair", "chat"): "to train on the good answers alone, write each as messages without its rejected one",
+    ("pair", "rated"): "write each answer as a record of its own, with the label true or false",
+    ("rated", "chat"): "to train on the good answers alone, keep the records labelled true and take the label out",
+    ("rated", "pair"): "a pair is two answers to one prompt, written in one record",
+}
+
 
 class Shaped:
     """The records of one file as rows. All must have the shape of the first: a mixed file is two files.
 
-    shape: its name, empty before the first record. unread: how many records had each key that was not looked at.
+    rows: the kind of row that the run needs. shape: the name of the file's shape, empty before the first record.
+    unread: how many records had each key that was not looked at.
     """
 
-    def __init__(self, shown: str) -> None:
+    def __init__(self, shown: str, rows: str = "chat") -> None:
         self.shown = shown
+        self.rows = rows
         self.shape = ""
         self.first = 0
         self.unread: Counter[str] = Counter()
@@ -34,11 +46,13 @@ class Shaped:
             raise refuse("a record must be an object with keys", where=where, value=repr(record))
         shape = shape_of(frozenset(record))
         if not shape:
-            raise unknown_shape(record, where)
+            raise unknown_shape(record, where, self.rows)
         if not self.shape:
             self.shape, self.first = shape, line
         if shape != self.shape:
             raise self._mixed(shape, record, where)
+        if FORMATS[shape].rows != self.rows:
+            raise unlike(shape, self.rows, record, where)
         looked = _Looked(record)
         try:
             row = _converter(shape)(looked)
@@ -62,22 +76,44 @@ def shape_of(keys: frozenset[str]) -> str:
     return next((name for name, row in FORMATS.items() if any(needed <= keys for needed in row.keys)), "")
 
 
-def unknown_shape(record: Mapping[str, Any], where: str) -> Exception:
-    """The refusal of a record that no format knows, with the nearest one."""
+def unknown_shape(record: Mapping[str, Any], where: str, rows: str) -> Exception:
+    """The refusal of a record that no format knows, with the nearest one of the kind that the run needs."""
     keys = [str(key) for key in record]
-    name, needed, meant = _nearest(keys)
+    formats = {name: row for name, row in FORMATS.items() if row.rows == rows}
+    name, needed, meant = _nearest(keys, formats)
     hint = f"nearest is {name}, which needs {', '.join(sorted(needed))}" if name else ""
     hint += "".join(f"; is `{key}` meant to be `{word}`?" for key, word in meant.items())
     return refuse(
-        "no known shape of record has these keys", where=where, value=", ".join(keys), choices=FORMATS, hint=hint
+        "no known shape of record has these keys", where=where, value=", ".join(keys), choices=formats, hint=hint
     )
 
 
-def _nearest(keys: list[str]) -> tuple[str, frozenset[str], dict[str, str]]:
+def unlike(shape: str, needed: str, record: Mapping[str, Any], where: str) -> Exception:
+    """The refusal of a record that is not of the kind that the run needs."""
+    kind = FORMATS[shape].rows
+    tasks = [row.name for row in OBJECTIVES.values() if row.rows == kind]
+    hint = f"task {', '.join(tasks)} takes records like this; " if tasks else ""
+    return refuse(
+        f"this record {_lacks(kind, needed, record)} (shape {shape}); the run needs {KINDS_OF_ROWS[needed]}",
+        where=where,
+        value=", ".join(map(str, record)),
+        choices=[row.name for row in FORMATS.values() if row.rows == needed],
+        hint=hint + INSTEAD[kind, needed],
+    )
+
+
+def _lacks(kind: str, needed: str, record: Mapping[str, Any]) -> str:
+    alone = next((word for words in CHOSEN_AND_REJECTED for word in words if word in record), None)
+    if needed == "pair" and kind == "chat":
+        return f"has `{alone}` but not the other answer of a pair" if alone else "has no rejected answer"
+    return "has no label" if needed == "rated" else f"is {KINDS_OF_ROWS[kind]}"
+
+
+def _nearest(keys: list[str], formats: Mapping[str, Format]) -> tuple[str, frozenset[str], dict[str, str]]:
     """The format that needs the fewest changes: its name, the keys it needs, and which key was meant for which."""
     best: tuple[str, frozenset[str], dict[str, str]] = ("", frozenset(), {})
     score = 0.0
-    for name, row in FORMATS.items():
+    for name, row in formats.items():
         for needed in row.keys:
             missing = needed - set(keys)
             meant = {key: word for key in keys if key not in needed and (word := near(key.lower(), missing))}

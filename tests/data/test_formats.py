@@ -17,13 +17,13 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = {"name": "add", "arguments": {"a": 2}}
 
 
-def row(record: Any) -> Row:
-    return Shaped("a.jsonl").row(7, record)
+def row(record: Any, rows: str = "chat") -> Row:
+    return Shaped("a.jsonl", rows).row(7, record)
 
 
-def refused(record: Any) -> str:
+def refused(record: Any, rows: str = "chat") -> str:
     with pytest.raises(Refusal, match=r"a\.jsonl:7: ") as refusal:
-        row(record)
+        row(record, rows)
     return str(refusal.value)
 
 
@@ -31,7 +31,10 @@ def refused(record: Any) -> str:
 def test_the_sample_of_every_format_is_found_by_its_keys_and_read(name: str) -> None:
     sample = json.loads(FORMATS[name].sample)
     assert shape_of(frozenset(sample)) == name
-    assert row(sample).text == sample["text"] if name == "text" else row(sample).messages[-1]["content"] == "4"
+    found = row(sample, FORMATS[name].rows)
+    assert found.text == sample.get("text")
+    assert name == "text" or found.messages[-1]["content"] in "45"
+    assert (bool(found.rejected), found.label is not None) == (FORMATS[name].rows == "pair", FORMATS[name].rows == "rated")
 
 
 @pytest.mark.parametrize(

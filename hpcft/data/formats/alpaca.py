@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcft.data.rows import Row, dialogue, words
+from hpcft.data.rows import Row, dialogue, instruction, words
 
 
 def row(record: Mapping[str, Any]) -> Row:
     """The canonical row: the instruction, its input on the next line, and the output. Raises Unusable."""
-    asked = (words(record, "instruction"), words(record, "input") or words(record, "context"))
-    answer = words(record, "output" if "output" in record else "response")
-    return dialogue(record, "\n".join(part for part in asked if part), answer)
+    return dialogue(record, instruction(record), words(record, "output" if "output" in record else "response"))

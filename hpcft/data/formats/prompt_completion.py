@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcft.data.rows import Message, Row, conversation, tools, with_system, words
+from hpcft.data.rows import Row, half, tools, untrained, with_system
 
 
 def row(record: Mapping[str, Any]) -> Row:
     """The canonical row; turns of the prompt are never trained. Raises Unusable."""
-    prompt = tuple({**turn, "loss": False} if _speaks(turn) else turn for turn in _half(record, "prompt", "user"))
-    return with_system(record, Row(prompt + _half(record, "completion", "assistant"), tools(record)))
-
-
-def _half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
-    if isinstance(record[key], list | tuple):
-        return conversation(record[key], key)
-    return ({"role": role, "content": words(record, key)},)
-
-
-def _speaks(turn: Message) -> bool:
-    return bool(turn["role"] == "assistant")
+    prompt = untrained(half(record, "prompt", "user"))
+    return with_system(record, Row(prompt + half(record, "completion", "assistant"), tools(record)))

@@ -49,7 +49,7 @@ def answer(record: Mapping[str, Any], key: str) -> tuple[Message, ...]:
 
 
 def after(prompt: Sequence[Message], turns: Sequence[Message], key: str) -> tuple[Message, ...]:
-    """The conversation in which ``turns``, of ``key``, answer ``prompt``; turns that begin with the prompt are whole."""
+    """The conversation in which ``turns``, of ``key``, answer ``prompt``; those that begin with it are whole."""
     if turns[0]["role"] == "assistant":
         return (*prompt, *turns)
     asked = next((turn["content"] for turn in reversed(prompt) if turn["role"] == "user"), None)

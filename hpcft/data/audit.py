@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from hpcft.data.encode import KEPT, TOO_LONG, UNTRAINED, Document
+from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document
+from hpcft.data.kinds import Kind
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
+BIASED = 1.25  # good answers this much longer than bad ones, or shorter, are worth a note
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
@@ -27,19 +29,29 @@ class Audit:
     ends: Counter[int] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
+    kinds: dict[Kind, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
 
     def add(self, document: Document, origin: tuple[int, int]) -> None:
         """Count one row; origin: the number of its file, and its line."""
         self.fates[document.fate] += 1
-        self.lengths.append(document.length)
-        self.ends.update(document.ends)
-        self.flags.update(name for name in ("truncated", "end_added", "control") if getattr(document, name))
+        self.lengths.append(sum(part.length for part in document.both))
+        flags = ("truncated", "end_added", "control")
+        self.flags.update(name for name in flags if any(getattr(part, name) for part in document.both))
+        for part in document.both:
+            self.ends.update(part.ends)
+            if part.fate == KEPT:
+                self._count(part)
         if document.fate != KEPT:
             reason = document.why if document.fate == UNTRAINED else document.fate
             self.why[reason] += 1
             examples = self.examples.setdefault(document.fate, [])
             if len(examples) < EXAMPLES:
                 examples.append((*origin, document.why))
+
+    def _count(self, document: Document) -> None:
+        sums = self.kinds.setdefault(document.kind, [0, 0, 0])
+        for n, more in enumerate((1, len(document.tokens), int(document.trained.sum()))):
+            sums[n] += more
 
     def check(self, data: DataPlan, names: Sequence[str]) -> None:
         """Raises Refusal where no row is left, or too large a share of the rows has nothing to train on.
@@ -53,7 +65,8 @@ class Audit:
         if untrained and (untrained == rows - too_long or untrained / rows > data.max_untrained_rows):
             share = f"{untrained} of {rows} rows ({untrained / rows:.0%}) have no token to train on"
             limit = f"max_untrained_rows allows {data.max_untrained_rows:.0%}"
-            raise self._refusal(UNTRAINED, names, share, f"{limit}; train_on is {data.train_on}")
+            trained = f"; train_on is {data.train_on}" if data.rows == "chat" else ""
+            raise self._refusal(UNTRAINED, names, share, limit + trained)
         if not self.fates[KEPT]:
             longest = f"the shortest row has {min(self.lengths)} tokens"
             hint = f"{longest}; raise max_length or set truncation_strategy"
@@ -81,6 +94,10 @@ class Audit:
                 "end_added": self.flags["end_added"],
                 "control_words": self.flags["control"],
             },
+            "kinds": {
+                kind.word: {"documents": n, "mean_tokens": round(tokens / n, 1), "mean_trained": round(trained / n, 1)}
+                for kind, (n, tokens, trained) in sorted(self.kinds.items())
+            },
             "dropped": dict(self.why.most_common()),
             "examples": {fate: [list(example) for example in examples] for fate, examples in self.examples.items()},
             "row_tokens": quantiles,
@@ -104,6 +121,8 @@ def table(manifest: dict[str, Any], names: Sequence[str]) -> str:
     dropped = [example for examples in audit["examples"].values() for example in examples]
     lines += [f"  for example {names[file]}:{line}: {why}" for file, line, why in dropped]
     lines += ["", "tokens in a row", "  " + " · ".join(f"{name} {n:,}" for name, n in audit["row_tokens"].items())]
+    if any(kind != Kind.CHAT.word for kind in audit["kinds"]):
+        lines += ["", "answers", *_pairs({kind: _answers(facts) for kind, facts in audit["kinds"].items()})]
     for split, facts in manifest["splits"].items():
         lines += ["", split, *_pairs(_split_counts(facts))]
     return "\n".join([*lines, "", *_notes(audit)])
@@ -121,9 +140,15 @@ def _row_counts(audit: dict[str, Any]) -> dict[str, str]:
     return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
 
 
+def _answers(facts: dict[str, Any]) -> str:
+    means = f"{facts['mean_trained']:,.0f} trained tokens in the mean, {facts['mean_tokens']:,.0f} with the prompt"
+    return f"{facts['documents']:,} of {means}"
+
+
 def _split_counts(facts: dict[str, Any]) -> dict[str, str]:
+    documents = sum(facts["kinds"].values())
     return {
-        "documents": f"{facts['rows']:,}",
+        "documents": f"{documents:,}" + (f" in {facts['rows']:,} pairs" if Kind.CHOSEN.word in facts["kinds"] else ""),
         "windows": f"{facts['windows']:,} of at most {facts['max_length']:,} tokens, {facts['filled']:.1%} filled",
         "tokens": f"{facts['tokens']:,}",
         "trained tokens": f"{facts['trained_tokens']:,} ({facts['trained_tokens'] / max(1, facts['tokens']):.0%})",
@@ -141,9 +166,22 @@ def _notes(audit: dict[str, Any]) -> list[str]:
         notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
     if control := audit["rows"]["control_words"]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
+    if longer := _length_bias(audit["kinds"]):
+        notes.append(longer)
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")
     return notes
+
+
+def _length_bias(kinds: dict[str, dict[str, float]]) -> str:
+    """A note where good answers are much longer or shorter than bad ones: a model learns that sooner than quality."""
+    for good, bad in ((Kind.CHOSEN.word, Kind.REJECTED.word), (Kind.DESIRABLE.word, Kind.UNDESIRABLE.word)):
+        if good in kinds and bad in kinds:
+            ratio = kinds[good]["mean_trained"] / kinds[bad]["mean_trained"]
+            if not 1 / BIASED < ratio < BIASED:
+                how = f"{ratio:.1f} times as long as" if ratio > 1 else f"{1 / ratio:.1f} times shorter than"
+                return f"note: {good} answers are {how} {bad} ones, so the model may learn length before anything else"
+    return ""
 
 
 def _pairs(pairs: dict[str, str]) -> list[str]:

@@ -1,39 +1,36 @@
-"""Rows into documents: tokens, which of them are trained, and what became of each row. Runs in worker processes."""
+"""Rows into documents: tokens, which of them are trained, and what became of each row. Runs in worker processes.
+
+A row of a chat or a rated one becomes one document, a pair two. Each is encoded for itself as a *part*, a row of one
+conversation; then the parts of a row are cut together, for they stand in one window.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
+from hpcft.data.cutting import EQUAL, cut, cut_pair
+from hpcft.data.documents import KEPT, UNTRAINED, Document
+from hpcft.data.kinds import Kind
 from hpcft.data.masks import Masker, Span, Unrenderable, trained_tokens, wanted
-from hpcft.data.rows import Row, filled, opened
+from hpcft.data.rows import Message, Row, filled, opened
 from hpcft.plan.plan import DataPlan
 
-KEPT, TOO_LONG, UNTRAINED = "kept", "too long", "untrained"
 
+@dataclass(frozen=True)
+class Part:
+    """One conversation of a row, and which of its tokens carry loss (``train_on``)."""
 
-@dataclass
-class Document:
-    """What one row became. tokens: int32 [n]; trained: bool [n]; both empty unless fate is ``kept``.
-
-    length: tokens before truncation. why: the reason of any other fate. ends: token id → turns it closed.
-    """
-
-    fate: str
-    length: int
-    why: str = ""
-    tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    trained: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, np.bool_))
-    ends: Counter[int] = field(default_factory=Counter)
-    truncated: bool = False
-    end_added: bool = False
-    control: bool = False  # a special token is written out in the row's own words
+    row: Row
+    kind: Kind
+    train_on: str
 
 
 class Encoder:
@@ -51,20 +48,49 @@ class Encoder:
 
     def documents(self, rows: Sequence[Row]) -> list[Document | str]:
         """A document for each row, or the sentence that says why it cannot be rendered."""
-        prepared = [self._prepared(row) for row in rows]
-        rendered = [self._rendered(row) for row in prepared]
+        parts = [self._parts(self._prepared(row)) for row in rows]
+        encoded = iter(self._encoded([part for of_row in parts for part in of_row]))
+        return [self._of_row(row, islice(encoded, len(of_row))) for row, of_row in zip(rows, parts, strict=True)]
+
+    def _encoded(self, parts: Sequence[Part]) -> list[Document | str]:
+        """A whole document for each part, or the sentence why not."""
+        rendered = [self._rendered(part.row) for part in parts]
         good = [n for n, item in enumerate(rendered) if not isinstance(item, str)]
         texts = [rendered[n][0] for n in good]
-        raw = [prepared[n].text is not None for n in good]
+        raw = [parts[n].row.text is not None for n in good]
         tokens = self._tokens(texts, raw)
         result: list[Document | str] = [item if isinstance(item, str) else "" for item in rendered]
         for n, (ids, offsets) in zip(good, tokens, strict=True):
-            result[n] = self._document(prepared[n], rendered[n][1], ids, offsets)
+            result[n] = self._document(parts[n], rendered[n][1], ids, offsets)
         return result
 
     def _prepared(self, row: Row) -> Row:
         row = opened(row, self.data.system) if self.data.system else row
         return filled(row, self.names) if self.names else row
+
+    def _parts(self, row: Row) -> tuple[Part, ...]:
+        """Of a pair, what the assistant says after the prompt; of a rated row, after the user's last words."""
+        if row.rejected:
+            both = ((Kind.CHOSEN, row.messages), (Kind.REJECTED, row.rejected))
+            return tuple(Part(Row(answering(turns, row.shared), row.tools), kind, "answer") for kind, turns in both)
+        if row.label is not None:
+            return (Part(row, Kind.DESIRABLE if row.label else Kind.UNDESIRABLE, "last_turn"),)
+        return (Part(row, Kind.CHAT, self.data.train_on),)
+
+    def _of_row(self, row: Row, parts: Iterable[Document | str]) -> Document | str:
+        """What the parts of a row became as one document, within ``max_length``; or the first sentence why not."""
+        documents: list[Document] = []
+        for part in list(parts):
+            if isinstance(part, str):
+                return part
+            documents.append(part)
+        limit, policy = self.data.max_length, self.data.truncation
+        if not row.rejected:
+            return cut(documents[0], limit, policy)
+        if row.shared == len(row.messages):
+            return Document(UNTRAINED, sum(document.length for document in documents), EQUAL)
+        chosen, rejected = (replace(document, margin=row.margin or 0.0) for document in documents)
+        return cut_pair(chosen, rejected, limit, policy)
 
     def _rendered(self, row: Row) -> Any:
         """(text, spans) or the reason why not."""
@@ -91,14 +117,17 @@ class Encoder:
                     result[n] = ids, np.array(offsets, np.int64).reshape(-1, 2)
         return result
 
-    def _document(self, row: Row, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]) -> Document | str:
-        spans = spans if row.text is not None else wanted(spans, row.messages, self.data.train_on)
+    def _document(
+        self, part: Part, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]
+    ) -> Document | str:
+        row = part.row
+        spans = spans if row.text is not None else wanted(spans, row.messages, part.train_on)
         tokens, eos = np.array(ids, np.int32), self.tokenizer.eos_token_id
         if row.text is not None:
             trained, ends = np.full(len(ids), bool(spans)), Counter[int]()
             closed = bool(ids) and ids[-1] == eos
         else:
-            trained, ends = self._trained(row, spans, offsets), self._ends(spans, ids, offsets)
+            trained, ends = self._trained(part, spans, offsets), self._ends(spans, ids, offsets)
             closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
         added = not closed and bool(trained.any())
         if added:
@@ -106,10 +135,14 @@ class Encoder:
                 return "nothing ends its last turn: neither the chat template nor the tokenizer has an end token"
             tokens, trained = np.append(tokens, np.int32(eos)), np.append(trained, True)
             ends[int(eos)] += 1
-        return self._cut(row, Document(KEPT, len(tokens), "", tokens, trained, ends, end_added=added))
+        if not trained[1:].any():
+            return Document(UNTRAINED, len(tokens), why_untrained(row, part.train_on), kind=part.kind)
+        control = self._control(row)
+        return Document(KEPT, len(tokens), "", tokens, trained, ends, part.kind, end_added=added, control=control)
 
-    def _trained(self, row: Row, spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        if self.data.train_on != "all":
+    def _trained(self, part: Part, spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        row = part.row
+        if part.train_on != "all":
             return trained_tokens(offsets, spans)
         silent = [n for n, turn in enumerate(row.messages) if turn.get("loss") is False]
         if not silent:
@@ -122,22 +155,6 @@ class Encoder:
         """Which tokens close the trained turns."""
         last = (int(np.searchsorted(offsets[:, 0], span.end) - 1) for span in spans if span.closed)
         return Counter(int(ids[n]) for n in last if n >= 0)
-
-    def _cut(self, row: Row, whole: Document) -> Document:
-        """The document within ``max_length``, as the truncation policy says."""
-        limit, policy = self.data.max_length, self.data.truncation
-        if not whole.trained[1:].any():
-            return Document(UNTRAINED, whole.length, why_untrained(row, self.data.train_on))
-        if whole.length > limit and policy == "drop":
-            return Document(TOO_LONG, whole.length, f"{whole.length} tokens, max_length is {limit}")
-        part = slice(-limit, None) if policy == "truncate_left" else slice(limit)
-        trained = whole.trained[part].copy()
-        trained[:1] = False  # nothing stands before it to predict it from
-        if not trained.any():
-            return Document(UNTRAINED, whole.length, f"{policy} to {limit} tokens cuts off all that would be trained")
-        whole.tokens, whole.trained = whole.tokens[part], trained
-        whole.truncated, whole.control = whole.length > limit, self._control(row)
-        return whole
 
     def _control(self, row: Row) -> bool:
         """Whether the row's own words spell a special token, which then becomes that token."""
@@ -157,11 +174,21 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     return {**added, **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))}
 
 
+def answering(turns: Sequence[Message], start: int) -> tuple[Message, ...]:
+    """``turns`` with loss on what the assistant says from turn ``start`` on, and on nothing else."""
+    return tuple(
+        {**turn, "loss": n >= start and turn["role"] == "assistant" and turn.get("loss", True)}
+        for n, turn in enumerate(turns)
+    )
+
+
 def why_untrained(row: Row, train_on: str) -> str:
     """Why a row has nothing to train on."""
     if row.text is not None:
         return "the text is empty or one token long"
     spoken = [turn for turn in row.messages if turn["role"] == "assistant"]
+    if train_on == "answer":
+        spoken = [turn for turn in spoken if turn["loss"]] or spoken
     if not spoken:
         return "no assistant turn"
     if not any(turn["content"].strip() or turn.get("tool_calls") for turn in spoken):

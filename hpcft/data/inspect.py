@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.data import tokenizer as tokenizers
+from hpcft.data.kinds import Kind
 from hpcft.data.prepare import names_of
 from hpcft.data.shards import Prepared, Windows, open_prepared
 from hpcft.data.store import Answer
@@ -36,11 +37,14 @@ def described(prepared: Prepared, split: str, index: int, tokenizer: Any, marks:
     )
     names = names_of(Answer(Path(prepared.content), prepared.manifest, prepared.inputs))
     start = 0
-    for number, length in zip(windows.documents(index), window.documents, strict=True):
+    documents = zip(windows.documents(index), window.documents, window.kinds, window.margins, strict=True)
+    for number, length, kind, margin in documents:
         file, line = windows.origin(number)
         piece = slice(start, start + length)
         shape = prepared.manifest["files"][file]["shape"]
-        yield f"\n── {names[file]}:{line} · {shape} · {length:,} tokens, {int(window.trained[piece].sum()):,} trained"
+        what = "" if kind == Kind.CHAT else f" · {Kind(kind).word}" + (f" · margin {margin:g}" if margin else "")
+        trained = int(window.trained[piece].sum())
+        yield f"\n── {names[file]}:{line} · {shape}{what} · {length:,} tokens, {trained:,} trained"
         yield marked(window.tokens[piece].tolist(), window.trained[piece].tolist(), tokenizer, marks)
         start += length
 

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.encode import Document, Encoder
+from hpcft.data.documents import Document
+from hpcft.data.encode import Encoder
 from hpcft.data.rows import Row
 from hpcft.plan.plan import DataPlan
 

@@ -21,7 +21,7 @@ from hpcft import disk
 from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit, table
-from hpcft.data.encode import KEPT, Document
+from hpcft.data.documents import KEPT, Document
 from hpcft.data.mixing import Choice, choose
 from hpcft.data.pool import Encoders, Task
 from hpcft.data.progress import shown, tell

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ COLUMNS: dict[str, str] = {
     "documents": "<i8",  # first token of each document, and the end
     "counts": "<i4",  # trained tokens of each document
     "origins": "<i8",  # [documents, 2]: number of the input file, line in it
+    "kinds": "|u1",  # what each document is: kinds.Kind
+    "margins": "<f4",  # by how much the chosen answer is better, on both documents of a pair; 0 where nobody says
     "members": "<i8",  # documents of all windows, one after another
     "windows": "<i8",  # first member of each window, and the end
 }
@@ -33,14 +35,19 @@ def file_name(split: str, column: str) -> str:
 
 @dataclass(frozen=True)
 class Window:
-    """tokens: int32 [n]; trained: bool [n], False on every document's first token; documents: lengths that sum to n."""
+    """tokens: int32 [n]; trained: bool [n], False on every document's first token; documents: lengths that sum to n.
+
+    kinds: of each document, a ``Kind``; the one after a chosen one is its rejected one. margins: of each document.
+    """
 
     tokens: NDArray[np.int32]
     trained: NDArray[np.bool_]
     documents: list[int]
+    kinds: list[int]
+    margins: list[float]
 
 
-class Windows(Sequence[Window]):
+class Windows:
     """The windows of one split, in their stored order. Raises Refusal where a file is missing or has another size."""
 
     def __init__(self, folder: Path, split: str, facts: dict[str, Any]) -> None:
@@ -56,12 +63,18 @@ class Windows(Sequence[Window]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: Any) -> Any:
+    def __iter__(self) -> Iterator[Window]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Window:
         """The window ``index``, read from the memory map; raises IndexError outside the split."""
-        pieces = [slice(self._documents[d], self._documents[d + 1]) for d in self.documents(index)]
+        documents = self.documents(index)
+        pieces = [slice(self._documents[d], self._documents[d + 1]) for d in documents]
         tokens = np.concatenate([self._columns["tokens"][piece] for piece in pieces])
         trained = np.concatenate([self._columns["trained"][piece] for piece in pieces])
-        return Window(tokens, trained.astype(np.bool_), [int(piece.stop - piece.start) for piece in pieces])
+        lengths = [int(piece.stop - piece.start) for piece in pieces]
+        kinds, margins = (self._columns[name][documents].tolist() for name in ("kinds", "margins"))
+        return Window(tokens, trained.astype(np.bool_), lengths, kinds, margins)
 
     def documents(self, index: int) -> list[int]:
         """The numbers of the documents in window ``index``."""
@@ -71,6 +84,10 @@ class Windows(Sequence[Window]):
     def trained_tokens(self, index: int) -> int:
         """How many tokens of window ``index`` carry loss, without reading them."""
         return int(self._columns["counts"][self.documents(index)].sum())
+
+    def count(self, index: int, kinds: Collection[int]) -> int:
+        """How many documents of window ``index`` are of one of ``kinds``, without reading their tokens."""
+        return sum(kind in kinds for kind in self._columns["kinds"][self.documents(index)].tolist())
 
     def origin(self, document: int) -> tuple[int, int]:
         """(number of the input file, line in it) of a document."""

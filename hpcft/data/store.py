@@ -21,7 +21,7 @@ from typing import Any
 from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
-FORMAT = 1  # raised whenever the same input would give other bytes
+FORMAT = 2  # raised whenever the same input would give other bytes
 SCHEMA = 1
 ABSENT = -1
 SHARED = 0o666  # less the umask

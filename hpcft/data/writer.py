@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hpcft.data.encode import Document
+from hpcft.data.documents import Document
+from hpcft.data.kinds import Kind
 from hpcft.data.packing import best_fit, one_each
 from hpcft.data.shards import COLUMNS, file_name
 
 
 class SplitWriter:
-    """One split of a content folder. A document is stored once, however many windows hold it."""
+    """One split of a content folder. A document is stored once, however many windows hold it.
+
+    A unit is what one row became: a document, or the two of a pair, which stand side by side in one window.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
@@ -23,8 +29,11 @@ class SplitWriter:
         self.trained = (folder / file_name(split, "trained")).open("wb")
         self.lengths: list[int] = []
         self.counts: list[int] = []
-        self.copies: list[int] = []
+        self.kinds: list[int] = []
+        self.margins: list[float] = []
         self.origins: list[tuple[int, int]] = []
+        self.units: list[int] = []  # documents of each unit
+        self.copies: list[int] = []  # windows that hold each unit
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -36,33 +45,43 @@ class SplitWriter:
         self.trained.close()
 
     def add(self, document: Document, copies: int, origin: tuple[int, int]) -> None:
-        """Append a document that ``copies`` windows will hold. origin: number of its input file, line in it."""
-        self.tokens.write(document.tokens.astype(COLUMNS["tokens"]).tobytes())
-        self.trained.write(document.trained.astype(COLUMNS["trained"]).tobytes())
-        self.lengths.append(len(document.tokens))
-        self.counts.append(int(document.trained.sum()))
+        """Append what a row became; ``copies`` windows will hold it. origin: number of its input file, line in it."""
+        self.units.append(len(document.both))
         self.copies.append(copies)
-        self.origins.append(origin)
+        for part in document.both:
+            self.tokens.write(part.tokens.astype(COLUMNS["tokens"]).tobytes())
+            self.trained.write(part.trained.astype(COLUMNS["trained"]).tobytes())
+            self.lengths.append(len(part.tokens))
+            self.counts.append(int(part.trained.sum()))
+            self.kinds.append(part.kind)
+            self.margins.append(part.margin)
+            self.origins.append(origin)
 
     def finish(self, max_length: int, packing: bool) -> dict[str, Any]:
         """Write offsets and windows; the facts of this split for the manifest."""
         self.tokens.close()
         self.trained.close()
-        lengths, copies = np.array(self.lengths, np.int64), np.array(self.copies, np.int64)
-        documents = np.repeat(np.arange(len(lengths)), copies)
-        windows = best_fit(lengths[documents], max_length) if packing else one_each(len(documents))
-        self._write("documents", _offsets(self.lengths))
+        starts, units = _offsets(self.lengths), _offsets(self.units)
+        taken = np.repeat(np.arange(len(self.units)), self.copies)
+        sizes = (starts[units[1:]] - starts[units[:-1]])[taken]
+        chosen = best_fit(sizes, max_length) if packing else one_each(len(taken))
+        windows = [[d for unit in taken[window] for d in range(units[unit], units[unit + 1])] for window in chosen]
+        members = np.array([document for window in windows for document in window], np.int64)
+        self._write("documents", starts)
         self._write("counts", self.counts)
         self._write("origins", np.array(self.origins, np.int64).reshape(-1))
         self._write("windows", _offsets([len(window) for window in windows]))
-        self._write("members", documents[np.array([member for window in windows for member in window], np.int64)])
-        tokens = int((lengths * copies).sum())
+        self._write("members", members)
+        self._write("kinds", self.kinds)
+        self._write("margins", self.margins)
+        kinds, tokens = Counter(self.kinds[document] for document in members), int(sizes.sum())
         return {
             "windows": len(windows),
-            "rows": len(documents),
+            "rows": len(taken),
+            "kinds": {kind.word: kinds[kind] for kind in Kind if kinds[kind]},
             "tokens": tokens,
-            "trained_tokens": int((np.array(self.counts, np.int64) * copies).sum()),
-            "max_window": max((int(lengths[documents[window]].sum()) for window in windows), default=0),
+            "trained_tokens": int(np.array(self.counts, np.int64)[members].sum()),
+            "max_window": max((int(sizes[window].sum()) for window in chosen), default=0),
             "max_length": max_length,
             "filled": round(tokens / (max_length * len(windows)), 4) if windows else 0.0,
             "files": {name: (self.folder / name).stat().st_size for name in self._names()},
@@ -75,5 +94,5 @@ class SplitWriter:
         (self.folder / file_name(self.split, column)).write_bytes(np.asarray(values).astype(COLUMNS[column]).tobytes())
 
 
-def _offsets(lengths: Sequence[int]) -> Any:
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))])

@@ -1,0 +1,73 @@
+"""Documents within ``max_length``: dropped or cut as the truncation policy says, the two of a pair together."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document
+
+EQUAL = "the chosen answer and the rejected one are equal"
+
+
+def cut(whole: Document, limit: int, policy: str) -> Document:
+    """The document of a row within ``limit`` tokens."""
+    if whole.fate != KEPT:
+        return whole
+    if whole.length > limit and policy == "drop":
+        return Document(TOO_LONG, whole.length, f"{whole.length} tokens, max_length is {limit}")
+    part = slice(-limit, None) if policy == "truncate_left" else slice(limit)
+    if not _keep(whole, part):
+        return Document(UNTRAINED, whole.length, f"{policy} to {limit} tokens cuts off all that would be trained")
+    return whole
+
+
+def cut_pair(chosen: Document, rejected: Document, limit: int, policy: str) -> Document:
+    """The two documents of a pair as one, within ``limit`` tokens together; or why it is none.
+
+    truncate_left takes the same tokens from the beginning of both, so that both still answer the same prompt;
+    truncate_right shortens the longer answer first, for what it says beyond the other's length.
+    """
+    length = chosen.length + rejected.length
+    for document in (chosen, rejected):
+        if document.fate != KEPT:
+            return Document(document.fate, length, f"{document.kind.word} answer: {document.why}")
+    if np.array_equal(chosen.tokens, rejected.tokens):
+        return Document(UNTRAINED, length, EQUAL)
+    if length > limit and policy == "drop":
+        return Document(TOO_LONG, length, f"{length} tokens in both answers with their prompts, max_length is {limit}")
+    if why := _shortened(chosen, rejected, limit, policy):
+        return Document(UNTRAINED, length, f"{policy} to {limit} tokens for both answers {why}")
+    chosen.rejected = rejected
+    return chosen
+
+
+def _shortened(chosen: Document, rejected: Document, limit: int, policy: str) -> str:
+    """Cut both; why that cannot be, or nothing."""
+    over = max(0, chosen.length + rejected.length - limit)
+    if policy == "truncate_left" and over:
+        part = slice(-(-over // 2), None)
+        if part.start >= shared_prompt(chosen, rejected):
+            return "cuts off the whole prompt"
+    else:
+        part = slice(max(limit // 2, limit - min(chosen.length, rejected.length)))
+    kept = [_keep(document, part) for document in (chosen, rejected)]
+    if not all(kept):
+        return "cuts off all that would be trained"
+    return "leaves them equal" if np.array_equal(chosen.tokens, rejected.tokens) else ""
+
+
+def shared_prompt(chosen: Document, rejected: Document) -> int:
+    """How many tokens stand in both documents before the first trained one."""
+    end = min(int(document.trained.argmax()) for document in (chosen, rejected))
+    differ: NDArray[np.intp] = np.flatnonzero(chosen.tokens[:end] != rejected.tokens[:end])
+    return int(differ[0]) if len(differ) else end
+
+
+def _keep(document: Document, part: slice) -> bool:
+    """Leave only ``part`` of the document; whether anything in it is trained."""
+    trained = document.trained[part].copy()
+    trained[:1] = False  # nothing stands before it to predict it from
+    document.truncated = len(trained) < document.length
+    document.tokens, document.trained = document.tokens[part], trained
+    return bool(trained.any())

@@ -24,6 +24,8 @@ from hpcft.errors import Refusal, refuse
 Records = Iterator[tuple[int, Any]]
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+LFS = "version https://git-lfs"
+CUT_OFF = "was the file cut off while it was copied?"
 
 
 def records(path: Path, shown: str) -> Records:
@@ -117,7 +119,7 @@ def _array(path: Path, shown: str) -> Records:
                 "the list of records ends in the middle" if at >= len(text) else "a comma or ] is missing here",
                 where=f"{shown}:{line}",
                 value=text[max(0, at - 40) : at + 40],
-                hint="was the file cut off while it was copied?" if at >= len(text) else "",
+                hint=CUT_OFF if at >= len(text) else "",
             )
     if rest := text[at + 1 :].strip():
         raise refuse("something follows the list of records", where=f"{shown}:{line}", value=rest[:80])
@@ -130,11 +132,13 @@ def _skip(space: re.Pattern[str], text: str, at: int) -> int:
 
 def _broken_json(error: Exception, text: str, shown: str, line: int, start: int = 0) -> Refusal:
     if not isinstance(error, json.JSONDecodeError):
-        return refuse(f"broken JSON: {error}", where=f"{shown}:{line}")
+        return refuse(f"broken JSON: {error}", where=f"{shown}:{line}", value=text[start : start + 80])
     at = error.pos
     piece = text[max(start, at - 40) : at + 40].strip("\r\n")
-    hint = ""
-    if re.search(r",\s*[\]}]", text[max(start, at - 3) : at + 3]):
+    hint = CUT_OFF if start and at >= len(text.rstrip()) else ""
+    if text.startswith(LFS):
+        hint = "this is Git LFS's pointer to the file: git lfs pull"
+    elif re.search(r",\s*[\]}]", text[max(start, at - 3) : at + 3]):
         hint = "remove the trailing comma"
     elif "'" in text[at : at + 2]:
         hint = "JSON wants double quotes"
@@ -151,8 +155,11 @@ def _csv(path: Path, shown: str) -> Records:
     header = _csv_row(reader, shown)
     if header is None:
         return
-    if len(set(header)) < len(header) or not all(header):
-        raise refuse("the header has an empty or a repeated name", where=f"{shown}:1", value=", ".join(header))
+    if ",".join(header).lstrip()[:1] in ("{", "["):
+        raise refuse("this is JSON, not CSV", where=f"{shown}:1", value=header[0], hint="rename the file to .jsonl")
+    if len(set(header)) < len(header) or not all(header) or not header:
+        what, hint = "the header has an empty or a repeated name", "the first line names the columns"
+        raise refuse(what, where=f"{shown}:1", value=",".join(header), hint=hint)
     line = reader.line_num + 1
     while (row := _csv_row(reader, shown)) is not None:
         if row and len(row) != len(header):
@@ -190,7 +197,10 @@ def _parquet(path: Path, shown: str) -> Records:
                     row += 1
                     yield row, record
     except (arrow.ArrowException, OSError) as error:
-        raise refuse(f"not a whole Parquet file: {error}", where=f"{shown}:{row + 1}" if row else shown) from error
+        where = f"{shown}:{row + 1}" if row else shown
+        with path.open("rb") as file:
+            hint = "it is Git LFS's pointer: git lfs pull" if file.read(len(LFS)) == LFS.encode() else CUT_OFF
+        raise refuse(f"not a whole Parquet file: {error}", where=where, hint=hint) from error
 
 
 def _decoded(path: Path, shown: str) -> Iterator[tuple[int, str]]:
@@ -212,7 +222,7 @@ def _opened(path: Path, shown: str) -> Iterator[IO[bytes]]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise refuse(f"not a whole gzip file: {error}", where=shown) from error
+        raise refuse(f"not a whole gzip file: {error}", where=shown, hint=f"{CUT_OFF} gzip -t tells") from error
     except PermissionError as error:
         raise refuse("this file may not be read", where=shown, hint=f"ls -l {shown}") from error
 

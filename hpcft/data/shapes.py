@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -57,7 +58,8 @@ class Shaped:
         try:
             row = _converter(shape)(looked)
         except Unusable as error:
-            raise refuse(f"{error} (shape {shape})", where=where, hint=error.hint) from error
+            value = json.dumps(record, ensure_ascii=False, default=str)
+            raise refuse(f"{error} (shape {shape})", where=where, value=value, hint=error.hint) from error
         self.unread.update(key for key in record if key not in looked.at)
         return row
 

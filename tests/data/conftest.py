@@ -32,10 +32,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizers:
 
 @pytest.fixture
 def prepared(tmp_path: Path, tokenizer: Tokenizers) -> Preparing:
-    """``prepared(rows, template=…, **data)``: the shards of these records, read back."""
+    """``prepared(records, template=…, **data)``: the shards of these records, read back."""
 
-    def make(rows: list[Any], template: str | None = "chatml", **changes: Any) -> Prepared:
-        path = write_lines(tmp_path / "rows.jsonl", rows)
+    def make(records: list[Any], template: str | None = "chatml", **changes: Any) -> Prepared:
+        path = write_lines(tmp_path / "rows.jsonl", records)
         data = request(path, **{"tokenizer": tokenizer(template), **changes})
         prepare(data, tmp_path / "store")
         return open_prepared(tmp_path / "store", data)

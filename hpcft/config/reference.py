@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hpcft.catalog import FORMATS, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
+from hpcft.catalog import FORMATS, KINDS_OF_ROWS, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES, Format
 from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
 from hpcft.config.cluster import ClusterProfile, Partition
 from hpcft.config.run import RunConfig, Section
@@ -54,9 +54,15 @@ def catalog_page() -> str:
     parts.append(_pairs(("task", ""), ((row.name, row.about) for row in OBJECTIVES.values())))
     parts.append("\nNot in this release:\n\n" + _pairs(("task", "instead"), LATER_OBJECTIVES.items()))
     parts.append("\n## Data formats\n\nFound by their keys, file by file; a file of mixed shapes is refused.\n")
-    for row in FORMATS.values():
-        parts.append(f"\n### `{row.name}`\n\n{row.about[:1].upper()}{row.about[1:]}.\n\n```json\n{row.sample}\n```\n")
+    parts.append("A task takes one kind of record; within a kind, each shape that follows will do.\n")
+    for kind, what in KINDS_OF_ROWS.items():
+        parts.append(f"\n### {what[:1].upper()}{what[1:]}\n")
+        parts += [_format(row) for row in FORMATS.values() if row.rows == kind]
     return "".join(parts)
+
+
+def _format(row: Format) -> str:
+    return f"\n#### `{row.name}`\n\n{row.about[:1].upper()}{row.about[1:]}.\n\n```json\n{row.sample}\n```\n"
 
 
 def _switches() -> Iterable[tuple[str, str]]:

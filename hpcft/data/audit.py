@@ -136,6 +136,7 @@ def _row_counts(audit: dict[str, Any]) -> dict[str, str]:
         "truncated": rows["truncated"],
         "equal to an earlier row": audit["duplicates"],
         "in train and in validation": audit["overlap"],
+        "whose prompt is in train and in validation": audit["prompts"] - audit["overlap"],
     }
     return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
 

@@ -17,39 +17,51 @@ Copies = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of a source. groups: equal for rows that must not stand on both sides of a validation split."""
+
+    digests: Digests
+    groups: Digests
+
+
+@dataclass(frozen=True)
 class Choice:
     """Copies of every row, source by source.
 
-    duplicates: chosen rows that equal an earlier one. overlap: validation rows that are in train too.
+    duplicates: chosen rows that equal an earlier one. overlap: validation rows that are in train too. prompts:
+    validation rows of whose group there are some in train.
     """
 
     train: list[Copies]
     validation: list[Copies]
     duplicates: int
     overlap: int
+    prompts: int
 
 
 def choose(
     train: Sequence[Source],
-    rows: Sequence[Digests],
+    rows: Sequence[Rows],
     validation: Sequence[Source],
-    held: Sequence[Digests],
+    held: Sequence[Rows],
     ratio: float,
     seed: int,
 ) -> Choice:
-    """Choose from the rows of the train sources (``rows``, their digests) and of the validation sources (``held``).
+    """Choose from the rows of the train sources (``rows``) and of the validation sources (``held``).
 
     Raises Refusal where some sources of the run have a weight and others do not.
     """
-    copies = sampled(train, [len(r) for r in rows], seed)
-    held_copies = sampled(validation, [len(r) for r in held], seed)
+    copies = sampled(train, [len(r.digests) for r in rows], seed)
+    held_copies = sampled(validation, [len(r.digests) for r in held], seed)
     if not validation:
-        held, held_copies = rows, set_aside(rows, copies, ratio, seed)
+        held, held_copies = rows, set_aside([r.groups for r in rows], copies, ratio, seed)
         copies = [np.where(aside > 0, 0, taken) for taken, aside in zip(copies, held_copies, strict=True)]
-    taken, aside = _taken(rows, copies), _taken(held, held_copies)
+    taken, aside = _taken([r.digests for r in rows], copies), _taken([r.digests for r in held], held_copies)
     everything = np.concatenate([taken, aside])
     duplicates = len(everything) - len(np.unique(everything))
-    return Choice(copies, held_copies, duplicates, int(np.isin(aside, taken).sum()))
+    groups, aside_groups = _taken([r.groups for r in rows], copies), _taken([r.groups for r in held], held_copies)
+    overlap, prompts = int(np.isin(aside, taken).sum()), int(np.isin(aside_groups, groups).sum())
+    return Choice(copies, held_copies, duplicates, overlap, prompts)
 
 
 def sampled(sources: Sequence[Source], sizes: Sequence[int], seed: int) -> list[Copies]:
@@ -75,15 +87,15 @@ def weighted(wanted: Sequence[int], weights: Sequence[float | None]) -> list[int
     return [int(count) for count in rows]
 
 
-def set_aside(rows: Sequence[Digests], copies: Sequence[Copies], ratio: float, seed: int) -> list[Copies]:
-    """One copy of about ``ratio`` of the chosen rows. Equal rows go together, so no train row is seen in validation."""
-    taken = _taken(rows, copies)
+def set_aside(groups: Sequence[Digests], copies: Sequence[Copies], ratio: float, seed: int) -> list[Copies]:
+    """One copy of about ``ratio`` of the chosen rows. Those of a group go together: none is seen on both sides."""
+    taken = _taken(groups, copies)
     goal = min(max(1, round(ratio * len(taken))), len(taken) - 1) if ratio > 0 else 0
     unique, counts = np.unique(taken, return_counts=True)
     order = np.argsort(mixed(unique, seed), kind="stable")
-    groups = min(int(np.searchsorted(np.cumsum(counts[order]), goal)) + 1, len(unique) - 1) if goal > 0 else 0
-    aside = unique[order[: max(groups, 0)]]
-    return [((c > 0) & np.isin(digests, aside)).astype(np.int64) for digests, c in zip(rows, copies, strict=True)]
+    many = min(int(np.searchsorted(np.cumsum(counts[order]), goal)) + 1, len(unique) - 1) if goal > 0 else 0
+    aside = unique[order[: max(many, 0)]]
+    return [((c > 0) & np.isin(group, aside)).astype(np.int64) for group, c in zip(groups, copies, strict=True)]
 
 
 def mixed(values: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

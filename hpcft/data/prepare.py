@@ -22,7 +22,7 @@ from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit, table
 from hpcft.data.documents import KEPT, Document
-from hpcft.data.mixing import Choice, choose
+from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Encoders, Task
 from hpcft.data.progress import shown, tell
 from hpcft.data.scan import Scan, rows_of, scan
@@ -125,7 +125,8 @@ class _Preparation:
                 raise tokenizers.no_template(self.data, read.file.shown)
         splits = self._splits(list(self._tasks(choice)), tokenizer, folder)
         fixed_date = tokenizers.FIXED_DATE if template.dated else None
-        extra = {"duplicates": choice.duplicates, "overlap": choice.overlap, "fixed_date": fixed_date}
+        counts = ("duplicates", "overlap", "prompts")
+        extra = {**{name: getattr(choice, name) for name in counts}, "fixed_date": fixed_date}
         files = [_file_facts(read, taken) for read, taken in zip(self.reads, self.taken, strict=True)]
         return {"splits": splits, "files": files, "audit": {**self.audit.facts(tokenizer), **extra}}
 
@@ -168,16 +169,14 @@ class _Preparation:
 def _choice(data: DataPlan, reads: Sequence[Read]) -> Choice:
     import numpy as np
 
-    def digests(split: str) -> list[Any]:
-        mine = [
-            [r.scan.digests for r in reads if (r.split, r.source) == (split, n)]
-            for n in range(len(getattr(data, split)))
+    def rows(split: str) -> list[Rows]:
+        mine = [[r.scan for r in reads if (r.split, r.source) == (split, n)] for n in range(len(getattr(data, split)))]
+        return [
+            Rows(np.concatenate([scan.digests for scan in scans]), np.concatenate([scan.groups for scan in scans]))
+            for scans in mine
         ]
-        return [np.concatenate(parts) for parts in mine]
 
-    return choose(
-        data.train, digests("train"), data.validation, digests("validation"), data.validation_ratio, data.seed
-    )
+    return choose(data.train, rows("train"), data.validation, rows("validation"), data.validation_ratio, data.seed)
 
 
 def _rows(tasks: Sequence[tuple[str, Read, Any]], rows: str) -> Iterator[Task]:

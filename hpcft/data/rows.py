@@ -60,15 +60,35 @@ class Row:
 
         The margin is no part of it: the same two answers are the same pair.
         """
-        content = [self.messages, self.tools, self.text, self.rejected, self.label]
-        text = json.dumps(content, sort_keys=True, default=str).encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        return _digest([self.messages, self.tools, self.text, self.rejected, self.label])
+
+    @property
+    def group(self) -> int:
+        """What rows have in common that must not stand on both sides of a validation split.
+
+        Of pairs and rated rows the prompt, for a model that knows one answer's worth knows another's; else the digest.
+        """
+        if self.rejected:
+            return _digest([_said(turn) for turn in self.messages[: self.shared]])
+        if self.label is not None:
+            return _digest([_said(turn) for turn in self.messages[: self.answered]])
+        return self.digest
+
+    @property
+    def answered(self) -> int:
+        """How many turns there are up to the user's last words."""
+        return max((n + 1 for n, turn in enumerate(self.messages) if turn["role"] == "user"), default=0)
 
     @property
     def shared(self) -> int:
         """Of a pair: how many turns its two conversations have in common before they part."""
         both = list(zip(self.messages, self.rejected, strict=False))
         return next((n for n, (good, bad) in enumerate(both) if _said(good) != _said(bad)), len(both))
+
+
+def _digest(content: Any) -> int:
+    text = json.dumps(content, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def words(record: Mapping[str, Any], key: str) -> str:

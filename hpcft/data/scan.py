@@ -19,7 +19,10 @@ from hpcft.data.sources import DataFile
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data file holds. digests: uint64 [rows], one per row. unread: records that had a key nobody looked at."""
+    """What a data file holds. unread: records that had a key nobody looked at.
+
+    digests: uint64 [rows], one per row. groups: the same of what equal rows, or those of one prompt, have in common.
+    """
 
     size: int
     mtime_ns: int
@@ -27,6 +30,7 @@ class Scan:
     rows: int
     shape: str
     digests: Digests
+    groups: Digests
     unread: dict[str, int]
 
 
@@ -35,7 +39,10 @@ def scan(file: DataFile, rows: str) -> Scan:
     kind_of(file.path, file.shown)
     before = file.path.stat()
     shaped = Shaped(file.shown, rows)
-    digests = array("Q", (row.digest for _, row in shown(_rows(file, shaped), f"reading {file.shown}")))
+    digests, groups = array("Q"), array("Q")
+    for _, row in shown(_rows(file, shaped), f"reading {file.shown}"):
+        digests.append(row.digest)
+        groups.append(digests[-1] if rows == "chat" else row.group)
     unread = dict(shaped.unread.most_common())
     return Scan(
         before.st_size,
@@ -44,6 +51,7 @@ def scan(file: DataFile, rows: str) -> Scan:
         len(digests),
         shaped.shape,
         np.array(digests, np.uint64),
+        np.array(groups, np.uint64),
         unread,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpcft.data.mixing import choose, mixed, sampled, set_aside, weighted
+from hpcft.data.mixing import Rows, choose, mixed, sampled, set_aside, weighted
 from hpcft.errors import Refusal
 from hpcft.plan.plan import Source
 
@@ -48,7 +48,7 @@ def test_a_weight_for_some_sources_only_is_refused() -> None:
 def test_equal_rows_never_stand_on_both_sides_of_the_split() -> None:
     rows = [np.arange(100, dtype=np.uint64) % np.uint64(40), np.arange(60, dtype=np.uint64)]
     sources = [Source(path="a"), Source(path="b")]
-    choice = choose(sources, rows, [], [], ratio=0.2, seed=5)
+    choice = choose(sources, [Rows(r, r) for r in rows], [], [], ratio=0.2, seed=5)
     train = {int(d) for digest, c in zip(rows, choice.train, strict=True) for d in digest[c > 0]}
     aside = [int(d) for digest, c in zip(rows, choice.validation, strict=True) for d in digest[c > 0]]
     assert not train & set(aside)
@@ -68,10 +68,11 @@ def test_a_split_always_leaves_a_row_to_train_on_and_takes_one_aside() -> None:
 
 
 def test_rows_of_a_validation_file_that_are_in_train_too_are_counted() -> None:
-    choice = choose([Source(path="a")], [digests(1, 2, 3)], [Source(path="v")], [digests(3, 4)], ratio=0.0, seed=1)
-    assert choice.overlap == 1
+    train, held = Rows(digests(1, 2, 3), digests(7, 8, 8)), Rows(digests(3, 4, 5), digests(8, 7, 9))
+    choice = choose([Source(path="a")], [train], [Source(path="v")], [held], ratio=0.0, seed=1)
+    assert (choice.overlap, choice.prompts) == (1, 2)
     assert [c.tolist() for c in choice.train] == [[1, 1, 1]]
-    assert [c.tolist() for c in choice.validation] == [[1, 1]]
+    assert [c.tolist() for c in choice.validation] == [[1, 1, 1]]
 
 
 def test_the_hash_is_the_published_one_so_choices_outlive_releases_of_numpy() -> None:

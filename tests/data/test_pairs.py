@@ -194,10 +194,29 @@ def test_the_validation_split_takes_whole_pairs_and_equal_ones_together(prepared
     assert shards.manifest["audit"]["duplicates"] == 10
 
 
+@pytest.mark.parametrize("rows", ["pair", "rated"])
+def test_answers_to_one_prompt_go_to_the_same_side_of_the_split(rows: str, prepared: Preparing) -> None:
+    records: list[Any] = [pair(f"what is {n % 20} ?", f"two {n}", "four") for n in range(60)]
+    if rows == "rated":
+        records = [{"prompt": r["prompt"], "completion": r["chosen"], "label": n % 2} for n, r in enumerate(records)]
+    shards = prepared(records, rows=rows, validation_ratio=0.2, packing=False)
+    assert shards.validation is not None
+    assert len(shards.validation) == 12
+    sides = [
+        {tuple(window.tokens[: window.trained.argmax()].tolist()) for window in side}
+        for side in (shards.train, shards.validation)
+    ]
+    assert (len(sides[0]), len(sides[1]), len(sides[0] & sides[1])) == (16, 4, 0)
+    assert shards.manifest["audit"]["prompts"] == 0
+
+
 def test_pairs_of_a_validation_file_that_are_in_train_too_are_counted(tmp_path: Path, tokenizer: Tokenizers) -> None:
-    train, held = write_lines(tmp_path / "a.jsonl", PAIRS), write_lines(tmp_path / "v.jsonl", PAIRS[:3])
+    others = [{**PAIRS[5], "chosen": "other"}, pair("who ?", "you", "they")]
+    train, held = write_lines(tmp_path / "a.jsonl", PAIRS), write_lines(tmp_path / "v.jsonl", [*PAIRS[:3], *others])
     data = request(train, tokenizer=tokenizer(), rows="pair", validation=(Source(path=str(held)),))
-    assert prepare(data, tmp_path / "store").manifest["audit"]["overlap"] == 3
+    manifest = prepare(data, tmp_path / "store").manifest
+    assert (manifest["audit"]["overlap"], manifest["audit"]["prompts"]) == (3, 4)
+    assert "whose prompt is in train and in validation  1" in table(manifest, ["a.jsonl", "v.jsonl"])
 
 
 def test_the_audit_counts_kinds_and_shows_answers_that_are_longer(prepared: Preparing) -> None:

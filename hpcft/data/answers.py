@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcft.data.rows import Message, Row, Unusable, conversation, kind_of, message, tools, with_system, words
+from hpcft.data.rows import Message, Row
+from hpcft.data.turns import Unusable, conversation, kind_of, message, tools, with_system, words
 
 LABELS = {"true": True, "false": False, "1": True, "0": False}
 LABEL_KEYS = ("label", "kto_tag")

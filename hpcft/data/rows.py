@@ -1,42 +1,16 @@
-"""The canonical row and the words all formats share: turns, roles, flags, texts.
-
-A format turns a record into a ``Row`` with what stands here and knows no other format.
-"""
+"""The canonical row: one training record, whatever shape it came in."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpcft.errors import near
-
 Message = dict[str, Any]
 """One turn: ``role``, ``content``, optionally ``loss`` (bool) and whatever else a chat template may read."""
-
-ROLES: dict[str, str] = {
-    **dict.fromkeys(("system", "system_prompt"), "system"),
-    "developer": "developer",
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
-    **dict.fromkeys(("tool_call", "function_call"), "tool_call"),
-    **dict.fromkeys(("tool", "function", "tool_response", "function_response", "observation", "observations"), "tool"),
-}
-"""Every name of a role that is understood → the one that templates know (``tool_call`` becomes an assistant turn)."""
-
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-FLAG_KEYS = ("loss", "train", "weight")
-
-
-class Unusable(ValueError):
-    """A record that cannot become a row: the sentence, and a hint. Whoever read the record adds file and line."""
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -86,94 +60,6 @@ class Row:
         return next((n for n, (good, bad) in enumerate(both) if _said(good) != _said(bad)), len(both))
 
 
-def _digest(content: Any) -> int:
-    text = json.dumps(content, sort_keys=True, default=str).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def words(record: Mapping[str, Any], key: str) -> str:
-    """The text under ``key``; absent and null are the empty text. Raises Unusable where it is not text."""
-    return _text(record.get(key), key)
-
-
-def message(item: Any, number: int) -> Message:
-    """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
-    if not isinstance(item, Mapping):
-        raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
-    role_key = next((key for key in ROLE_KEYS if key in item), None)
-    if role_key is None:
-        raise Unusable(f"turn {number} has no role; its keys are {', '.join(map(str, item)) or 'none'}")
-    turn: Message = {"role": _role(item[role_key], number), "content": _content(item, number)}
-    handled = {*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS}
-    turn |= {key: value for key, value in item.items() if key not in handled and value is not None}
-    if (loss := _loss(item, number)) is not None:
-        turn["loss"] = loss
-    return _called(turn, number) if turn["role"] == "tool_call" else turn
-
-
-def conversation(value: Any, key: str) -> tuple[Message, ...]:
-    """The turns under ``key``: a list, or its JSON text as CSV files have it. Raises Unusable where there are none."""
-    turns = listing(value, key)
-    if not turns:
-        raise Unusable(f"`{key}` holds no turns")
-    return tuple(message(turn, number) for number, turn in enumerate(turns, 1))
-
-
-def dialogue(record: Mapping[str, Any], query: str, response: str) -> Row:
-    """A question and its answer, after the record's ``system`` and ``history`` ([[question, answer], …])."""
-    turns = (*history(record), *question_and_answer(query, response))
-    return with_system(record, Row(turns, tools(record)))
-
-
-def history(record: Mapping[str, Any]) -> list[Message]:
-    """The turns of the record's ``history``. Raises Unusable."""
-    turns: list[Message] = []
-    for number, pair in enumerate(listing(record.get("history"), "history"), 1):
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-            raise Unusable(f"`history` entry {number} is not a pair [question, answer]")
-        turns += question_and_answer(*(_text(half, f"history entry {number}") for half in pair))
-    return turns
-
-
-def instruction(record: Mapping[str, Any]) -> str:
-    """Alpaca's question: the instruction, and its input (or Dolly's context) on the next line."""
-    asked = (words(record, "instruction"), words(record, "input") or words(record, "context"))
-    return "\n".join(part for part in asked if part)
-
-
-def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
-    """The turns under ``key``, or its text as one turn of ``role``. Raises Unusable."""
-    if isinstance(record[key], list | tuple):
-        return conversation(record[key], key)
-    return ({"role": role, "content": words(record, key)},)
-
-
-def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """``turns`` with ``loss: false`` on what the assistant says."""
-    return tuple({**turn, "loss": False} if turn["role"] == "assistant" else turn for turn in turns)
-
-
-def shared_gpt(record: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The turns under ``conversations`` (or ``conversation``), or ms-swift's list of {human, assistant} pairs there."""
-    key = "conversations" if "conversations" in record else "conversation"
-    turns = listing(record[key], key)
-    if not turns or not all(isinstance(turn, Mapping) and {"human", "assistant"} <= set(turn) for turn in turns):
-        return conversation(turns, key)
-    pairs = (question_and_answer(words(turn, "human"), words(turn, "assistant")) for turn in turns)
-    return tuple(turn for pair in pairs for turn in pair)
-
-
-def question_and_answer(query: str, response: str) -> list[Message]:
-    """Two turns."""
-    return [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
-
-
-def with_system(record: Mapping[str, Any], row: Row) -> Row:
-    """``row`` with the record's own ``system`` (or ``system_prompt``) before its turns, where it has one."""
-    text = words(record, "system") or words(record, "system_prompt")
-    return opened(row, text) if text else row
-
-
 def opened(row: Row, system: str) -> Row:
     """``row`` beginning with the system turn ``system``, unless it is raw text or has a system turn already."""
 
@@ -200,94 +86,10 @@ def filled(row: Row, names: Mapping[str, str]) -> Row:
     return dataclasses.replace(row, messages=messages, rejected=rejected, text=text)
 
 
-def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The tool schemas of the record, given as a list or as its JSON text; None where there are none."""
-    return tuple(listing(record.get("tools"), "tools")) or None
-
-
-def listing(value: Any, key: str) -> list[Any]:
-    """``value`` as a list; null and the empty text are empty, a text is read as JSON. Raises Unusable."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise Unusable(f"`{key}` is a text that is not JSON: {error}") from error
-    if value in (None, "") or (isinstance(value, str) and not value.strip()):
-        return []
-    if not isinstance(value, list | tuple):
-        raise Unusable(f"`{key}` is {kind_of(value)}, not a list")
-    return list(value)
+def _digest(content: Any) -> int:
+    text = json.dumps(content, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def _said(turn: Message) -> Message:
     return {key: value for key, value in turn.items() if key != "loss"}
-
-
-def _text(value: Any, key: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise Unusable(
-            f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
-        )
-    return value
-
-
-def _role(value: Any, number: int) -> str:
-    known = ROLES.get(value.lower()) if isinstance(value, str) else None
-    if known is None:
-        nearest = near(str(value), ROLES)
-        meant = f"did you mean {nearest}? " if nearest else ""
-        raise Unusable(f"turn {number} has the unknown role {value!r}", hint=f"{meant}roles: {', '.join(ROLES)}")
-    return known
-
-
-def _content(item: Mapping[str, Any], number: int) -> str:
-    value = next((item[key] for key in CONTENT_KEYS if item.get(key) is not None), None)
-    if value is None and not any(key in item for key in (*CONTENT_KEYS, "tool_calls")):
-        raise Unusable(f"turn {number} has no content; its keys are {', '.join(map(str, item))}")
-    if isinstance(value, list | tuple):
-        return "".join(_part(part, number) for part in value)
-    if isinstance(value, Mapping):  # a tool call or its answer, written as an object instead of its JSON text
-        value = json.dumps(value, ensure_ascii=False)
-    return _text(value, f"content of turn {number}")
-
-
-def _part(part: Any, number: int) -> str:
-    if not isinstance(part, Mapping) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
-        raise Unusable(f"turn {number} has a part of type {kind}; this release trains on text only")
-    return _text(part.get("text"), f"text of turn {number}")
-
-
-def _loss(item: Mapping[str, Any], number: int) -> bool | None:
-    for key in FLAG_KEYS:
-        if (flag := item.get(key)) is not None:
-            if flag not in (0, 1):
-                raise Unusable(
-                    f"`{key}` of turn {number} is {flag!r}", hint="use true or false: a turn is trained or not"
-                )
-            return bool(flag)
-    return None
-
-
-def _called(turn: Message, number: int) -> Message:
-    """A turn of role tool_call, whose content is the call as JSON, as the assistant turn that templates know."""
-    try:
-        calls = json.loads(turn["content"])
-    except ValueError as error:
-        raise Unusable(f"turn {number} is a tool call whose content is not JSON: {error}") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
-        raise Unusable(f"turn {number} is a tool call without a name", hint='write {"name": …, "arguments": {…}}')
-    functions = [{"type": "function", "function": dict(call)} for call in calls]
-    return {**turn, "role": "assistant", "content": "", "tool_calls": functions}
-
-
-def kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 from hpcft.catalog import CHOSEN_AND_REJECTED, FORMATS, KINDS_OF_ROWS, OBJECTIVES, Format
-from hpcft.data.rows import Row, Unusable
+from hpcft.data.rows import Row
+from hpcft.data.turns import Unusable
 from hpcft.errors import near, refuse
 
 Converter = Callable[[Mapping[str, Any]], Row]

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hpcft.catalog import FORMATS
-from hpcft.data.rows import ROLES, Row, filled, opened
+from hpcft.data.rows import Row, filled, opened
 from hpcft.data.shapes import Shaped, shape_of
+from hpcft.data.turns import ROLES
 from hpcft.errors import Refusal
 
 ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcft.data.rows import Row, dialogue, instruction, words
+from hpcft.data.rows import Row
+from hpcft.data.turns import dialogue, instruction, words
 
 
 def row(record: Mapping[str, Any]) -> Row:

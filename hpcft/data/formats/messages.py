@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcft.data.rows import Row, conversation, tools, with_system
+from hpcft.data.rows import Row
+from hpcft.data.turns import conversation, tools, with_system
 
 
 def row(record: Mapping[str, Any]) -> Row:

@@ -7,7 +7,8 @@ from typing import Any
 
 from hpcft.catalog import CHOSEN_AND_REJECTED, PROMPT_WORDS
 from hpcft.data.answers import after, answer, pair
-from hpcft.data.rows import Message, Row, half, history, instruction
+from hpcft.data.rows import Message, Row
+from hpcft.data.turns import half, history, instruction
 
 
 def row(record: Mapping[str, Any]) -> Row:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.catalog import QUERY_WORDS, RESPONSE_WORDS
-from hpcft.data.rows import Row, dialogue, words
+from hpcft.data.rows import Row
+from hpcft.data.turns import dialogue, words
 
 
 def halves(record: Mapping[str, Any]) -> tuple[str, str]:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.data.answers import label
-from hpcft.data.rows import (
-    Message,
-    Row,
+from hpcft.data.rows import Message, Row
+from hpcft.data.turns import (
     conversation,
     half,
     history,

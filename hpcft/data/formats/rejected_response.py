@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.data.answers import after, answer, pair
-from hpcft.data.rows import Message, Row, Unusable, conversation, history, question_and_answer, shared_gpt, words
+from hpcft.data.rows import Message, Row
+from hpcft.data.turns import Unusable, conversation, history, question_and_answer, shared_gpt, words
 
 
 def row(record: Mapping[str, Any]) -> Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hpcft.data.rows import Row, shared_gpt, tools, with_system
+from hpcft.data.rows import Row
+from hpcft.data.turns import shared_gpt, tools, with_system
 
 
 def row(record: Mapping[str, Any]) -> Row:

@@ -50,14 +50,17 @@ def answer(record: Mapping[str, Any], key: str) -> tuple[Message, ...]:
 
 
 def after(prompt: Sequence[Message], turns: Sequence[Message], key: str) -> tuple[Message, ...]:
-    """The conversation in which ``turns``, of ``key``, answer ``prompt``; those that begin with it are whole."""
+    """The conversation in which ``turns``, of ``key``, answer ``prompt``; they may repeat its end, or all of it."""
     if turns[0]["role"] == "assistant":
         return (*prompt, *turns)
-    asked = next((turn["content"] for turn in reversed(prompt) if turn["role"] == "user"), None)
-    if asked is not None and all(turn["content"].strip() != asked.strip() for turn in turns):
+    before, said = ([(turn["role"], turn["content"].strip()) for turn in both] for both in (prompt, turns))
+    for repeated in range(len(prompt), 0, -1):
+        if before[-repeated:] == said[:repeated]:
+            return (*prompt[:-repeated], *turns)
+    if before and next((turn for turn in reversed(before) if turn[0] == "user"), before[-1]) not in said:
         raise Unusable(
             f"`{key}` is a conversation about something else than the prompt beside it",
-            hint=f"leave the prompt's turns out of `{key}`, or write them as they are in the prompt",
+            hint=f"leave the prompt's turns out of `{key}`, or take the prompt out where `{key}` has it",
         )
     return tuple(turns)
 

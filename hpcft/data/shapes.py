@@ -46,7 +46,7 @@ class Shaped:
         where = f"{self.shown}:{line}"
         if not isinstance(record, Mapping):
             raise refuse("a record must be an object with keys", where=where, value=repr(record))
-        shape = shape_of(frozenset(record))
+        shape = self._shape(record)
         if not shape:
             raise unknown_shape(record, where, self.rows)
         if not self.shape:
@@ -63,6 +63,13 @@ class Shaped:
             raise refuse(f"{error} (shape {shape})", where=where, value=value, hint=error.hint) from error
         self.unread.update(key for key in record if key not in looked.at)
         return row
+
+    def _shape(self, record: Mapping[str, Any]) -> str:
+        """The record's shape. Tables have a column for everything: of another kind, null is as good as absent."""
+        shape = shape_of(frozenset(record))
+        if shape and FORMATS[shape].rows != self.rows:
+            shape = shape_of(frozenset(key for key, value in record.items() if value is not None)) or shape
+        return shape
 
     def _mixed(self, shape: str, record: Mapping[str, Any], where: str) -> Exception:
         return refuse(

@@ -70,6 +70,8 @@ def test_a_pair_in_any_spelling_is_two_conversations_with_one_prompt(record: dic
         {"prompt": [SYSTEM, ASKED], **BOTH},
         {"chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]},
         {"system": "Be brief.", "messages": [ASKED, GOOD], "rejected_response": "5"},
+        {"prompt": [SYSTEM, ASKED], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},
+        {"prompt": "2 + 2?", "chosen": [SYSTEM, ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]},
     ],
 )
 def test_both_conversations_begin_with_the_system_turn(record: dict[str, Any]) -> None:
@@ -82,6 +84,8 @@ def test_the_prompt_is_all_that_both_conversations_begin_with() -> None:
     assert row({"chosen": [*long, GOOD], "rejected": [*long, BAD]}).shared == 3
     assert row({"query": "2 + 2?", "history": [["2 + 2?", "Yes?"]], **BOTH}).shared == 3
     assert row({"messages": [*long, GOOD], "rejected_response": "5"}).shared == 3
+    whole = {"query": "2 + 2?", "history": [["2?", "Yes?"]], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}
+    assert row(whole).shared == 3
     assert row({"prompt": [ASKED], "chosen": [GOOD, ASKED, GOOD], "rejected": [BAD, ASKED, BAD]}).shared == 1
 
 
@@ -193,6 +197,14 @@ def test_a_record_of_another_kind_than_the_run_needs_is_refused_with_what_to_do(
 ) -> None:
     message = refused(record, rows)
     assert all(sentence in message for sentence in sentences), message
+
+
+def test_null_columns_of_another_kind_are_as_good_as_absent() -> None:
+    record = {"messages": [ASKED, GOOD], "rejected_response": None, "label": None}
+    assert row(record, "chat").messages == (ASKED, GOOD)
+    assert row({**record, "label": True}, "rated").label is True
+    assert row({**record, "rejected_response": "5"}).rejected == (ASKED, BAD)
+    assert "`rejected_response` is null" in refused(record)
 
 
 def test_equal_pairs_have_equal_digests_whatever_their_shape_and_margin_and_swapped_ones_do_not() -> None:

@@ -16,9 +16,11 @@ def row(record: Mapping[str, Any]) -> Row:
     turns = conversation(record["messages"], "messages") if "messages" in record else shared_gpt(record)
     keys = next(keys for keys in CHOSEN_AND_REJECTED if set(keys) <= set(record))
     answers = [answer(record, key) for key in keys]
-    if turns[-1]["role"] == "assistant" and any(answer[0]["role"] == "assistant" for answer in answers):
-        raise Unusable(
-            f"the conversation ends with the assistant's words, so `{keys[0]}` and `{keys[1]}` answer nothing",
-            hint="end it with the turn that is answered",
-        )
+    if turns[-1]["role"] == "assistant":
+        if any(answer[0]["role"] == "assistant" for answer in answers):
+            raise Unusable(
+                f"the conversation ends with the assistant's words, so `{keys[0]}` and `{keys[1]}` answer nothing",
+                hint="end it with the turn that is answered",
+            )
+        turns = turns[:-1]
     return pair(record, *(after(turns, answer, key) for answer, key in zip(answers, keys, strict=True)))

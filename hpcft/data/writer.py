@@ -20,7 +20,7 @@ from hpcft.data.shards import COLUMNS, file_name
 class SplitWriter:
     """One split of a content folder. A document is stored once, however many windows hold it.
 
-    A unit is what one row became: a document, or the two of a pair, which stand side by side in one window.
+    The two documents of a pair are one row, so they stand side by side in one window.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -32,8 +32,8 @@ class SplitWriter:
         self.kinds: list[int] = []
         self.margins: list[float] = []
         self.origins: list[tuple[int, int]] = []
-        self.units: list[int] = []  # documents of each unit
-        self.copies: list[int] = []  # windows that hold each unit
+        self.rows: list[int] = []  # documents of each row
+        self.copies: list[int] = []  # windows that hold each row
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -46,7 +46,7 @@ class SplitWriter:
 
     def add(self, document: Document, copies: int, origin: tuple[int, int]) -> None:
         """Append what a row became; ``copies`` windows will hold it. origin: number of its input file, line in it."""
-        self.units.append(len(document.both))
+        self.rows.append(len(document.both))
         self.copies.append(copies)
         for part in document.both:
             self.tokens.write(part.tokens.astype(COLUMNS["tokens"]).tobytes())
@@ -61,11 +61,11 @@ class SplitWriter:
         """Write offsets and windows; the facts of this split for the manifest."""
         self.tokens.close()
         self.trained.close()
-        starts, units = _offsets(self.lengths), _offsets(self.units)
-        taken = np.repeat(np.arange(len(self.units)), self.copies)
-        sizes = (starts[units[1:]] - starts[units[:-1]])[taken]
+        starts, rows = _offsets(self.lengths), _offsets(self.rows)
+        taken = np.repeat(np.arange(len(self.rows)), self.copies)
+        sizes = (starts[rows[1:]] - starts[rows[:-1]])[taken]
         chosen = best_fit(sizes, max_length) if packing else one_each(len(taken))
-        windows = [[d for unit in taken[window] for d in range(units[unit], units[unit + 1])] for window in chosen]
+        windows = [[d for row in taken[window] for d in range(rows[row], rows[row + 1])] for window in chosen]
         members = np.array([document for window in windows for document in window], np.int64)
         self._write("documents", starts)
         self._write("counts", self.counts)

@@ -102,7 +102,7 @@ def unlike(shape: str, needed: str, record: Mapping[str, Any], where: str) -> Ex
     """The refusal of a record that is not of the kind that the run needs."""
     kind = FORMATS[shape].rows
     tasks = [row.name for row in OBJECTIVES.values() if row.rows == kind]
-    hint = f"task {', '.join(tasks)} takes records like this; " if tasks else ""
+    hint = f"records like this are for task {' or '.join(tasks)}; " if tasks else ""
     return refuse(
         f"this record {_lacks(kind, needed, record)} (shape {shape}); the run needs {KINDS_OF_ROWS[needed]}",
         where=where,

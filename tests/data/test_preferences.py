@@ -172,7 +172,7 @@ def test_a_label_that_is_neither_true_nor_false_is_refused_with_its_value(label:
 @pytest.mark.parametrize(
     ("record", "rows", "sentences"),
     [
-        ({"messages": [ASKED, GOOD]}, "pair", ["has no rejected answer", "valid: turns_pair, pair", "task sft takes"]),
+        ({"messages": [ASKED, GOOD]}, "pair", ["has no rejected answer", "valid: turns_pair", "are for task sft"]),
         (
             {"messages": [ASKED, GOOD]},
             "rated",

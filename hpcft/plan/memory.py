@@ -35,7 +35,7 @@ FRAGMENTATION = 0.03  # of what comes and goes within a step: gaps between tenso
 NCCL = GIB // 2  # of each axis of the mesh that has more than one rank: channels and their buffers
 PROCESS = 4 * GIB  # of the node's memory for each rank: Python, torch, pinned batches
 
-ZERO_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers; two of them, so that sums overlap
+ZERO_BUCKET = 200_000_000  # numbers in a bucket of DeepSpeed's, as we set it; two of them, so that sums overlap
 ZERO_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 
 

@@ -39,9 +39,7 @@ class Skeleton:
 
     def read(self, name: str, out: torch.Tensor, offset: int = 0) -> None:
         """Fill ``out`` with the numbers of a parameter from ``offset`` on."""
-        flat = torch.empty(out.numel(), dtype=out.dtype, device="cpu")
-        self.source.read(name, self.span(name, offset, out.numel()), flat)
-        out.copy_(flat.view(out.shape))
+        self.source.read(name, self.span(name, offset, out.numel()), out.view(-1))
 
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:

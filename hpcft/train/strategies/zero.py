@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hpcft.catalog import STRATEGIES
+from hpcft.plan.memory import ZERO_BUCKET
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
 from hpcft.train.adamw import MOMENTS, groups, set_rate, settings
@@ -24,8 +25,6 @@ from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
 from hpcft.train.world import World
-
-BUCKET = 200_000_000  # numbers in a bucket of gradients or weights, where the user's file says nothing
 
 
 def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
@@ -72,7 +71,7 @@ def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
     }
     theirs = json.loads(plan.train.deepspeed or "{}")
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):  # a buffer of this many numbers is really made
-        zero[bucket] = min(trained, theirs.get("zero_optimization", {}).get(bucket, BUCKET))
+        zero[bucket] = min(trained, theirs.get("zero_optimization", {}).get(bucket, ZERO_BUCKET))
     return _over(ours, theirs)
 
 

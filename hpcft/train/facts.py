@@ -14,7 +14,6 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
 
-
 # What a manifest means that is older than the key.
 MEANT: dict[str, dict[str, Any]] = {"model": {"quantization": "none"}}
 

@@ -1,9 +1,9 @@
 """A frozen base in 4 bits (QLoRA, Dettmers et al. 2023): NormalFloat in blocks of 64, whose scales have 8 bits.
 
-The linears of the decoder layers become bitsandbytes' own, adapted or not; embedding, head, norms and adapters stay what
-they are. Two weights lie in a byte, and the bytes in a tensor of the compute type: FSDP2 gathers it as any other weight
-of that type, and a cast, which would break the bytes, is never due. The scales stay with the module, whole on every
-rank, a sixtieth of a byte for each weight.
+The linears of the decoder layers become bitsandbytes' own, adapted or not; embedding, head, norms and adapters stay
+what they are. Two weights lie in a byte, and the bytes in a tensor of the compute type: FSDP2 gathers it as any other
+weight of that type, and a cast, which would break the bytes, is never due. The scales stay with the module, whole on
+every rank, a sixtieth of a byte for each weight.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def quantise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict
     module and returns the bytes. Raises Refusal where bitsandbytes is not installed.
     """
     inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
-    packs = {}
+    packs: dict[str, Pack] = {}
     for name, module in list(model.named_modules()):
         # Exactly a linear: what a model derives from it may compute something else.
         if id(module) in inside and type(module) is nn.Linear and not module.weight.requires_grad:

@@ -31,16 +31,21 @@ def quantise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict
     dtype: of compute. device: where numbers are packed. A packer takes the whole weight, leaves the scales in its
     module and returns the bytes. Raises Refusal where bitsandbytes is not installed.
     """
-    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
     packs: dict[str, Pack] = {}
-    for name, module in list(model.named_modules()):
-        # Exactly a linear: what a model derives from it may compute something else.
-        if id(module) in inside and type(module) is nn.Linear and not module.weight.requires_grad:
-            parent, _, key = name.rpartition(".")
-            four_bits = _four_bits(module, dtype)
-            setattr(model.get_submodule(parent), key, four_bits)
-            packs[f"{name}.weight"] = partial(_pack, four_bits, device)
+    for name, linear in _frozen(model):
+        parent, _, key = name.rpartition(".")
+        four_bits = _four_bits(linear, dtype)
+        setattr(model.get_submodule(parent), key, four_bits)
+        packs[f"{name}.weight"] = partial(_pack, four_bits, device)
     return packs
+
+
+def _frozen(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linears of the layers that are not trained. Exactly linears: what a model derives may compute otherwise."""
+    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    linears = [(n, m) for n, m in model.named_modules() if id(m) in inside and type(m) is nn.Linear]
+    # An adapter that peft has loaded to be used is frozen too, and yet no part of the base.
+    return [(name, m) for name, m in linears if not m.weight.requires_grad and "lora_" not in name]
 
 
 def quantise_now(model: nn.Module, dtype: torch.dtype) -> None:

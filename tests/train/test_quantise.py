@@ -18,6 +18,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train import model as models
 from hpcft.train.facts import check_facts
 from hpcft.train.quantise import quantise_now
+from hpcft.train.skeleton import Skeleton
 from hpcft.train.strategies import ddp
 from hpcft.train.world import World
 from tests.train import equivalence, families, small
@@ -99,10 +100,11 @@ def test_what_is_trained_beside_adapters_is_trained_the_same_everywhere(
 def test_saved_under_one_strategy_it_goes_on_under_the_other(
     base: Path, prepared: small.Prepared, tmp_path: Path, first: str, second: str
 ) -> None:
-    saving = {"checkpoint": {"save_steps": 1, "keep": 3}}
-    whole = equivalence.trained(plan_for(base, *SPREAD[first], **saving), tmp_path / "first", prepared)
-    resume = {"checkpoint": {"resume": str(RunPaths(tmp_path / "first").checkpoint(1))}}
-    rest = equivalence.trained(plan_for(base, *SPREAD[second], **resume), tmp_path / "second", prepared)
+    saves = plan_for(base, *SPREAD[first], checkpoint={"save_steps": 1, "keep": 3})
+    whole = equivalence.trained(saves, tmp_path / "first", prepared)
+    resume = str(RunPaths(tmp_path / "first").checkpoint(1))
+    goes_on = plan_for(base, *SPREAD[second], checkpoint={"resume": resume})
+    rest = equivalence.trained(goes_on, tmp_path / "second", prepared)
     assert equivalence.difference(rest, whole[1:]) < TOLERANCE["float32"]
 
 
@@ -137,13 +139,13 @@ def test_half_a_byte_a_weight_stays_and_no_copy_of_it_in_full(base: Path) -> Non
 def test_at_any_time_one_weight_is_there_in_full(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_for(base)
     read: list[tuple[str, int]] = []
-    honest = models.Skeleton._numbers
+    honest = Skeleton._numbers
 
     def watched(self: Any, name: str, span: Any, dtype: torch.dtype) -> torch.Tensor:
         read.append((name, sum(getattr(m, "quant_state", None) is not None for m in self.model.modules())))
         return honest(self, name, span, dtype)
 
-    monkeypatch.setattr(models.Skeleton, "_numbers", watched)
+    monkeypatch.setattr(Skeleton, "_numbers", watched)
     here = World(plan.layout.place(0), plan.layout, torch.device("cpu"), 0, 1)
     skeleton = models.prepare_model(plan, here)
     assert read == []
@@ -206,12 +208,12 @@ def test_a_run_goes_on_with_the_base_it_began_with(base: Path, prepared: small.P
     manifest = manifests.read(RunPaths(tmp_path).checkpoint(3))
     check_facts(manifest, plan, prepared.content)
     whole = dataclasses.replace(plan, model=dataclasses.replace(plan.model, quantization="none"))
-    with pytest.raises(Refusal, match="model.quantization: 'nf4' then, 'none' now"):
+    with pytest.raises(Refusal, match=r"model\.quantization: 'nf4' then, 'none' now"):
         check_facts(manifest, whole, prepared.content)
     facts = {**manifest.facts, "model": {k: v for k, v in manifest.facts["model"].items() if k != "quantization"}}
     older = dataclasses.replace(manifest, facts=facts)  # of a release that did not quantise
     check_facts(older, whole, prepared.content)
-    with pytest.raises(Refusal, match="model.quantization: 'none' then, 'nf4' now"):
+    with pytest.raises(Refusal, match=r"model\.quantization: 'none' then, 'nf4' now"):
         check_facts(older, plan, prepared.content)
 
 

@@ -85,6 +85,6 @@ def bitsandbytes() -> Any:
         raise refuse(
             f"model.quant_bits: a quantised base needs bitsandbytes, which cannot be imported: {error}",
             value=4,
-            hint="pip install 'hpcft[qlora]' in the job's environment, or leave out quant_bits",
+            hint="pip install bitsandbytes, in the environment that the job uses; or leave out quant_bits",
         ) from error
     return package

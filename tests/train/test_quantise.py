@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.paths import RunPaths
 from hpcft.train import model as models
+from hpcft.train import world
 from hpcft.train.facts import check_facts
 from hpcft.train.quantise import quantise_now
 from hpcft.train.skeleton import Skeleton
-from hpcft.train.strategies import ddp
+from hpcft.train.strategies import ddp, fsdp
 from hpcft.train.world import World
 from tests.train import equivalence, families, small
 
@@ -155,6 +158,21 @@ def test_at_any_time_one_weight_is_there_in_full(base: Path, monkeypatch: pytest
     assert order == list(range(len(skeleton.packs))), "each was packed before the next was read"
 
 
+def held(plan: Plan) -> list[int]:
+    """On each rank: bytes of the packed weights that it keeps, and how many numbers those weights are in full."""
+    here = world.join(plan, os.environ)
+    sharded: Any = fsdp.build(models.prepare_model(plan, here), plan, here)
+    mine = {name: p.to_local() for name, p in sharded.model.named_parameters() if name in sharded.skeleton.packs}
+    whole = sum(math.prod(sharded.skeleton.shapes[name]) for name in mine)
+    return [sum(p.numel() * p.element_size() for p in mine.values()), whole]
+
+
+def test_under_fsdp_each_rank_keeps_its_part_of_the_bytes(base: Path) -> None:
+    plan = plan_for(base, "fsdp", {"dp": 2}, model={"dtype": "bfloat16"})
+    for kept, whole in small.on_ranks(2, held, plan):
+        assert kept == whole // 4, "half a byte a weight, over two ranks"
+
+
 def test_names_shapes_and_first_adapters_are_plain_loras(base: Path) -> None:
     plain, packed = built(plan_for(base, model={"quantization": "none"})), built(plan_for(base))
     assert plain.skeleton.shapes == packed.skeleton.shapes
@@ -221,7 +239,7 @@ def test_without_bitsandbytes_it_is_refused_with_the_command(base: Path, monkeyp
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(Refusal, match="needs bitsandbytes") as refusal:
         built(plan_for(base))
-    assert "pip install 'hpcft[qlora]'" in str(refusal.value)
+    assert "pip install bitsandbytes" in str(refusal.value)
 
 
 def test_a_model_that_is_there_already_is_quantised_to_the_same_bytes(base: Path) -> None:

@@ -69,7 +69,8 @@ def _spoken(leaf: str, value: Any) -> str:
 def plan_run(words: Sequence[str]) -> Planned:
     """Read the run and its cluster, decide; notes about words that have no effect go to stderr. Raises Refusal."""
     from hpcft.config.load import load_cluster, load_run
-    from hpcft.plan.make import make_plan
+    from hpcft.plan.make import make_plan, source_of
+    from hpcft.plan.shape import read_shape
 
     loaded = load_run(words)
     if loaded.run.name is None and loaded.file is not None and loaded.file.stem not in ("run", "hpcft"):
@@ -77,7 +78,10 @@ def plan_run(words: Sequence[str]) -> Planned:
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
-    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins))
+    model = loaded.run.model
+    # What a hub has is looked up by submit; a Plan must be the same before and after.
+    shape = read_shape(model.model) if source_of(model.model, model.use_hf) == "local" else None
+    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins, shape))
 
 
 def _named_by_file(loaded: Loaded) -> Loaded:

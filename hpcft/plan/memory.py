@@ -88,9 +88,7 @@ def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
 
 
 def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
-    """A save copies masters and moments. Weights go from their files to the GPU in small parts; random ones rank 0 makes
-    on the host, whole.
-    """
+    """A save copies masters and moments. Weights go from files to the GPU in parts; random ones are made whole."""
     saving = MASTER_AND_MOMENTS * weights.trained // plan.layout.nodes
     number, size = (weights.trained, 4) if plan.tuner.kind == "full" else (weights.frozen, weights.compute)
     loading = size * number if plan.model.from_scratch else 0

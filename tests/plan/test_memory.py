@@ -97,7 +97,7 @@ def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_ar
         "processes": 4 * PROCESS, "offloaded": 0, "saving": 12 * 2888 // 2,
     }  # fmt: skip
     assert "loading" not in on_host(on_gpus(ranks=4)), "weights go from their files to the GPU"
-    random = on_gpus(kind="lora", ranks=4)
+    random = on_gpus(kind="lora", nodes=2, ranks=4)
     random = dataclasses.replace(
         random,
         model=dataclasses.replace(random.model, from_scratch=True),

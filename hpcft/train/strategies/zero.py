@@ -53,7 +53,8 @@ def stage(plan: Plan) -> int:
 
 def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's file beneath, ours on top. trained: numbers that are trained."""
-    zero: dict[str, Any] = {"stage": stage(plan)}
+    # In bfloat16, stage 1 would add up the micro batches' gradients in bfloat16; stage 2 does it in float32.
+    zero: dict[str, Any] = {"stage": max(stage(plan), 2) if plan.model.dtype == "bfloat16" else stage(plan)}
     pinned = {"device": "cpu", "pin_memory": plan.resources.accelerator != "cpu"}
     for what in STRATEGIES[plan.train.strategy].offload:
         zero["offload_optimizer" if what == "optimizer" else "offload_param"] = pinned
@@ -63,6 +64,7 @@ def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,  # the loop counts; it tells the engine which backward pass is the last
         "gradient_clipping": plan.optim.max_grad_norm,
         "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "bf16": {"enabled": plan.model.dtype == "bfloat16"},
         "fp16": {"enabled": False},
         "zero_allow_untested_optimizer": True,  # torch's AdamW

@@ -79,8 +79,9 @@ def _replicas(layout: Layout) -> int:
 
 
 def windows_of_a_step(layout: Layout) -> int:
-    """Global batch: two windows for each rank, eight at least."""
-    return max(8, 2 * layout.world_size)
+    """Global batch: eight windows or some more, the same even number for each rank."""
+    ranks = layout.world_size
+    return 2 * ranks * -(-4 // ranks)
 
 
 def windows_in_all(batch: int) -> int:

@@ -12,7 +12,6 @@ import gc
 import importlib.util
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from hpcft.run.folder import read_plan
 from hpcft.run.paths import RunPaths
 from hpcft.train import equivalence, miniature, world
 from hpcft.train.equivalence import ALONE, TOLERANCES, Case, Curve
-from hpcft.train.main import end, explain, go_offline, say
+from hpcft.train.main import end, explain, go_offline, lost_peer, say
 from hpcft.train.model import load_config
 from hpcft.train.world import World
 
@@ -70,13 +69,10 @@ class Table:
 def verify(plan: Plan, paths: RunPaths, here: World) -> Table:
     """All cases in every type; rank 0's table is the whole one. Raises where the ranks lost each other."""
     torch.set_float32_matmul_precision("highest")  # TF32 has three digits; strategies that agree would look apart
-    plan = dataclasses.replace(plan, train=dataclasses.replace(plan.train, collective_timeout=PATIENCE))
     table = Table(paths.verified, device=device_name(here), kind=plan.tuner.kind, versions=versions())
     model = paths.root / "model"
     if here.first:
-        table.family, table.note = miniature.of_family(
-            lambda: load_config(plan.model), model, plan.layout.degree("tp")
-        )
+        table.family, table.note = miniature.of_family(lambda: load_config(plan.model), model, plan.layout.degree("tp"))
     here.barrier()
     chosen, types = own_cases(plan, model), dtypes(here)
     for dtype in types:
@@ -97,36 +93,49 @@ def _one_type(plan: Plan, root: Path, here: World, table: Table, cases: list[tup
         elif missing(case):
             row.verdict, row.note = ABSENT, "deepspeed is not installed: pip install 'hpcft[deepspeed]'"
         else:
+            row.verdict, row.note = FAILED, "the ranks lost each other; the cases after it were not run"
+            _keep(table, here)  # in case the ranks do
             found, why = attempt(here, lambda: together(plan, root, here, case, dtype))  # noqa: B023
-            judge(row, found, alone, why) if here.first else None
-        if here.first:
-            table.write()
-            print(f"{row.strategy} {row.dtype}: {row.verdict} {row.note}", file=sys.stderr, flush=True)
+            judge(row, found, alone, why)
+        _keep(table, here)
+
+
+def _keep(table: Table, here: World) -> None:
+    if here.first:
+        table.write()
 
 
 def judge(row: Row, found: Curve, alone: Curve, why: str) -> None:
-    """Put into ``row`` how ``found`` compares with ``alone``, or why it cannot."""
-    if why:
-        row.verdict, row.note = FAILED, why
+    """Put into ``row`` how ``found`` compares with ``alone``, or why it cannot. Curves are rank 0's."""
+    row.note = why
+    if why or not alone:
         return
     row.difference = equivalence.difference(found, alone)
     row.verdict = OK if row.difference <= row.tolerance else DIFFERS
 
 
+def patient(plan: Plan) -> Plan:
+    """``plan`` for ranks that wait for each other no longer than a model in miniature takes."""
+    seconds = min(plan.train.collective_timeout, PATIENCE)
+    return dataclasses.replace(plan, train=dataclasses.replace(plan.train, collective_timeout=seconds))
+
+
 def attempt(here: World, work: Callable[[], Curve]) -> tuple[Curve, str]:
-    """``work()`` on this rank, and the first rank's words for why it failed, on all ranks; empty where none did.
+    """``work()`` on this rank; and on all ranks the words of one that failed, empty where none did.
 
     Raises what comes of peers that cannot be asked any more.
     """
     result: Curve = []
-    problem = ""
+    problem = waited = ""
     try:
         result = work()
     except Exception as error:
         traceback.print_exc()
         problem = f"rank {here.rank}: {explain(error)}"
+        waited = "~" * lost_peer(error)  # what it died of is known elsewhere: its words come last
     gc.collect()  # engines refer to themselves in circles, and the next one wants their memory
-    return result, next((words for words in here.gather_text(problem) if words), "")
+    problems = sorted(words for words in here.gather_text(waited + problem) if words)
+    return result, problems[0].removeprefix("~") if problems else ""
 
 
 def one_process(plan: Plan, root: Path, here: World, dtype: str) -> Curve:
@@ -196,7 +205,7 @@ def main() -> int:
     """0 where a table was made, whatever it says."""
     go_offline()
     paths = RunPaths.from_environment()
-    plan = read_plan(paths)
+    plan = patient(read_plan(paths))
     here = world.join(plan, os.environ)
     verify(plan, paths, here)
     here.barrier()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  imported once here, not in every forked rank
+import deepspeed  # imported once here, not in every forked rank
 
 from hpcft.plan.plan import Plan
 from hpcft.train import equivalence, world
@@ -88,7 +88,8 @@ def versions() -> str:
 def main(arguments: Sequence[str]) -> int:
     """Write the table into the docs; 1 where a strategy differs by more than the tolerance."""
     found = []
-    for row in rows(arguments or families.FAMILIES, ("full", "lora"), [n for n in families.LAYOUTS if n != "one process"]):
+    layouts = [name for name in families.LAYOUTS if name != "one process"]
+    for row in rows(arguments or families.FAMILIES, ("full", "lora"), layouts):
         found.append(row)
         print(f"{row.family:8} {row.kind:5} {row.layout:10} {row.difference:.1e}", flush=True)
     if not arguments:

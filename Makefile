@@ -8,7 +8,7 @@ FOUND := $(shell for v in 3.13 3.12 3.11 3.14 3.10; do \
 PYTHON ?= $(or $(shell python3 -c 'import ensurepip, sys, venv; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test campaign check golden slurm-up slurm-down clean
+.PHONY: help demo test campaign equivalence check golden slurm-up slurm-down clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -25,6 +25,9 @@ test: $(READY) check  ## every check and every test, on a real Slurm where it ca
 campaign: $(READY)  ## the slow proofs: every preemption, and two dozen cancellations at random moments (half an hour)
 	@$(PY) -m tests.loopback install
 	HPCFT_CAMPAIGN=1 $(PY) -m pytest tests/endtoend -s --durations=0
+
+equivalence: $(READY)  ## every strategy against one process, family by family; the table of docs/concepts/one-loss.md
+	$(PY) -m tests.train.equivalence
 
 check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/ruff check --no-fix .

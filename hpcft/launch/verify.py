@@ -24,7 +24,7 @@ from hpcft.errors import refuse
 from hpcft.launch import ranks
 from hpcft.launch.entry import say
 from hpcft.launch.render import render
-from hpcft.launch.transport import job_environment, submit
+from hpcft.launch.transport import submit
 from hpcft.plan.plan import Plan
 from hpcft.resources import templates
 from hpcft.run.expand import exported, run_folder

@@ -37,7 +37,7 @@ PATIENCE = 120  # seconds that ranks wait for each other at most: a peer that fa
 
 @dataclass
 class Row:
-    """One case in one compute type. difference: the largest relative one of losses and norms; note: why there is none."""
+    """One case in one compute type. difference: the largest relative one of losses and norms; note: if none, why."""
 
     strategy: str
     axes: str
@@ -90,8 +90,9 @@ def _one_type(plan: Plan, root: Path, here: World, table: Table, cases: list[tup
     for case, row in cases:
         if problem:
             row.verdict, row.note = FAILED, f"one process: {problem}"
-        elif missing(case):
-            row.verdict, row.note = ABSENT, "deepspeed is not installed: pip install 'hpcft[deepspeed]'"
+        elif package := missing(case):
+            row.verdict = FAILED if case.strategy == plan.train.strategy else ABSENT
+            row.note = f"{package} is not installed: pip install {package}"
         else:
             row.verdict, row.note = FAILED, "the ranks lost each other; the cases after it were not run"
             _keep(table, here)  # in case the ranks do
@@ -173,10 +174,10 @@ def own_cases(plan: Plan, model: Path) -> list[Case]:
     return found
 
 
-def missing(case: Case) -> bool:
-    """Does the strategy need DeepSpeed, and is it not there?"""
-    module = STRATEGIES[case.strategy].module
-    return module.endswith(".zero") and importlib.util.find_spec("deepspeed") is None
+def missing(case: Case) -> str:
+    """The package that the strategy needs and this Python does not have, or an empty string."""
+    package = STRATEGIES[case.strategy].needs
+    return package if package and importlib.util.find_spec(package) is None else ""
 
 
 def dtypes(here: World) -> list[str]:

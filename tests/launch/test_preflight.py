@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch.preflight import Report, compare, gpus_seen, inspect, judge, refuse_unprepared, versions
+from hpcft.launch.preflight import (
+    Report,
+    compare,
+    gpus_seen,
+    inspect,
+    judge,
+    refuse_missing_packages,
+    refuse_unprepared,
+    versions,
+)
+from hpcft.plan.plan import Plan
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 from tests.launch.conftest import furnish
@@ -57,6 +69,45 @@ def test_missing_data_and_a_missing_model_are_refused_with_the_command(tmp_path:
     (tmp_path / "model/config.json").unlink()
     with pytest.raises(Refusal, match="no model is there"):
         refuse_unprepared(chosen, environ)
+
+
+def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this Python does not find ``package``."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+
+
+ZERO = plan(train={"strategy": "zero2", "strategy_module": "hpcft.train.strategies.zero"})
+NF4 = plan(model={"quantization": "nf4"})
+
+
+@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes")])
+def test_a_package_that_the_run_needs_is_refused_with_the_command_and_a_run_without_it_is_not(
+    chosen: Plan, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(package, monkeypatch)
+    with pytest.raises(Refusal, match=f"pip install {package}"):
+        refuse_missing_packages(chosen)
+    refuse_missing_packages(plan())
+
+
+def test_a_missing_package_is_the_runs_fault_and_no_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = RunPaths(tmp_path / "run")
+    chosen = dataclasses.replace(ZERO, model=dataclasses.replace(ZERO.model, path=str(tmp_path / "model")))
+    furnish(tmp_path, chosen)
+    paths.attempt(1).mkdir(parents=True)
+    environ = {"HPCFT_ATTEMPT": "1", "SLURM_JOB_NODELIST": "n1", "HPCFT_STORE": str(tmp_path / "prepared")}
+    (paths.attempt(1) / "preflight-n1.json").write_text(json.dumps(dataclasses.asdict(report("n1"))))
+    without("deepspeed", monkeypatch)
+    with pytest.raises(Refusal, match="zero2 needs deepspeed"):
+        judge(chosen, paths, environ, code=0)
+    assert [(event["ok"], event["bad_nodes"]) for event in read_events(paths)] == [(False, [])]
+
+
+def test_nodes_tell_each_other_the_version_of_what_the_run_needs(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.attempt(1).mkdir(parents=True)
+    assert "deepspeed" in inspect(ZERO, paths, {"HPCFT_ATTEMPT": "1"}).versions
 
 
 def test_this_machine_reports_itself_without_importing_torch(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ FOUND := $(shell for v in 3.13 3.12 3.11 3.14 3.10; do \
 PYTHON ?= $(or $(shell python3 -c 'import ensurepip, sys, venv; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test campaign equivalence check golden slurm-up slurm-down clean
+.PHONY: help demo test campaign equivalence resume-matrix check golden slurm-up slurm-down clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -26,8 +26,11 @@ campaign: $(READY)  ## the slow proofs: every preemption, and two dozen cancella
 	@$(PY) -m tests.loopback install
 	HPCFT_CAMPAIGN=1 $(PY) -m pytest tests/endtoend -s --durations=0
 
-equivalence: $(READY)  ## every strategy against one process, family by family; the table of docs/concepts/one-loss.md
-	$(PY) -m tests.train.equivalence
+equivalence: $(READY)  ## every strategy against one process, on eight families of models; writes the table of the docs
+	$(PY) -W ignore -m tests.train.equivalence
+
+resume-matrix: $(READY)  ## saved under every strategy, resumed under every other; writes the table of the docs
+	$(PY) -W ignore -m tests.train.resume_matrix
 
 check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/ruff check --no-fix .

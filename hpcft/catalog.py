@@ -48,6 +48,7 @@ class Format:
     about: str
 
 
+AUTO = "auto"  # the strategy that is chosen by memory and speed; a word of a run, never of a Plan
 _ZERO, _FSDP = "hpcft.train.strategies.zero", "hpcft.train.strategies.fsdp"
 _ALL = ("optimizer", "gradients", "weights")
 

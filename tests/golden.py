@@ -9,6 +9,7 @@ from hpcft.config.load import load_cluster, load_run
 from hpcft.config.reference import catalog_page, cluster_page, run_page
 from hpcft.launch.render import render
 from hpcft.plan.make import make_plan
+from tests import decisions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +25,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/run.md": run_page,
     "docs/reference/cluster.md": cluster_page,
     "docs/reference/catalog.md": catalog_page,
+    "docs/reference/decisions.md": decisions.page,
 }
 
 

@@ -124,6 +124,7 @@ def _tiny() -> Plan:
         ),
         checkpoint=CheckpointPlan(save_steps=2, keep=2, load_best_at_end=False, resume="auto"),
         layout=layout(1, 1),
+        memory=None,
         resources=Resources(
             cluster="loopback",
             scheduler="slurm",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hpcft.config.load import Loaded
     from hpcft.errors import Problem
     from hpcft.plan.plan import Plan
+    from hpcft.plan.shape import Shape
     from hpcft.run.paths import RunPaths
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,8 +67,12 @@ def _spoken(leaf: str, value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else spoken(value)
 
 
-def plan_run(words: Sequence[str]) -> Planned:
-    """Read the run and its cluster, decide; notes about words that have no effect go to stderr. Raises Refusal."""
+def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
+    """Read the run and its cluster, decide; notes about words that have no effect go to stderr. Raises Refusal.
+
+    hub: where the shape of a hub's model may be looked up: "never", so that the same files give the same Plan on every
+    machine; in the "cache"; or "fetch", which asks the hub for its config.json.
+    """
     from hpcft.config.load import load_cluster, load_run
     from hpcft.plan.make import make_plan
 
@@ -77,7 +82,28 @@ def plan_run(words: Sequence[str]) -> Planned:
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
-    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins))
+    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins, _shape(loaded, cluster, hub)))
+
+
+def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
+    """The shape of the run's model, where it can be known."""
+    import os
+
+    from hpcft.plan.make import source_of
+    from hpcft.plan.shape import read_shape
+
+    model = loaded.run.model
+    source = source_of(model.model, model.use_hf)
+    if source == "local":
+        return read_shape(model.model)
+    if hub == "never":
+        return None
+    from hpcft.launch.hub import config_folder
+
+    # A named strategy runs without the prediction; only what is to be chosen is worth a question to the hub.
+    fetch = hub == "fetch" and loaded.run.parallel.strategy == "auto"
+    folder = config_folder(model.model, source, model.revision, cluster.hf_home, os.environ, fetch)
+    return read_shape(str(folder)) if folder else None
 
 
 def _named_by_file(loaded: Loaded) -> Loaded:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @run_words
 def command(words: tuple[str, ...], as_json: bool, show_all: bool) -> None:
     """Show what would be run: layout, batch, data, steps, time and environment, with the arithmetic."""
-    planned = plan_run(words)
+    planned = plan_run(words, hub="cache")
     if as_json:
         click.echo(planned.plan.to_json(), nl=False)
         return

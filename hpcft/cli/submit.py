@@ -25,7 +25,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
 
     Submitted again, a run that has not finished goes on at its newest checkpoint.
     """
-    planned = plan_run(words)
+    planned = plan_run(words, hub="cache" if dry_run else "fetch")
     on_slurm = goes_to_slurm(planned.plan)
     if dry_run:
         _dry_run(planned.plan, on_slurm)

@@ -28,14 +28,26 @@ class ClusterProfile(Section):
     scheduler: Literal["slurm", "none"] = Field("slurm", description="none: this machine, without Slurm.")
     accelerator: Literal["cuda", "rocm", "cpu"] = Field("cuda", description="What a rank computes on.")
     gpu_type: Word | None = Field(None, description="Model of the GPUs, as Slurm's GRES names it: h100, a100, mi250x.")
+    gpu_memory: float | None = Field(
+        None, gt=0, le=1024, description="Memory of one GPU in GiB. null: what its type has; say it of an A100 or V100."
+    )
     gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of a node; 0 on a CPU cluster.")
     cores_per_node: int = Field(ge=1, description="CPU cores of a node that jobs may use.")
+    node_memory: float | None = Field(
+        None, gt=0, description="Memory of a node in GiB, for offloading to it. null: not checked."
+    )
     max_nodes: int | None = Field(None, ge=1, description="Nodes of the cluster.")
     gpu_request: Literal["gres", "gres_typed", "gpus_per_node", "none"] = Field(
         "gres", description="How GPUs are asked for: --gres=gpu:8, --gres=gpu:h100:8, --gpus-per-node=8, or not at all."
     )
     fabric: Literal["infiniband", "slingshot", "ethernet", "loopback"] = Field(
         "ethernet", description="What connects the nodes; it decides NCCL's settings."
+    )
+    node_bandwidth: float | None = Field(
+        None, gt=0, description="GB/s that a GPU has to those of its node in large collectives. null: by its type."
+    )
+    fabric_bandwidth: float | None = Field(
+        None, gt=0, description="GB/s that a node has to the others, its adapters together. null: by the fabric."
     )
     interface: Word | None = Field(
         None, description="Network interface of the nodes' own traffic: ib0, hsn0, eth0. null: found at run time."

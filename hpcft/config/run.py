@@ -185,7 +185,7 @@ class Train(Section):
 class Parallel(Section):
     """How the model is spread over ranks."""
 
-    strategy: Word = Field("ddp", description=_rows(STRATEGIES))
+    strategy: Word = Field("ddp", description="auto: the fastest that fits; " + _rows(STRATEGIES))
     tp: int = Field(1, ge=1, description="Tensor-parallel degree, inside a node.")
     dp_replicate: int = Field(1, ge=1, description="Replicas of a sharded model, over nodes first (HSDP); with fsdp.")
     deepspeed: Text | None = Field(

@@ -17,7 +17,7 @@ from typing import Any
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan import hubfiles
 from hpcft.plan.plan import DataPlan, ModelPlan, Plan, Source
-from hpcft.run.expand import exported
+from hpcft.run.expand import expanded, exported
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,33 @@ def exported_home(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that say where hubs keep their files, as the job will have them."""
     homes = tuple(v for v in plan.environment if v.name in ("HF_HOME", "HF_HUB_CACHE", "MODELSCOPE_CACHE"))
     return exported(dataclasses.replace(plan, environment=homes), environ)
+
+
+def config_folder(
+    name: str, source: str, revision: str | None, home: str | None, environ: Mapping[str, str], fetch: bool
+) -> Path | None:
+    """Where a hub model's config.json is: in the cache that ``home`` (HF_HOME of the profile) or the environment names.
+
+    fetch: ask the hub for that one small file where the cache has none. None where it is not there, and Refusal where
+    it was to be fetched and cannot be.
+    """
+    try:
+        cache = str(Path(expanded(home, environ, "hf_home")) / "hub") if home else None
+    except Refusal:  # $SCRATCH and the like, on a machine where a plan is only looked at
+        if fetch:
+            raise
+        return None
+    if fetch:
+        return download(Wanted(name, "model", source, revision, ("config.json",), cache)).folder
+    if source != "huggingface":
+        return None
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", cache_dir=cache, revision=revision)
+    except errors.HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _model(plan: Plan, cache: str | None) -> ModelPlan:

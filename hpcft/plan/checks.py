@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-from hpcft.catalog import LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
 from hpcft.clock import clock
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import RunConfig
@@ -23,7 +23,7 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         ("strategy", run.parallel.strategy, STRATEGIES, {}),
         ("task", run.task, OBJECTIVES, LATER_OBJECTIVES),
     ):
-        if word in known:
+        if word in known or (leaf == "strategy" and word == AUTO):
             continue
         guess = near(word, [*known, *later])
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""

@@ -7,14 +7,8 @@ from pathlib import PurePosixPath
 
 from hpcft.clock import clock
 from hpcft.errors import printable
-from hpcft.plan.estimate import (
-    BYTES_PER_TOKEN,
-    USUAL_UTILISATION,
-    guessed_tokens,
-    model_config,
-    parameters,
-    seconds_per_step,
-)
+from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens
+from hpcft.plan.explain_memory import explain_memory, explain_time
 from hpcft.plan.plan import Plan, Source
 from hpcft.plan.prepared import PreparedFacts
 from hpcft.plan.steps import steps_per_epoch, total_steps, warmup_steps
@@ -30,13 +24,15 @@ def explain(
     sections = [
         [("run", f"{plan.name}   (plan {plan.fingerprint}, hpcft {plan.hpcft})"), *_model(plan)],
         [*_layout(plan), *_batch(plan), *_data(plan, facts), *_steps(plan, facts)],
+        explain_memory(plan),
         [*_cluster(plan, cluster_file), *_paths(plan)],
         [("environment", _table((v.name, v.value, v.reason) for v in plan.environment))],
     ]
     if chosen:
-        said = _table((leaf, printable(value), origin) for leaf, (value, origin) in chosen.items())
-        sections.append([("settings", said)])
-    return "\n\n".join("\n".join(_line(label, text) for label, text in section) for section in sections) + "\n"
+        table = _table((leaf, printable(value), origin) for leaf, (value, origin) in chosen.items())
+        sections.append([("settings", table)])
+    said = ("\n".join(_line(label, text) for label, text in section) for section in sections if section)
+    return "\n\n".join(said) + "\n"
 
 
 def _line(label: str, text: str) -> str:
@@ -169,11 +165,8 @@ def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:
     limit = f"limit {clock(resources.time_minutes)}"
     warned = f"; ranks are warned {resources.signal_lead} s before it, save and requeue"
     lines = [limit + (warned if resources.scheduler == "slurm" else "; then the run is ended")]
-    config = model_config(plan)
-    weights = parameters(config) if config else None
-    if weights and (seconds := seconds_per_step(plan, weights)):
-        size = f"{weights / 1e9:.2f} B weights"
-        text = f"about {seconds:.2g} s an optimizer step at {USUAL_UTILISATION:.0%} of the peak ({size})"
+    if predicted := explain_time(plan):
+        seconds, text = predicted
         lines.append(f"{text}; {_duration(steps * seconds)} for {_count(steps, 'step')}" if steps else text)
     return [("time", "\n".join(lines))]
 

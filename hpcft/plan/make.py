@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from hpcft import __version__
-from hpcft.catalog import OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
-from hpcft.errors import Problem, Refusal, near, refuse
+from hpcft.errors import Problem, Refusal, refuse
+from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import check_mesh, check_resources, check_words, clashes
+from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words
 from hpcft.plan.fabric import environment
+from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
 from hpcft.plan.plan import (
     SCHEMA,
@@ -36,21 +38,72 @@ from hpcft.plan.plan import (
     TunerPlan,
     Variable,
 )
+from hpcft.plan.prediction import Hardware
+from hpcft.plan.shape import Shape
+from hpcft.plan.ways import Question, Way
+
+MOST_NODES = 64  # looked at for the smallest layout, where the profile does not say how many there are
 
 
-def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str] | None = None) -> Plan:
-    """Decide everything. origins: leaf → ``file:line``, used in complaints only.
+def make_plan(
+    run: RunConfig,
+    cluster: ClusterProfile,
+    origins: Mapping[str, str] | None = None,
+    shape: Shape | None = None,
+) -> Plan:
+    """Decide everything. origins: leaf → ``file:line``, used in complaints only; shape: the model's, where it is known.
 
-    Raises Refusal where the run and the cluster do not fit together, with every problem found.
+    Raises Refusal where the run and the cluster do not fit together, with every problem found, and where it is
+    predicted that the model does not fit into its GPUs.
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [
         *check_words(run, where), *check_mesh(run, cluster, where), *check_resources(run, cluster, where),
-        *_check_parts(run, cluster),
+        *_check_parts(run, cluster), *_check_shape(run, where, shape),
     ]  # fmt: skip
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
-    layout = _layout(run, cluster)
+    try:
+        return _decided(run, cluster, where, shape)
+    except Refusal as refusal:
+        raise Refusal([_placed(problem, where) for problem in refusal.problems]) from None
+
+
+def _decided(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape | None) -> Plan:
+    """The strategy by memory and speed where it is to be chosen, and the prediction where there can be one."""
+    on_cpus, auto, card = cluster.accelerator == "cpu", run.parallel.strategy == AUTO, hardware_of(cluster)
+    if auto and not on_cpus:
+        check_known(run.model.model, shape, card)
+    # CPUs share one memory, of which nothing is known here; there auto is the simplest.
+    wanted = Way("ddp" if auto and on_cpus else run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate)
+    if on_cpus or shape is None:
+        return _draft(run, cluster, where, wanted)
+    return decide(question(run, cluster, where, shape), wanted)
+
+
+def question(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape) -> Question:
+    """What ``decide`` decides: the run's Plan for any way to spread it, and what it may rest on."""
+    train = run.train
+    return Question(
+        draft=lambda way: _draft(run, cluster, where, way),
+        shape=shape, hardware=hardware_of(cluster),
+        shrinks=train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps is None,
+        most=(cluster.max_nodes or MOST_NODES, cluster.gpus_per_node or 1),
+    )  # fmt: skip
+
+
+def hardware_of(cluster: ClusterProfile) -> Hardware:
+    """What the profile says of cards, hosts and links."""
+    return hardware(
+        gpu_type=cluster.gpu_type, fabric=cluster.fabric, gpu_memory=cluster.gpu_memory,
+        node_memory=cluster.node_memory, node_bandwidth=cluster.node_bandwidth,
+        fabric_bandwidth=cluster.fabric_bandwidth,
+    )  # fmt: skip
+
+
+def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], way: Way) -> Plan:
+    """The Plan for one way to spread it, without its memory."""
+    layout = _layout(run, cluster, way)
     train = run.train
     micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
     return Plan(
@@ -70,14 +123,21 @@ def make_plan(run: RunConfig, cluster: ClusterProfile, origins: Mapping[str, str
             where=where.get("global_batch_size", ""),
         ),
         optim=_optim(train, run.tuner.tuner_type),
-        train=_train(run),
+        train=_train(run, way.strategy),
         checkpoint=_checkpoint(run),
         layout=layout,
+        memory=None,
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
-        environment=_environment(cluster, layout, run.data.dataloader_num_workers),
+        environment=variables(cluster, layout, run.data.dataloader_num_workers),
         folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
     )
+
+
+def _check_shape(run: RunConfig, where: Mapping[str, str], shape: Shape | None) -> list[Problem]:
+    if shape is None:
+        return []
+    return check_shape(run, where, heads=shape.heads, kv_heads=shape.kv_heads, intermediate=shape.inner)
 
 
 def _check_parts(run: RunConfig, cluster: ClusterProfile) -> list[Problem]:
@@ -105,22 +165,23 @@ def run_name(run: RunConfig) -> str:
     return f"{stem or 'run'}-{run.tuner.tuner_type}"[:64]
 
 
-def _layout(run: RunConfig, cluster: ClusterProfile) -> Layout:
-    nodes = run.slurm.nodes or 1
-    per_node = run.slurm.nproc_per_node or cluster.gpus_per_node or 1
-    return mesh(nodes, per_node, tp=run.parallel.tp, dp_replicate=run.parallel.dp_replicate)
+def _layout(run: RunConfig, cluster: ClusterProfile, way: Way) -> Layout:
+    nodes = way.nodes or run.slurm.nodes or 1
+    per_node = way.ranks_per_node or run.slurm.nproc_per_node or cluster.gpus_per_node or 1
+    return mesh(nodes, per_node, tp=way.tp, dp_replicate=way.dp_replicate)
 
 
-def _cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
+def cpus_per_rank(cluster: ClusterProfile, layout: Layout) -> int:
     """A rank's share of the cores: by its GPUs' share of the node, so that a half-used node leaves half its cores."""
     share = cluster.gpus_per_node or layout.ranks_per_node
     return max(1, cluster.cores_per_node // max(share, layout.ranks_per_node))
 
 
-def _environment(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) -> tuple[Variable, ...]:
+def variables(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) -> tuple[Variable, ...]:
+    """The environment of the ranks."""
     return environment(
         fabric=cluster.fabric, accelerator=cluster.accelerator, interface=cluster.interface, ib_hcas=cluster.ib_hcas,
-        nodes=layout.nodes, cpus_per_rank=_cpus_per_rank(cluster, layout), dataloader_workers=dataloader_workers,
+        nodes=layout.nodes, cpus_per_rank=cpus_per_rank(cluster, layout), dataloader_workers=dataloader_workers,
         hf_home=cluster.hf_home, node_cache=cluster.node_cache, own=cluster.environment,
     )  # fmt: skip
 
@@ -213,14 +274,14 @@ def _optim(train: Train, kind: str) -> OptimPlan:
     )  # fmt: skip
 
 
-def _train(run: RunConfig) -> TrainPlan:
+def _train(run: RunConfig, strategy: str) -> TrainPlan:
     train = run.train
     evaluates = bool(run.data.val_dataset or run.data.split_dataset_ratio)
     every = run.checkpoint.save_steps if train.eval_steps is None else train.eval_steps
     return TrainPlan(
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
-        strategy=run.parallel.strategy, strategy_module=STRATEGIES[run.parallel.strategy].module,
-        deepspeed=(run.parallel.deepspeed or "") if run.parallel.strategy.startswith("zero") else "",
+        strategy=strategy, strategy_module=STRATEGIES[strategy].module,
+        deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
@@ -247,7 +308,7 @@ def _runs(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> 
     return run.checkpoint.output_dir if said or not cluster.runs else cluster.runs
 
 
-def _memory(cluster: ClusterProfile, layout: Layout, exclusive: bool) -> str | None:
+def memory_of(cluster: ClusterProfile, layout: Layout, exclusive: bool) -> str | None:
     """All memory of a node goes with all of its GPUs only: half a node's job would keep others off the other half."""
     whole = exclusive or layout.ranks_per_node >= cluster.gpus_per_node
     return cluster.mem if whole or cluster.mem != "0" else None
@@ -261,10 +322,10 @@ def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resou
         cluster=cluster.name, scheduler=cluster.scheduler, job_name=run_name(run), partition=partition,
         account=ask.account or cluster.account, qos=ask.qos or cluster.qos,
         constraint=ask.constraint or cluster.constraint, reservation=ask.reservation,
-        nodes=layout.nodes, tasks_per_node=layout.ranks_per_node, cpus_per_task=_cpus_per_rank(cluster, layout),
+        nodes=layout.nodes, tasks_per_node=layout.ranks_per_node, cpus_per_task=cpus_per_rank(cluster, layout),
         gpus_per_node=layout.ranks_per_node if cluster.gpus_per_node else 0, gpu_type=cluster.gpu_type,
         gpu_request=cluster.gpu_request if cluster.gpus_per_node else "none",
-        memory=ask.mem or _memory(cluster, layout, exclusive), exclusive=exclusive,
+        memory=ask.mem or memory_of(cluster, layout, exclusive), exclusive=exclusive,
         time_minutes=ask.time or cluster.time, signal_lead=cluster.signal_lead, requeue=True,
         preemption=_preemption(cluster, partition), extra=cluster.extra, setup=cluster.setup,
         launcher=cluster.launcher, accelerator=cluster.accelerator,
@@ -278,68 +339,3 @@ def _preemption(cluster: ClusterProfile, partition: str | None) -> str:
         return "none"
     limits = cluster.partitions.get(partition or "")
     return limits.preemption if limits else "requeue"
-
-
-def replan(
-    plan: Plan,
-    *,
-    nodes: int | None = None,
-    nproc_per_node: int | None = None,
-    time_minutes: int | None = None,
-    cluster: ClusterProfile | None = None,
-    strategy: str | None = None,
-    tp: int | None = None,
-    dp_replicate: int | None = None,
-) -> Plan:
-    """The same run on another layout: batch, data and schedule stay; raises Refusal where the batch does not divide.
-
-    Only the allocation and the way the model is spread over it change: the global batch is kept, so the losses are
-    those of the first layout. cluster: the profile, so that cores and environment follow too; a run that leaves its
-    one node needs it, since the variables of the fabric are set for several nodes only.
-    """
-    old = plan.layout
-    nodes, per_node = nodes or old.nodes, nproc_per_node or old.ranks_per_node
-    if nodes > 1 and old.nodes == 1 and cluster is None and plan.resources.accelerator != "cpu":
-        raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
-                     hint="name the cluster profile: --cluster NAME")  # fmt: skip
-    tp, dp_replicate = tp or old.degree("tp"), dp_replicate or old.degree("dp_replicate")
-    train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
-    layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
-    per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
-    held = plan.resources
-    own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
-    batch = plan_batch(
-        data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
-        # Never more windows in a forward pass than before: the card that held those may not hold more.
-        micro=None if rest else next(n for n in range(plan.batch.micro_windows, 0, -1) if per_rank % n == 0),
-        accumulation=None, eval_windows=plan.batch.eval_windows,
-    )  # fmt: skip
-    resources = dataclasses.replace(
-        held, nodes=nodes, tasks_per_node=per_node, gpus_per_node=per_node if held.gpus_per_node else 0,
-        cpus_per_task=_cpus_per_rank(cluster, layout) if cluster else held.cpus_per_task,
-        memory=_memory(cluster, layout, held.exclusive) if cluster and not own_memory else held.memory,
-        time_minutes=time_minutes or held.time_minutes,
-    )  # fmt: skip
-    variables = _environment(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
-    return dataclasses.replace(
-        plan, layout=layout, batch=batch, train=train, resources=resources, environment=variables
-    )
-
-
-def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPlan:
-    """The rules of the loop with another strategy. Raises Refusal where it cannot do what the run asks."""
-    if strategy not in STRATEGIES:
-        guess = near(strategy, STRATEGIES)
-        raise refuse("strategy: no such value", value=strategy, choices=STRATEGIES,
-                     hint=f"did you mean {guess}?" if guess else "")  # fmt: skip
-    tuner, model = plan.tuner, plan.model
-    problems = clashes(
-        strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
-        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantised=model.quantization != "none",
-    )  # fmt: skip
-    if found := [problem for _, problem in problems]:
-        raise Refusal(found)
-    kept = plan.train.deepspeed if strategy.startswith("zero") else ""
-    return dataclasses.replace(
-        plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept
-    )

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from hpcft.errors import refuse
 from hpcft.plan.layout import Axis, Layout
+from hpcft.plan.prediction import MemoryPlan
 
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)
@@ -227,6 +228,7 @@ class Plan:
     train: TrainPlan
     checkpoint: CheckpointPlan
     layout: Layout
+    memory: MemoryPlan | None  # None on CPUs, and where the model's config.json could not be read
     resources: Resources
     budgets: Budgets
     environment: tuple[Variable, ...]
@@ -264,11 +266,13 @@ class Plan:
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
 _MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
+# The same of whole sections.
+_ABSENT: dict[int, dict[str, Any]] = {1: {"memory": None}}
 
 
 def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same Plan in this release's schema."""
-    whole = dict(data)
+    whole = {**_ABSENT.get(data["schema"], {}), **data}
     for section, leaves in _MEANT.get(whole["schema"], {}).items():
         if isinstance(whole.get(section), Mapping):
             whole[section] = {**leaves, **whole[section]}

@@ -15,7 +15,7 @@ from hpcft.run.paths import RunPaths
 
 # What may differ when an unfinished run is submitted again: how it is started and spread, not what it computes.
 MAY_CHANGE = frozenset(
-    {"hpcft", "resources", "budgets", "environment", "layout", "batch.micro_windows", "batch.accumulation",
+    {"hpcft", "resources", "budgets", "environment", "layout", "memory", "batch.micro_windows", "batch.accumulation",
      "train.strategy", "train.strategy_module", "train.deepspeed"}
 )  # fmt: skip
 

@@ -161,9 +161,11 @@ def _covered(manifest: Manifest, name: str, tensor: Tensor) -> None:
         regions = list(dict.fromkeys(piece.region for piece in pieces)) or [None]
         for region in regions:
             mine = sorted((p for p in pieces if p.region == region), key=lambda p: p.offset)
-            _gapless(manifest, f"{name}: {part}", mine, math.prod(region.shape(tensor.shape) if region else tensor.shape))
+            _gapless(
+                manifest, f"{name}: {part}", mine, math.prod(region.shape(tensor.shape) if region else tensor.shape)
+            )
         if regions != [None] and (None in regions or not tiles([r for r in regions if r], tensor.shape)):
-            raise Broken(manifest.folder / FILE, f"{name}: {part} is not covered: its regions do not make up the whole")
+            raise Broken(manifest.folder / FILE, f"{name}: {part} is not covered: its regions are not the whole")
 
 
 def _gapless(manifest: Manifest, what: str, pieces: list[Piece], numbers: int) -> None:

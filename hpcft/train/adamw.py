@@ -30,7 +30,7 @@ def settings(optim: OptimPlan) -> dict[str, Any]:
 
 def adamw(masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device) -> torch.optim.AdamW:
     """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs."""
-    how = {"fused": True} if device.type == "cuda" else {"foreach": True}
+    how: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
     return torch.optim.AdamW(groups(masters, optim), **settings(optim), **how)
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hpcft.errors import EXIT_REFUSED, Refusal
+from hpcft.plan.memory import measured
 from hpcft.plan.place import place_from_environment
 from hpcft.plan.plan import Plan
 from hpcft.run.folder import read_plan
@@ -76,6 +77,8 @@ def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, 
         ledger.write("started", step=resumed, checkpoint=checkpoint, world=here.size, phases=clock.phases)
         run.console.say(opening(run))
     finished = loop.train(run)
+    if foretold := measured(plan, run.interval.peak):
+        run.console.say(foretold)
     run.metrics.close()
     run.console.close()
     if finished and here.first:

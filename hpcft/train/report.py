@@ -109,8 +109,10 @@ class Interval:
     tokens: float = 0.0
     trained: float = 0.0
     seconds: float = field(default=0.0)
+    peak: int = 0  # bytes, of the whole attempt
 
     def add(self, report: Report) -> None:
+        self.peak = max(self.peak, report.memory)
         if report.finite:
             self.progress.interval_loss += report.total("loss")
             self.progress.interval_trained += int(report.total("units"))

@@ -109,4 +109,3 @@ def _copy(whole: torch.Tensor, span: Span, out: torch.Tensor) -> None:
     for mine, to, other, box in meeting(span, Span(shape, None, 0, whole.numel())):
         run = out[mine.at : mine.at + math.prod(mine.shape)].view(mine.shape)
         within(run, to).copy_(within(whole.view(other.shape), box))
-

@@ -1,4 +1,4 @@
-"""Tensor parallelism with sequence parallelism, on transformers models as they are (Megatron-LM, Korthikanti et al. 2022).
+"""Tensor parallelism with sequence parallelism on transformers models as they are (Korthikanti et al. 2022).
 
 Which linears are cut is the model's own plan (``base_model_tp_plan``). Weights become plain local tensors, so FSDP, DDP
 and checkpoints see nothing of it but the regions; messages are hooks around the modules:
@@ -33,7 +33,10 @@ from hpcft.train.parameters import replace_parameters
 
 COLUMN, ROW = ("colwise", "colwise_gather_output"), ("rowwise", "rowwise_split_input")
 # Linears that are several in one; each part is cut by itself. Parts are in units of these configuration values.
-FUSED = {"qkv_proj": ("num_attention_heads", "num_key_value_heads", "num_key_value_heads"), "gate_up_proj": (None, None)}
+FUSED = {
+    "qkv_proj": ("num_attention_heads", "num_key_value_heads", "num_key_value_heads"),
+    "gate_up_proj": (None, None),
+}
 
 
 def cut(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Region]:
@@ -80,9 +83,7 @@ def _pattern(pattern: str) -> str:
     return re.escape(pattern).replace(r"\*", r"\d+")
 
 
-def _share(
-    name: str, module: Any, style: str, config: Any, ranks: int, rank: int, regions: dict[str, Region]
-) -> None:
+def _share(name: str, module: Any, style: str, config: Any, ranks: int, rank: int, regions: dict[str, Region]) -> None:
     """What this rank keeps of one linear, of its bias and of its adapters."""
     adapted = hasattr(module, "base_layer")
     linear = module.base_layer if adapted else module
@@ -194,9 +195,9 @@ def _connect_vocabulary(embedding: Any, head: Any, vocabulary: int, group: dist.
     def look(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return ((args[0] - start).clamp(0, max(length - 1, 0)),)
 
-    def found(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        tokens = module.asked
-        mine = (tokens >= start) & (tokens < start + length)
+    def found(module: Any, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = module.asked
+        mine: torch.Tensor = (tokens >= start) & (tokens < start + length)
         return _Sum.apply(output * mine[..., None], group)
 
     def remember(module: Any, args: tuple[torch.Tensor]) -> None:

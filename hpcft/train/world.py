@@ -123,7 +123,8 @@ def join(plan: Plan, environ: Mapping[str, str] | None = None) -> World:
         device=device,
         data_rank=plan.layout.data_coordinate(place.rank),
         data_size=plan.layout.data_parallel,
-        control=_meet(plan, place, device) if plan.layout.world_size > 1 else None,
+        # FSDP and DeepSpeed want a process group even for one rank.
+        control=_meet(plan, place, device) if plan.layout.world_size > 1 or plan.train.strategy != "ddp" else None,
     )
 
 

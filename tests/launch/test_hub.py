@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from hpcft.errors import Refusal
-from hpcft.launch.hub import resolve
+from hpcft.launch.hub import config_folder, resolve
 from hpcft.plan.plan import Plan, Source, Variable
 from tests.plans import plan
 
@@ -121,3 +121,13 @@ def test_modelscope_is_asked_for_the_same_files(hub: Path, monkeypatch: pytest.M
     found = resolve(named(hub, "AI-ModelScope/x", source="modelscope"))
     assert found.model.revision == "master"
     assert "*.safetensors" in asked["AI-ModelScope/x"]["allow_patterns"]
+
+
+def test_the_shape_of_a_hub_model_is_found_in_the_cache_of_the_profile(hub: Path) -> None:
+    def found(name: str, home: str, fetch: bool = False) -> Path | None:
+        return config_folder(name, "huggingface", None, home, {"SCRATCH": str(hub)}, fetch)
+
+    assert found("owner/model", "$SCRATCH") == hub / f"hub/models--owner--model/snapshots/{SHA}"
+    assert found("owner/other", str(hub)) is None
+    with pytest.raises(Refusal, match="owner/other cannot be had"):
+        found("owner/other", str(hub), fetch=True)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.plan.make import replan
+from hpcft.plan.replan import replan
 from tests.words import plan, profile
 
 

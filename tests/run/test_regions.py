@@ -36,7 +36,10 @@ def cuts(whole: tuple[int, ...], draw: random.Random) -> list[Span]:
         regions = [Region(dim, ((0, half),)), Region(dim, ((half, whole[dim] - half),))]
         if half >= 2:  # as two fused matrices are cut: a part of each
             quarter = half // 2
-            first, second = ((0, quarter), (half, quarter)), ((quarter, half - quarter), (half + quarter, whole[dim] - half - quarter))
+            first, second = (
+                ((0, quarter), (half, quarter)),
+                ((quarter, half - quarter), (half + quarter, whole[dim] - half - quarter)),
+            )
             regions = [Region(dim, first), Region(dim, second)]
     spans = []
     for region in regions:

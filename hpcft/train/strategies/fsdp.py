@@ -1,9 +1,9 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
-A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers (embedding,
-norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the compute type,
-and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are
-replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers
+(embedding, norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the
+compute type, and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the
+groups are replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class FullyShardedDataParallel:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill the shards of masters and moments."""
         self.updates = updates
+        self.model.reshard()  # a forward pass without a backward pass has left the root's weights gathered
         for name, parameter in self.trained.items():
             self._read(read, name, "master", parameter, parameter)
             moments = {part: torch.zeros_like(parameter) for part in MOMENTS} if updates else {}

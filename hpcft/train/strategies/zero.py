@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: optimizer states (1), gradients (2) and weights (3) in parts over the data ranks; offload to the host.
+"""DeepSpeed's ZeRO: optimizer states (1), gradients (2) and weights (3) in parts over the data ranks; offload.
 
 The engine trains; what is saved and read is ours. Its float32 partitions are flat buffers in which each parameter has a
 stretch; ``_pieces`` finds those, so that checkpoints have the form that every other strategy reads and writes.
@@ -88,7 +88,7 @@ def _over(ours: Any, theirs: Any) -> Any:
 
 def _optimizer(trained: list[torch.nn.Parameter], plan: Plan, world: World) -> torch.optim.AdamW:
     on_host = bool(STRATEGIES[plan.train.strategy].offload)
-    how = {"fused": True} if on_host or world.device.type == "cuda" else {"foreach": True}
+    how: dict[str, Any] = {"fused": True} if on_host or world.device.type == "cuda" else {"foreach": True}
     return torch.optim.AdamW(groups(trained, plan.optim, _matrix), **settings(plan.optim), **how)
 
 
@@ -132,7 +132,7 @@ class Zero:
         self.updates = 0
         self.zero: Any = engine.optimizer
         names = {id(parameter): name for name, parameter in skeleton.model.named_parameters()}
-        self.trained = {names[id(p)]: p for p in skeleton.model.parameters() if p.requires_grad}
+        self.trained: dict[str, Any] = {names[id(p)]: p for p in skeleton.model.parameters() if p.requires_grad}
         self.pieces = list(self._pieces())
         if plan.model.dtype != "float32":
             self._start_exactly()
@@ -205,6 +205,8 @@ class Zero:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill masters and moments; the working weights follow."""
         self.updates = updates
+        if self.stage == 3:
+            self.engine.empty_partition_cache()  # what a forward pass without a backward pass has left gathered
         for flat in {id(piece.flat): piece.flat for piece in self.pieces}.values() if updates else ():
             moments = {part: torch.zeros_like(flat.data) for part in MOMENTS}
             self.zero.optimizer.state[flat] = {**moments, "step": self._count(updates, flat)}

@@ -1,0 +1,102 @@
+"""Bytes that the forward pass keeps for the backward pass, as transformers' modules and torch's autograd save them.
+
+Counted module by module on Llama's decoder layer, per token, with c bytes of compute type, width h, queries q, keys k
+(values are as many), feed-forward f and LoRA rank r. Torch saves a tensor once, however many operations need it.
+
+norm, twice          4h        the float32 copy that the norm is computed in
+                     + c·h     its normalised output, when the norm's weight is trained
+attention            2c·(q+k)  queries, keys, values and the result, and a float32 sum per head (FlashAttention-2, Dao
+                               2023, arXiv 2307.08691, section 3.1); sdpa with a mask repeats keys and values: 4c·q
+    eager            (4+c)·heads·S more, S tokens in a row: softmax in float32 and its copy, quadratic in the row
+feed-forward         3c·f      gate, its SiLU, up; with experts also c·h for each expert's copy of the token
+inputs of linears    c·(2h+f)  both norms' outputs and gate × up, for weight gradients; a frozen weight keeps none
+    LoRA             c·r for each adapter; with dropout each has its own dropped input and a mask of a byte
+"""
+
+from __future__ import annotations
+
+from hpcft.plan.plan import Plan
+from hpcft.plan.shape import Shape
+from hpcft.plan.weights import COMPUTE_BYTES, adapted
+
+CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once, as the objective has it
+CHUNK_ROWS = 256  # of logits at least, however large the vocabulary
+LOGIT_COPIES = 3  # log-softmax, its gradient and the gradient before it, all float32
+
+
+def attention_kind(plan: Plan) -> str:
+    """flash, sdpa or eager: what ``auto`` will find. On AMD the varlen kernel may not run, so sdpa is reckoned with."""
+    if plan.model.attention == "auto":
+        return "flash" if plan.resources.accelerator == "cuda" and plan.model.dtype != "float32" else "sdpa"
+    return {"flash_attention_2": "flash"}.get(plan.model.attention, plan.model.attention)
+
+
+def layer_token_bytes(plan: Plan, shape: Shape) -> int:
+    """Bytes per token that one decoder layer keeps when nothing is recomputed."""
+    c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
+    norms = 2 * (4 * h + (c * h if plan.tuner.kind == "full" else 0))
+    feed = 3 * c * shape.feed_forward + c * h * shape.experts_per_token
+    return norms + _attention(plan, shape, c) + feed + _inputs(plan, shape, c)
+
+
+def _attention(plan: Plan, shape: Shape, c: int) -> int:
+    kind = attention_kind(plan)
+    if kind == "flash":
+        return 2 * c * (shape.query + shape.key) + 4 * shape.heads
+    scores = (4 + c) * shape.heads * plan.data.max_length if kind == "eager" else 4 * shape.heads
+    return 4 * c * shape.query + scores
+
+
+def _inputs(plan: Plan, shape: Shape, c: int) -> int:
+    """What linear modules keep of their inputs; o_proj's is the attention's result, which is kept already."""
+    tuner, h, f = plan.tuner, shape.hidden, shape.feed_forward
+    if tuner.kind == "full":
+        return c * (2 * h + f)
+    modules = adapted(tuner, shape)
+    ranks = c * tuner.rank * len(modules)
+    if tuner.dropout > 0:
+        return ranks + (c + 1) * sum(inputs for inputs, _ in modules.values())
+    norms = bool({"q_proj", "k_proj", "v_proj"} & set(modules)) + bool({"gate_proj", "up_proj"} & set(modules))
+    return ranks + c * (h * norms + (f if "down_proj" in modules else 0))
+
+
+def kept_layers(plan: Plan, shape: Shape) -> int:
+    """Layers that are not recomputed; selective recomputes every other one, the first included."""
+    return {"none": shape.layers, "selective": shape.layers // 2, "full": 0}[plan.train.recomputation]
+
+
+def micro_tokens(plan: Plan) -> int:
+    """Tokens of one forward pass, full windows."""
+    return plan.batch.micro_windows * plan.data.max_length
+
+
+def activation_bytes(plan: Plan, shape: Shape) -> int:
+    """At the peak, when the backward pass is in its first layer; tensor parallel ranks share it by sequence and heads.
+
+    Beside the kept layers: of a recomputed one its input, and one of them whole; a layer's gradients, about four
+    tensors as wide as the feed-forward and four as the model; around the last norm its float32 copy and three more.
+    """
+    c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
+    kept = kept_layers(plan, shape)
+    layer = layer_token_bytes(plan, shape)
+    whole = kept + (1 if kept < shape.layers else 0)
+    inputs = (shape.layers - kept) * c * h
+    per_token = whole * layer + inputs + 4 * c * (shape.feed_forward + h) + (4 + 3 * c) * h
+    return micro_tokens(plan) * per_token // plan.layout.degree("tp") + _mask(plan)
+
+
+def _mask(plan: Plan) -> int:
+    """sdpa and eager build one mask of packed windows for all layers: [rows, S, S] of a byte and of c bytes."""
+    if attention_kind(plan) == "flash":
+        return 0
+    return plan.batch.micro_windows * plan.data.max_length**2 * (1 + COMPUTE_BYTES[plan.model.dtype])
+
+
+def logit_rows(plan: Plan, shape: Shape) -> int:
+    """Rows of logits that exist at a time."""
+    return min(micro_tokens(plan), max(CHUNK_ROWS, CHUNK_LOGITS // shape.vocabulary))
+
+
+def logit_bytes(plan: Plan, shape: Shape) -> int:
+    """Of one chunk; each is made again in the backward pass, so that there is never more than one."""
+    return LOGIT_COPIES * 4 * logit_rows(plan, shape) * shape.vocabulary

@@ -1,0 +1,218 @@
+"""How much of a GPU and of its node a run takes, part by part: prediction, arithmetic, and what was measured.
+
+With T trained and F frozen weights, d ranks that share shards, t tensor-parallel ranks, c bytes of compute type.
+Every trained weight has a float32 master and AdamW's two moments (12 bytes) and a float32 gradient (4 bytes), on
+every strategy; what a strategy shards, it divides by d (Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 5).
+
+ddp      weights c·(T+F), gradients 4T, optimizer 12T        all divided by t
+zero1    as ddp, optimizer / d                               DeepSpeed keeps compute copies beside its partitions
+zero2    gradients / d too, summed in buckets
+zero3    weights / d too; up to ZERO_LIVE of them are gathered at a time
+fsdp     sharded are the masters themselves, so there are no compute copies but of what is gathered: two layers (the
+         next is fetched while one runs), and embedding, head and last norm, which stay gathered from the forward to
+         the backward pass; beside them the gradients of one unit, in compute type and in float32 for their sum
+offload  optimizer and gradients, and with weights these too, lie in the node's memory instead
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpcft.catalog import STRATEGIES
+from hpcft.plan.activations import activation_bytes, logit_bytes, logit_rows, micro_tokens
+from hpcft.plan.hardware import GIB
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware, MemoryPlan, Option
+from hpcft.plan.shape import Shape
+from hpcft.plan.weights import COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
+
+MASTER_AND_MOMENTS, GRADIENT = 12, 4  # bytes of a trained weight, float32
+
+# Not calibrated yet: these are from experience and other projects' pages, to be measured on each kind of GPU.
+CONTEXT = 1 * GIB  # driver, kernels' code, cuBLAS workspace
+FRAGMENTATION = 0.03  # of what comes and goes within a step: gaps between tensors, with expandable segments
+NCCL = GIB // 2  # of each axis of the mesh that has more than one rank: channels and their buffers
+PROCESS = 4 * GIB  # of the node's memory for each rank: Python, torch, pinned batches
+
+ZERO_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers; two of them, so that sums overlap
+ZERO_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one kind of thing, and how they come about."""
+
+    name: str
+    bytes: int
+    arithmetic: str
+
+
+def memory_plan(
+    plan: Plan, shape: Shape, hardware: Hardware, options: tuple[Option, ...] = (), reason: str = ""
+) -> MemoryPlan:
+    """The prediction for ``plan``, whose own ``memory`` is not looked at."""
+    parts = {part.name: part.bytes for part in gpu_parts(plan, shape)}
+    host = sum(part.bytes for part in host_parts(plan, shape))
+    return MemoryPlan(shape=shape, hardware=hardware, **parts, host=host, options=options, reason=reason)
+
+
+def gpu_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
+    """What lies on one GPU, in the order and by the names of MemoryPlan."""
+    weights = all_weights(plan, shape)
+    comes_and_goes = [_gathered(plan, shape), _activations(plan, shape), _logits(plan, shape)]
+    fragments = int(FRAGMENTATION * sum(part.bytes for part in comes_and_goes))
+    axes = [axis.name for axis in plan.layout.axes if axis.degree > 1]
+    return (
+        _on_gpu(_weights(plan, weights), "weights", plan),
+        _on_gpu(_gradients(plan, weights), "optimizer", plan),
+        _on_gpu(_optimizer(plan, weights), "optimizer", plan),
+        *comes_and_goes,
+        Part("communication", NCCL * len(axes), f"{NCCL / GIB:g} GiB for each of: {', '.join(axes) or 'no axis'}"),
+        Part("reserve", CONTEXT + fragments, f"{CONTEXT // GIB} GiB of the driver, {FRAGMENTATION:.0%} for gaps"),
+    )
+
+
+def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
+    """What lies in the memory of one node, at its fullest."""
+    weights, ranks = all_weights(plan, shape), plan.layout.ranks_per_node
+    row = STRATEGIES[plan.train.strategy]
+    moved = [_gradients(plan, weights), _optimizer(plan, weights)] if "optimizer" in row.offload else []
+    moved += [_weights(plan, weights)] if "weights" in row.offload else []
+    offloaded = sum(part.bytes for part in moved) * ranks
+    return (
+        Part("processes", PROCESS * ranks, f"{ranks} × {PROCESS // GIB} GiB"),
+        Part("offloaded", offloaded, f"{ranks} ranks' share of {_words(moved) or 'nothing'}"),
+        _loading_or_saving(plan, weights),
+    )
+
+
+def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
+    """Before the first step every rank of ddp reads the whole model; later a save copies masters and moments."""
+    saving = MASTER_AND_MOMENTS * weights.trained // plan.layout.nodes
+    ranks, full = plan.layout.ranks_per_node, plan.tuner.kind == "full"
+    number, size = (weights.trained, 4) if full else (weights.frozen, weights.compute)
+    # Who shards reads its shards, and four bits are made on the GPU, weight by weight.
+    whole = not STRATEGIES[plan.train.strategy].shards and not weights.quantised
+    loading = ranks * size * number if whole else 0
+    if loading > saving:
+        return Part("loading", loading, f"{ranks} ranks × {size} B × {_big(number)} weights")
+    nodes = f" / {plan.layout.nodes} nodes" if plan.layout.nodes > 1 else ""
+    return Part("saving", saving, f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained{nodes}")
+
+
+def _shards(plan: Plan, what: str) -> int:
+    """Into how many parts ``what`` is cut: optimizer, gradients or weights."""
+    data = plan.layout.degree("dp") if what in STRATEGIES[plan.train.strategy].shards else 1
+    return data * plan.layout.degree("tp")
+
+
+def _is_fsdp(plan: Plan) -> bool:
+    return plan.train.strategy.startswith("fsdp")
+
+
+def _on_gpu(part: Part, what: str, plan: Plan) -> Part:
+    """``part``, or nothing where the strategy keeps ``what`` in the node's memory."""
+    offloaded = what in STRATEGIES[plan.train.strategy].offload
+    return Part(part.name, 0, "in the node's memory") if offloaded else part
+
+
+def _weights(plan: Plan, weights: Weights) -> Part:
+    """Frozen weights, and the copies of trained ones in the compute type where a strategy has them beside masters."""
+    shards, c = _shards(plan, "weights"), weights.compute
+    copies = 0 if _is_fsdp(plan) or c == 4 else weights.trained
+    said = [f"{c} B × {_big(copies)} trained"] if copies else []
+    if weights.frozen:
+        said.append(f"{c} B × {_big(weights.frozen - weights.quantised)} frozen")
+    if weights.quantised:
+        said.append(f"4.127 bits × {_big(weights.quantised)} frozen")
+    size = _divided(c * copies + weights.frozen_bytes, shards)
+    return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
+
+
+def _gradients(plan: Plan, weights: Weights) -> Part:
+    shards = _shards(plan, "gradients")
+    return Part("gradients", _divided(GRADIENT * weights.trained, shards),
+                _over([f"{GRADIENT} B × {_big(weights.trained)} trained"], shards))  # fmt: skip
+
+
+def _optimizer(plan: Plan, weights: Weights) -> Part:
+    shards = _shards(plan, "optimizer")
+    return Part("optimizer", _divided(MASTER_AND_MOMENTS * weights.trained, shards),
+                _over([f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained"], shards))  # fmt: skip
+
+
+def _gathered(plan: Plan, shape: Shape) -> Part:
+    """What is whole for a moment: gathered weights, buckets, gradients on their way to the sum."""
+    layer, root = layer_weights(plan, shape), root_weights(plan, shape)
+    tp, c = plan.layout.degree("tp"), layer.compute
+    unit = max(layer.trained, root.trained)
+    if _is_fsdp(plan):
+        size = 2 * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
+        text = f"2 layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, gradients of one"
+    elif STRATEGIES[plan.train.strategy].shards:
+        whole = all_weights(plan, shape)
+        buckets = 2 * c * min(ZERO_BUCKET, whole.trained)
+        sharded = "weights" in STRATEGIES[plan.train.strategy].shards
+        live = c * min(ZERO_LIVE, whole.trained + whole.frozen - whole.quantised) if sharded else 0
+        size, text = buckets + live, f"{_size(buckets)} of DeepSpeed's buckets, {_size(live)} of gathered weights"
+    else:
+        size, text = c * unit, "a gradient before it is added to its float32 sum"
+    unpacked = _unpacked(plan, shape)
+    return Part("gathered", _divided(size, tp) + unpacked, text + (", a matrix out of four bits" if unpacked else ""))
+
+
+def _unpacked(plan: Plan, shape: Shape) -> int:
+    """The largest matrix in the compute type, while it is multiplied."""
+    if plan.model.quantization == "none":
+        return 0
+    return COMPUTE_BYTES[plan.model.dtype] * max(i * o for i, o in shape.linears().values())
+
+
+def _activations(plan: Plan, shape: Shape) -> Part:
+    size, tokens, tp = activation_bytes(plan, shape), micro_tokens(plan), plan.layout.degree("tp")
+    each = f"{size * tp / tokens / 1e6:.2f} MB"
+    text = f"{tokens:,} tokens × {each}{f' / {tp}' if tp > 1 else ''}, recomputation {plan.train.recomputation}"
+    return Part("activations", size, text)
+
+
+def _logits(plan: Plan, shape: Shape) -> Part:
+    rows = logit_rows(plan, shape)
+    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {shape.vocabulary:,} words")
+
+
+def _divided(size: int, among: int) -> int:
+    return -(-size // among)
+
+
+def _over(said: Sequence[str], shards: int) -> str:
+    text = " + ".join(said)
+    return text if shards == 1 else f"({text}) / {shards}" if len(said) > 1 else f"{text} / {shards}"
+
+
+def _words(parts: Sequence[Part]) -> str:
+    return ", ".join(part.name for part in parts)
+
+
+def _big(number: int) -> str:
+    """7.62 B, 40.4 M."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
+
+
+def _size(number: int) -> str:
+    return f"{number / GIB:.2f} GiB"
+
+
+def measured(plan: Plan, peak: int) -> str | None:
+    """One line: predicted against ``peak``, bytes of tensors at the fullest on the fullest rank; None without either.
+
+    What the driver and NCCL hold is in neither: torch's allocator does not see it.
+    """
+    if plan.memory is None or not peak:
+        return None
+    predicted = plan.memory.allocated
+    off = peak / predicted - 1
+    return (
+        f"memory: predicted {predicted / GIB:.1f} GiB, measured {peak / GIB:.1f} GiB "
+        f"({'+' if off >= 0 else '−'}{abs(off):.0%})"
+    )

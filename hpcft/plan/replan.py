@@ -1,0 +1,89 @@
+"""``replan``: the same run on another layout or under another strategy; its losses stay what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hpcft.catalog import STRATEGIES
+from hpcft.config.cluster import ClusterProfile
+from hpcft.errors import Refusal, near, refuse
+from hpcft.plan.batch import plan_batch
+from hpcft.plan.checks import clashes
+from hpcft.plan.layout import mesh
+from hpcft.plan.make import cpus_per_rank, hardware_of, memory_of, variables
+from hpcft.plan.memory import memory_plan
+from hpcft.plan.plan import Plan, TrainPlan
+from hpcft.plan.prediction import MemoryPlan
+
+
+def replan(
+    plan: Plan,
+    *,
+    nodes: int | None = None,
+    nproc_per_node: int | None = None,
+    time_minutes: int | None = None,
+    cluster: ClusterProfile | None = None,
+    strategy: str | None = None,
+    tp: int | None = None,
+    dp_replicate: int | None = None,
+) -> Plan:
+    """The same run on another layout: batch, data and schedule stay; raises Refusal where the batch does not divide.
+
+    Only the allocation and the way the model is spread over it change: the global batch is kept, so the losses are
+    those of the first layout. cluster: the profile, so that cores and environment follow too; a run that leaves its
+    one node needs it, since the variables of the fabric are set for several nodes only.
+    """
+    old = plan.layout
+    nodes, per_node = nodes or old.nodes, nproc_per_node or old.ranks_per_node
+    if nodes > 1 and old.nodes == 1 and cluster is None and plan.resources.accelerator != "cpu":
+        raise refuse("a run of one node has no settings of the fabric", value=f"{nodes} nodes",
+                     hint="name the cluster profile: --cluster NAME")  # fmt: skip
+    tp, dp_replicate = tp or old.degree("tp"), dp_replicate or old.degree("dp_replicate")
+    train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
+    layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
+    per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
+    held = plan.resources
+    own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
+    batch = plan_batch(
+        data_parallel=layout.data_parallel, max_length=plan.data.max_length, global_windows=plan.batch.global_windows,
+        # Never more windows in a forward pass than before: the card that held those may not hold more.
+        micro=None if rest else next(n for n in range(plan.batch.micro_windows, 0, -1) if per_rank % n == 0),
+        accumulation=None, eval_windows=plan.batch.eval_windows,
+    )  # fmt: skip
+    resources = dataclasses.replace(
+        held, nodes=nodes, tasks_per_node=per_node, gpus_per_node=per_node if held.gpus_per_node else 0,
+        cpus_per_task=cpus_per_rank(cluster, layout) if cluster else held.cpus_per_task,
+        memory=memory_of(cluster, layout, held.exclusive) if cluster and not own_memory else held.memory,
+        time_minutes=time_minutes or held.time_minutes,
+    )  # fmt: skip
+    environment = variables(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
+    new = dataclasses.replace(plan, layout=layout, batch=batch, train=train, resources=resources,
+                              environment=environment)  # fmt: skip
+    return dataclasses.replace(new, memory=_foretold(new, cluster))
+
+
+def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPlan:
+    """The rules of the loop with another strategy. Raises Refusal where it cannot do what the run asks."""
+    if strategy not in STRATEGIES:
+        guess = near(strategy, STRATEGIES)
+        raise refuse("strategy: no such value", value=strategy, choices=STRATEGIES,
+                     hint=f"did you mean {guess}?" if guess else "")  # fmt: skip
+    tuner, model = plan.tuner, plan.model
+    problems = clashes(
+        strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
+        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantised=model.quantization != "none",
+    )  # fmt: skip
+    if found := [problem for _, problem in problems]:
+        raise Refusal(found)
+    kept = plan.train.deepspeed if strategy.startswith("zero") else ""
+    return dataclasses.replace(
+        plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept
+    )
+
+
+def _foretold(plan: Plan, cluster: ClusterProfile | None) -> MemoryPlan | None:
+    """The prediction for another layout than that of ``plan.memory``."""
+    if plan.memory is None:
+        return None
+    new = memory_plan(plan, plan.memory.shape, hardware_of(cluster) if cluster else plan.memory.hardware)
+    return plan.memory if dataclasses.replace(plan.memory, options=(), reason="") == new else new

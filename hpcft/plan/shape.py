@@ -1,0 +1,143 @@
+"""The shape of a decoder, read from its config.json, and how many weights its parts have.
+
+Understood: decoders in Llama's manner (Llama, Qwen, Mistral, Gemma, Phi-3 …), dense or with experts in every layer.
+Anything else is None: a guess would be believed. Biases are left out, they are under 0.1 % of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Attention through a latent, and experts beside dense layers: their weights are counted otherwise.
+OTHER_SHAPES = ("kv_lora_rank", "n_routed_experts", "mlp_only_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One decoder. inner: width of a feed-forward, of one expert where there are experts (0: a dense model).
+
+    shared_inner: width of the feed-forward that every token takes beside its experts_per_token experts.
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool  # the head is the embedding's weight
+    experts: int = 0
+    experts_per_token: int = 0
+    shared_inner: int = 0
+
+    @property
+    def query(self) -> int:
+        """Numbers of a token's queries in one layer."""
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        """Numbers of a token's keys in one layer; its values are as many."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def feed_forward(self) -> int:
+        """Width of what one token passes through: its experts side by side, and the shared one."""
+        return self.inner * max(1, self.experts_per_token) + self.shared_inner
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear modules of one layer, by transformers' names: (inputs, outputs). Experts are no modules of one."""
+        h, attention = self.hidden, self.query
+        table = {"q_proj": (h, attention), "k_proj": (h, self.key), "v_proj": (h, self.key), "o_proj": (attention, h)}
+        inner = self.shared_inner if self.experts else self.inner
+        feed = {"gate_proj": (h, inner), "up_proj": (h, inner), "down_proj": (inner, h)}
+        return {**table, **feed} if inner else table
+
+    @property
+    def layer(self) -> int:
+        """Weights of one layer: its matrices, its experts with their router, two norms."""
+        matrices = sum(inputs * outputs for inputs, outputs in self.linears().values())
+        return matrices + self.experts * (3 * self.hidden * self.inner + self.hidden) + 2 * self.hidden
+
+    @property
+    def active(self) -> int:
+        """Weights of one layer that a token is multiplied with."""
+        idle = max(0, self.experts - self.experts_per_token)
+        return self.layer - idle * 3 * self.hidden * self.inner
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embedding; the head has as many, or is the same."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def root(self) -> int:
+        """Weights outside of the layers: embedding, head, last norm."""
+        return self.embedding * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.layers * self.layer + self.root
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """The shape that a config.json describes; None for one that is not understood.
+
+    A feed-forward with a gate is told by its activation, SiLU (or Gemma's GELU): older families have none.
+    """
+    gated = config.get("hidden_act") in ("silu", "swish") or str(config.get("model_type")).startswith("gemma")
+    if not gated or any(config.get(other) for other in OTHER_SHAPES):
+        return None
+    try:
+        shape = Shape(tied=bool(config.get("tie_word_embeddings")), **_dense(config), **_experts(config))
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    return shape if min(shape.layers, shape.hidden, shape.inner, shape.query, shape.key, shape.vocabulary) > 0 else None
+
+
+def _dense(config: Mapping[str, Any]) -> dict[str, int]:
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    return {
+        "layers": int(config["num_hidden_layers"]),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": int(config.get("num_key_value_heads") or heads),
+        "head_dim": int(config.get("head_dim") or hidden // heads),
+        "vocabulary": int(config["vocab_size"]),
+    }
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, int]:
+    """Mixtral's words (an expert is as wide as intermediate_size) and Qwen's (moe_intermediate_size)."""
+    experts = int(config.get("num_local_experts") or config.get("num_experts") or 0)
+    if not experts:
+        return {"inner": int(config["intermediate_size"])}
+    if int(config.get("decoder_sparse_step") or 1) != 1:
+        raise ValueError("dense layers between those with experts")
+    mixtral = bool(config.get("num_local_experts"))
+    return {
+        "inner": int(config["intermediate_size" if mixtral else "moe_intermediate_size"]),
+        "experts": experts,
+        "experts_per_token": int(config["num_experts_per_tok"]),
+        "shared_inner": int(config.get("shared_expert_intermediate_size") or 0),
+    }
+
+
+def read_shape(folder: str) -> Shape | None:
+    """The shape of the model in ``folder``; None where no config.json can be read there.
+
+    A path that begins with ~ or $ is not followed: a Plan must not depend on whose home or environment it is made in.
+    """
+    if folder.startswith(("~", "$")):
+        return None
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return shape_of(config) if isinstance(config, dict) else None

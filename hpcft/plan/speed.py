@@ -1,0 +1,143 @@
+"""How long an optimizer step takes: arithmetic, traffic between GPUs that is not hidden, traffic to the host.
+
+FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token forward, 2 for the gradient of the
+      inputs, 2 for that of the weights, which frozen ones need not: 6 for full, 4 for LoRA; 2 more where a layer is
+      recomputed. The head is recomputed always. Causal attention: 2·q·S per token, layer and pass, three passes (the
+      backward one is two), over whole windows: packed short records take less.
+traffic  of a collective over n ranks that moves Ψ bytes: Ψ·(n−1)/n for a gather or a scatter, twice that for a sum
+      (Thakur et al. 2005). ddp sums T gradients once a step; zero1 scatters them and gathers weights; zero2 scatters
+      them every forward pass; zero3 and fsdp gather weights twice and scatter gradients once every forward pass, and
+      replicas then sum their shards. Tensor parallel: four gathers and four scatters of activations a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcft.catalog import STRATEGIES
+from hpcft.plan.activations import kept_layers, micro_tokens
+from hpcft.plan.hardware import PEAK_TFLOPS
+from hpcft.plan.memory import GRADIENT, MASTER_AND_MOMENTS
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import Hardware
+from hpcft.plan.shape import Shape
+from hpcft.plan.weights import all_weights
+
+# Not calibrated yet, but for the first: to be measured on each kind of GPU.
+USUAL_UTILISATION = 0.4  # share of the peak that a tuned run of this kind reaches
+HIDDEN = 0.9  # of traffic that can run behind arithmetic
+LATENCY = 30e-6  # seconds of one collective beside its bytes
+HBM = 2e12  # bytes a second of a GPU's own memory, copying
+NF4_TRAFFIC = 2.55  # bytes a weight that is made two bytes of four bits: 0.55 read, 2 written
+CPU_ADAM = 4e9  # weights a second that AdamW updates on the cores of one node
+OPTIMIZER_TRAFFIC = 34  # bytes a trained weight: masters, moments, gradient read, three written, and the copy
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step. compute: on the GPU; exposed: traffic between GPUs that is waited for; host."""
+
+    compute: float
+    exposed: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed + self.host
+
+
+def step_time(plan: Plan, shape: Shape, hardware: Hardware) -> StepTime | None:
+    """The prediction; None where the GPU's peak is not known."""
+    peak = PEAK_TFLOPS.get((plan.resources.gpu_type or "").lower())
+    if peak is None or plan.resources.accelerator == "cpu":
+        return None
+    arithmetic = step_flop(plan, shape) / (plan.layout.world_size * peak * 1e12 * USUAL_UTILISATION)
+    compute = arithmetic + _own_memory(plan, shape)
+    exposed = _unhidden(_data_traffic(plan, shape, hardware), arithmetic) + _tensor_traffic(plan, shape, hardware)
+    return StepTime(compute, exposed, _host(plan, shape, hardware, arithmetic))
+
+
+def step_flop(plan: Plan, shape: Shape) -> float:
+    """Floating-point operations of one optimizer step on all ranks together, windows taken as full."""
+    tokens = plan.batch.global_windows * plan.data.max_length
+    work = 6 if plan.tuner.kind == "full" else 4
+    again = 2 * (shape.layers - kept_layers(plan, shape))  # of layers that run forward twice
+    attention = 2 * shape.query * plan.data.max_length
+    layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
+    return tokens * (layers + shape.embedding * (work + 2))
+
+
+def _own_memory(plan: Plan, shape: Shape) -> float:
+    """Seconds that the GPU's own memory takes: the optimizer's pass, and four bits made two bytes in every pass."""
+    weights = all_weights(plan, shape)
+    row = STRATEGIES[plan.train.strategy]
+    shards = plan.layout.degree("tp") * (plan.layout.degree("dp") if "optimizer" in row.shards else 1)
+    update = 0.0 if "optimizer" in row.offload else OPTIMIZER_TRAFFIC * weights.trained / shards
+    passes = 2 + (1 - kept_layers(plan, shape) / shape.layers)
+    unpack = plan.batch.accumulation * passes * NF4_TRAFFIC * weights.quantised / plan.layout.degree("tp")
+    return (update + unpack) / HBM
+
+
+def _unhidden(traffic: float, arithmetic: float) -> float:
+    return traffic - min(HIDDEN * traffic, arithmetic)
+
+
+def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
+    """Seconds of traffic along the data axes in one step."""
+    weights, row, layout = all_weights(plan, shape), STRATEGIES[plan.train.strategy], plan.layout
+    tp, n, replicas = layout.degree("tp"), layout.degree("dp"), layout.degree("dp_replicate")
+    gathered, summed = weights.gathered_bytes / tp, GRADIENT * weights.trained / tp
+    passes = plan.batch.accumulation
+    if "weights" in row.shards:
+        volume, calls = passes * (2 * gathered + summed), passes * 3 * shape.layers
+    elif "gradients" in row.shards:
+        volume, calls = passes * summed + weights.compute * weights.trained / tp, passes * shape.layers
+    elif row.shards:
+        volume, calls = summed + weights.compute * weights.trained / tp, shape.layers
+    else:
+        volume, calls = 2 * summed, shape.layers
+    sharing = _ring(volume, n, bandwidth(plan, hardware)) + (calls * LATENCY if n > 1 else 0.0)
+    # Replicas of one shard are one GPU in each node: all GPUs of a node share its adapters.
+    share = hardware.fabric_bandwidth / layout.ranks_per_node
+    return sharing + _ring(2 * summed / n, replicas, share if layout.nodes > 1 else hardware.node_bandwidth)
+
+
+def _ring(volume: float, ranks: int, gigabytes: float) -> float:
+    return volume * (ranks - 1) / ranks / (gigabytes * 1e9)
+
+
+def bandwidth(plan: Plan, hardware: Hardware) -> float:
+    """GB/s of a collective along ``dp``: a ring through several nodes goes at the slower link.
+
+    There are as many such rings as tensor-parallel ranks, and they share a node's adapters.
+    """
+    tp = plan.layout.degree("tp")
+    if plan.layout.degree("dp") * tp <= plan.layout.ranks_per_node:
+        return hardware.node_bandwidth
+    return min(hardware.node_bandwidth, hardware.fabric_bandwidth / tp)
+
+
+def _tensor_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
+    """Seconds along the tensor axis in one step; nothing runs behind which it could hide."""
+    tp = plan.layout.degree("tp")
+    if tp == 1:
+        return 0.0
+    each = micro_tokens(plan) * shape.hidden * all_weights(plan, shape).compute
+    calls = 8 * shape.layers * plan.batch.accumulation
+    return _ring(calls * each, tp, hardware.node_bandwidth) + calls * LATENCY
+
+
+def _host(plan: Plan, shape: Shape, hardware: Hardware, arithmetic: float) -> float:
+    """Seconds that offloading adds: gradients down, weights up, the optimizer on the node's cores."""
+    row, layout = STRATEGIES[plan.train.strategy], plan.layout
+    if not row.offload:
+        return 0.0
+    weights, shards = all_weights(plan, shape), layout.degree("dp") * layout.degree("tp")
+    own = weights.trained / shards
+    # Down and up once a step; sharded weights that lie in the node's memory, up for both passes of each micro batch.
+    moved = (GRADIENT + weights.compute) * own
+    trained = MASTER_AND_MOMENTS // 3 if row.name.startswith("fsdp") else weights.compute
+    streamed = (trained * own + weights.frozen_bytes / shards) if "weights" in row.offload else 0.0
+    stream = plan.batch.accumulation * 2 * streamed / (hardware.host_bandwidth * 1e9)
+    update = own * layout.ranks_per_node / CPU_ADAM
+    return moved / (hardware.host_bandwidth * 1e9) + _unhidden(stream, arithmetic) + update

@@ -1,0 +1,80 @@
+"""How many weights are trained, frozen and in four bits, in all and in the unit that is gathered at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcft.plan.plan import Plan, TunerPlan
+from hpcft.plan.shape import Shape
+
+COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): 4 bits a weight, and for each block of 64 a constant of 8
+# bits, whose own constant of 32 bits serves 256 blocks: 4 + 8/64 + 32/(64·256) = 4.127 bits.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Counts of weights. quantised: those of the frozen ones that are in four bits; compute: bytes of the others."""
+
+    trained: int
+    frozen: int
+    quantised: int
+    compute: int
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of the frozen weights as they lie in memory."""
+        return self.compute * (self.frozen - self.quantised) + round(NF4_BYTES * self.quantised)
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of all of them as the forward pass uses them, before four bits are made two bytes."""
+        return self.compute * self.trained + self.frozen_bytes
+
+
+def layer_weights(plan: Plan, shape: Shape) -> Weights:
+    """Of one decoder layer."""
+    compute = COMPUTE_BYTES[plan.model.dtype]
+    if plan.tuner.kind == "full":
+        return Weights(shape.layer, 0, 0, compute)
+    linears = shape.linears()
+    quantised = sum(i * o for i, o in linears.values()) if plan.model.quantization == "nf4" else 0
+    saved = sum(i * o for name, (i, o) in linears.items() if name in plan.tuner.modules_to_save)
+    return Weights(_adapters(plan.tuner, adapted(plan.tuner, shape)) + saved, shape.layer, quantised, compute)
+
+
+def root_weights(plan: Plan, shape: Shape) -> Weights:
+    """Of everything outside of the layers: embedding, head, last norm."""
+    compute = COMPUTE_BYTES[plan.model.dtype]
+    if plan.tuner.kind == "full":
+        return Weights(shape.root, 0, 0, compute)
+    saved = shape.embedding * len({"embed_tokens", "lm_head"} & set(plan.tuner.modules_to_save))
+    ends = {"embed_tokens", "lm_head"} & set(plan.tuner.target_modules)
+    trained = saved + _adapters(plan.tuner, dict.fromkeys(ends, (shape.hidden, shape.vocabulary)))
+    return Weights(trained, shape.root, 0, compute)
+
+
+def all_weights(plan: Plan, shape: Shape) -> Weights:
+    """Of the model and its adapters."""
+    layer, root = layer_weights(plan, shape), root_weights(plan, shape)
+    return Weights(
+        shape.layers * layer.trained + root.trained,
+        shape.layers * layer.frozen + root.frozen,
+        shape.layers * layer.quantised,
+        layer.compute,
+    )
+
+
+def adapted(tuner: TunerPlan, shape: Shape) -> dict[str, tuple[int, int]]:
+    """The linear modules of a layer that get an adapter, (inputs, outputs); of unknown words, all of them."""
+    linears = shape.linears()
+    words = {word.rpartition(".")[2] for word in tuner.target_modules}
+    if words <= {*linears, "embed_tokens", "lm_head"}:
+        return {name: size for name, size in linears.items() if name in words}
+    return linears
+
+
+def _adapters(tuner: TunerPlan, modules: dict[str, tuple[int, int]]) -> int:
+    """A of rank × inputs and B of outputs × rank; DoRA has a magnitude for each output beside them."""
+    return sum(tuner.rank * (i + o) + (o if tuner.use_dora else 0) for i, o in modules.values())

@@ -1,0 +1,263 @@
+"""``strategy: auto``, and what is refused because it would not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hpcft.errors import Problem, Refusal
+from hpcft.plan.auto import TIE
+from hpcft.plan.explain import explain
+from hpcft.plan.make import make_plan
+from hpcft.plan.plan import Plan
+from hpcft.plan.prediction import MemoryPlan
+from hpcft.plan.replan import replan
+from hpcft.plan.ways import fits, pace, ways
+from tests.decisions import CARDS, LAYOUTS, MODELS, TUNERS, decided
+from tests.plan.models import PUBLISHED, shape
+from tests.words import profile, run
+
+H100, A100, H200 = "H100, 80 GB", "A100, 40 GB", "H200, 141 GB"
+
+
+def planned(line: str, name: str = "Qwen2.5-7B", cluster: str = "infiniband-h100", **profile_says: Any) -> Plan:
+    """The Plan of a run whose model has the shape of ``name``."""
+    loaded = run(line)
+    return make_plan(loaded.run, profile(cluster).model_copy(update=profile_says), loaded.origins, shape(name))
+
+
+def refused(line: str, name: str = "Qwen2.5-7B", **profile_says: Any) -> Problem:
+    with pytest.raises(Refusal) as caught:
+        planned(line, name, **profile_says)
+    (problem,) = caught.value.problems
+    return problem
+
+
+def memory(plan: Plan) -> MemoryPlan:
+    assert plan.memory is not None
+    return plan.memory
+
+
+@pytest.mark.parametrize(
+    ("model", "tuner", "layout", "card", "strategy", "tp"),
+    [
+        ("0.5B", "lora", (1, 1), H100, "ddp", 1),
+        ("0.5B", "full", (1, 8), H100, "ddp", 1),
+        ("7B", "lora", (8, 8), H100, "ddp", 1),
+        ("7B", "full", (1, 8), H100, "fsdp", 1),
+        ("7B", "full", (1, 1), H100, "zero2_offload", 1),
+        ("72B", "lora", (1, 8), H100, "fsdp", 1),
+        ("72B", "lora", (1, 1), H100, "fsdp_offload", 1),
+        ("72B", "qlora", (1, 1), H100, "ddp", 1),
+        ("72B", "full", (8, 8), H100, "fsdp", 1),
+        ("72B", "full", (8, 8), A100, "fsdp", 2),
+    ],
+)
+def test_well_known_runs_are_spread_as_people_spread_them(
+    model: str, tuner: str, layout: tuple[int, int], card: str, strategy: str, tp: int
+) -> None:
+    made = decided(model, tuner, layout, card)
+    assert (made.train.strategy, made.layout.degree("tp")) == (strategy, tp)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_whatever_is_decided_fits_and_nothing_that_fits_is_much_faster(tuner: str, layout: tuple[int, int]) -> None:
+    for model in MODELS:
+        for card in CARDS:
+            try:
+                made = decided(model, tuner, layout, card)
+            except Refusal:
+                continue
+            assert fits(made)
+            chosen, *others = memory(made).options
+            batches = [other.seconds for other in others if other.fits and other.seconds]
+            assert chosen.seconds is not None
+            assert chosen.seconds <= min(batches, default=chosen.seconds) * TIE * 1.001
+            assert made.layout.ranks_per_node % made.layout.degree("tp") == 0
+
+
+def test_what_fits_on_a_small_card_fits_on_a_larger_one_and_is_no_slower_there() -> None:
+    for model in MODELS:
+        small, large = (decided(model, "lora", (1, 8), card) for card in (H100, H200))
+        assert pace(large) <= pace(small) * TIE
+
+
+def test_of_equals_the_simpler_one_is_taken() -> None:
+    made = planned("--strategy auto", "Qwen2.5-0.5B", gpu_type="unknown", gpu_memory=80)
+    assert made.train.strategy == "ddp"
+    assert "the speed of this GPU is not known" in memory(made).reason
+
+
+def test_a_slow_fabric_keeps_the_shards_in_a_node() -> None:
+    line = "--strategy auto --nodes 2 --tuner_type full --global_batch_size 64"
+    fast, slow = (planned(line, "Qwen2.5-7B", fabric_bandwidth=b) for b in (370, 5))
+    assert fast.layout.degree("dp_replicate") == 1
+    assert (slow.train.strategy, slow.layout.degree("dp_replicate")) == ("fsdp", 2)
+    assert slow.layout.degree("dp") == slow.layout.ranks_per_node
+
+
+def test_a_tensor_axis_divides_heads_and_never_leaves_its_node() -> None:
+    on_two = planned("--strategy fsdp --nodes 2 --tuner_type full")
+    found = {way.tp for way in ways(on_two, shape("Qwen2.5-7B"))}
+    assert found == {1, 2, 4}, "4 key heads"
+    assert {way.tp for way in ways(planned(""), shape("Qwen2.5-7B"))} == {1}, "adapters are not cut"
+
+
+def test_the_page_tells_why_and_what_else_there_was() -> None:
+    made = planned("--strategy auto --tuner_type full")
+    page = explain(made, None, {})
+    assert "auto: fsdp: " in page
+    assert "the fastest of " in page
+    assert page.count("then ") == len(memory(made).options) - 1 == 3
+    assert "strategy    auto" in page
+
+
+def test_the_page_shows_memory_as_parts_of_the_card() -> None:
+    made = planned("--strategy fsdp --tuner_type full")
+    page = explain(made, None, {})
+    assert f"predicted {memory(made).total / 2**30:.1f} GiB a GPU of 78.8" in page
+    assert "optimizer       10.6  ###                       12 B × 7.62 B trained / 8\n" in page
+    assert "cheaper     next is fsdp, tp 2: " in page
+    assert not [line for line in page.splitlines() if line != line.rstrip()]
+    assert "\x1b" not in page
+
+
+def test_nothing_fits_is_said_with_arithmetic_and_the_smallest_layout_that_does() -> None:
+    problem = refused(
+        "--strategy auto --tuner_type full --nproc_per_node 4", "Qwen2.5-72B", gpu_memory=40, node_memory=512
+    )
+    assert "does not fit on 1 × 4 GPUs" in problem.what
+    assert " GiB a GPU of 39.4" in problem.what or " GiB a node of 512.0" in problem.what
+    assert "72.71 B trained" in problem.value
+    assert any(choice.startswith("8 × 8 GPUs with fsdp") for choice in problem.choices)
+    assert any(choice.startswith("tuner_type: lora") for choice in problem.choices)
+    assert problem.where == "command line"
+
+
+def test_the_layout_that_a_refusal_names_does_fit() -> None:
+    problem = refused("--strategy auto --tuner_type full", "Qwen2.5-72B", node_memory=512)
+    (choice,) = [choice for choice in problem.choices if "GPUs with" in choice]
+    nodes, _, per_node = choice.partition(" GPUs")[0].split()
+    made = planned(
+        f"--strategy auto --tuner_type full --nodes {nodes} --nproc_per_node {per_node}", "Qwen2.5-72B", node_memory=512
+    )
+    assert fits(made)
+
+
+def test_a_named_strategy_that_is_clearly_too_large_is_refused_with_the_next_that_fits() -> None:
+    problem = refused("--strategy ddp --tuner_type full")
+    assert "with ddp does not fit on 1 × 8 GPUs: " in problem.what
+    assert "optimizer 85.1 GiB = 12 B × 7.62 B trained" in problem.value
+    assert problem.choices[0].startswith("fsdp (")
+
+
+def test_without_full_recomputation_that_is_the_hint() -> None:
+    line = "--strategy ddp --tuner_type full --gradient_checkpointing none --per_device_train_batch_size 4"
+    assert "gradient_checkpointing: full" in refused(line).hint
+
+
+def test_a_named_strategy_that_is_hardly_too_large_is_let_through_and_the_page_says_so() -> None:
+    full = memory(planned("--tuner_type full", gpu_memory=500)).total / 2**30 / 0.985
+    made = planned("--tuner_type full", gpu_memory=full / 1.03)
+    assert made.train.strategy == "ddp"
+    assert "close, and predictions err" in explain(made, None, {})
+    refused("--tuner_type full", gpu_memory=full / 1.10)
+
+
+def test_offloading_more_than_the_node_has_is_refused_with_arithmetic() -> None:
+    problem = refused("--strategy fsdp_offload --tuner_type full", "Qwen2.5-72B", node_memory=512)
+    assert "GiB a node of 512.0" in problem.what
+    assert "offloaded 1083.4 GiB" in problem.value
+    assert planned("--strategy fsdp_offload --tuner_type full", "Qwen2.5-72B").train.strategy == "fsdp_offload"
+
+
+def test_offloading_to_a_node_of_unknown_memory_is_done_when_asked_for_and_never_chosen() -> None:
+    words = "--tuner_type full --nproc_per_node 1"
+    assert planned(f"--strategy auto {words}").train.strategy == "zero2_offload"
+    problem = refused(f"--strategy auto {words}", node_memory=None)
+    assert "node_memory" in problem.hint
+    assert "with fsdp does not fit" in problem.what
+    assert planned(f"--strategy zero2_offload {words}", node_memory=None).train.strategy == "zero2_offload"
+    page = explain(planned("--strategy auto --tuner_type full --nproc_per_node 2", node_memory=None), None, {})
+    assert re.search(r"then zero\d_offload: .*, node_memory is not known\n", page)
+
+
+def test_fewer_windows_go_through_a_forward_pass_where_they_do_not_fit() -> None:
+    line = "--nproc_per_node 1 --global_batch_size 8 --gradient_checkpointing none --max_length 4096"
+    roomy, tight = planned(line, gpu_memory=200), planned(line, gpu_memory=60)
+    assert (roomy.batch.micro_windows, roomy.batch.accumulation) == (2, 4)
+    assert (tight.batch.micro_windows, tight.batch.accumulation) == (1, 8)
+    assert roomy.batch.global_windows == tight.batch.global_windows
+    assert fits(tight)
+
+
+@pytest.mark.parametrize("said", ["--per_device_train_batch_size 2", "--gradient_accumulation_steps 4"])
+def test_how_many_windows_is_not_changed_where_it_was_said(said: str) -> None:
+    line = f"--nproc_per_node 1 --global_batch_size 8 --gradient_checkpointing none --max_length 4096 {said}"
+    with pytest.raises(Refusal, match="does not fit"):
+        planned(line, gpu_memory=60)
+
+
+def test_auto_without_a_shape_or_a_card_names_the_strategies_and_what_is_missing() -> None:
+    loaded = run("--strategy auto")
+    with pytest.raises(Refusal, match="shape of m is not known") as caught:
+        make_plan(loaded.run, profile("infiniband-h100"), loaded.origins)
+    assert "fsdp" in caught.value.problems[0].choices
+    assert "gpu_memory" in refused("--strategy auto", gpu_type="a100").hint
+
+
+def test_on_cpus_auto_is_the_simplest_and_memory_is_not_foretold() -> None:
+    made = planned("--strategy auto", cluster="local")
+    assert (made.train.strategy, made.memory) == ("ddp", None)
+
+
+def test_degrees_that_were_asked_for_are_kept() -> None:
+    made = planned("--strategy auto --tuner_type full --tp 2")
+    assert (made.train.strategy, made.layout.degree("tp")) == ("fsdp", 2)
+    assert "no way with these degrees" in refused("--strategy auto --tp 2").what
+
+
+def test_a_batch_that_does_not_divide_is_refused_as_ever() -> None:
+    assert "12 windows do not divide among 8 ranks" in refused("--strategy auto --global_batch_size 12").what
+
+
+def test_a_plan_with_memory_is_read_back_as_it_was() -> None:
+    made = planned("--strategy auto --tuner_type full")
+    assert Plan.from_json(made.to_json()) == made
+
+
+def test_a_plan_of_the_first_schema_has_no_memory() -> None:
+    old = json.loads(planned("").to_json())
+    del old["memory"], old["model"]["quantization"], old["train"]["deepspeed"]
+    assert Plan.from_json(json.dumps({**old, "schema": 1})).memory is None
+
+
+def test_another_layout_is_foretold_anew_and_the_same_one_is_not() -> None:
+    old = planned("--strategy auto --tuner_type full --nodes 2 --global_batch_size 64")
+    assert replan(old) == old
+    new = replan(old, nodes=1)
+    assert memory(new).total > memory(old).total
+    assert memory(new).options == ()
+
+
+def test_hub_names_have_no_shape_and_local_folders_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hpcft.cli.common import plan_run
+
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model", "config.json").write_text(json.dumps(PUBLISHED["Qwen2.5-7B"][0]))
+    words = ["--dataset", "a.jsonl", "--cluster", "infiniband-h100", "--model"]
+    assert plan_run([*words, "own/er"]).plan.memory is None
+    assert memory(plan_run([*words, "./model"]).plan).shape == shape("Qwen2.5-7B")
+
+
+def test_choosing_takes_a_moment() -> None:
+    started = time.perf_counter()
+    planned("--strategy auto --tuner_type full --nodes 2", "Qwen2.5-72B")
+    assert time.perf_counter() - started < 0.3

@@ -1,0 +1,212 @@
+"""The memory model, each formula by hand on a shape of 2,888 weights, and what must hold for any."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, gpu_parts, measured, memory_plan
+from hpcft.plan.plan import Plan
+from tests.plan.models import PUBLISHED, shape
+from tests.plan.tiny_shape import ALL, H100S, LAYER, ROOT, TOKENS, on_gpu, on_gpus, on_host, tiny
+
+GIB = 2**30
+STATIC = ("weights", "gradients", "optimizer")
+
+
+def static(made: Plan) -> tuple[int, ...]:
+    return tuple(on_gpu(made)[name] for name in STATIC)
+
+
+def total(made: Plan, name: str = "Qwen2.5-7B") -> int:
+    return memory_plan(made, shape(name), H100S).total
+
+
+def test_ddp_holds_copies_gradients_and_masters_with_moments_whole() -> None:
+    assert ALL == 2888
+    assert static(on_gpus()) == static(on_gpus(ranks=8)) == (2 * 2888, 4 * 2888, 12 * 2888)
+    assert on_gpu(on_gpus())["gathered"] == 2 * LAYER, "one gradient in the compute type"
+
+
+def test_in_float32_the_masters_are_what_is_computed_with() -> None:
+    assert static(on_gpus(dtype="float32")) == (0, 4 * 2888, 12 * 2888)
+
+
+def test_zero_divides_optimizer_then_gradients_then_weights() -> None:
+    assert static(on_gpus("zero1", ranks=4)) == (2 * 2888, 4 * 2888, 3 * 2888)
+    assert static(on_gpus("zero2", ranks=4)) == (2 * 2888, 2888, 3 * 2888)
+    assert static(on_gpus("zero3", ranks=4)) == (2888 // 2, 2888, 3 * 2888)
+    assert on_gpu(on_gpus("zero2", ranks=4))["gathered"] == 2 * 2 * 2888, "two buckets"
+    assert on_gpu(on_gpus("zero3", ranks=4))["gathered"] == 2 * 2 * 2888 + 2 * 2888, "and what is live"
+
+
+def test_fsdp_shards_the_masters_and_gathers_two_layers_and_the_rest() -> None:
+    made = on_gpus("fsdp", ranks=4)
+    assert static(made) == (0, 2888, 3 * 2888)
+    gathered = 2 * (2 * LAYER) + 2 * ROOT
+    assert on_gpu(made)["gathered"] == gathered + (2 + 4) * LAYER, "gradients in compute type and float32"
+
+
+def test_replicas_share_nothing_and_tensor_ranks_share_everything() -> None:
+    assert static(on_gpus("fsdp", nodes=2, ranks=4, dp_replicate=2, dp=4)) == (0, 2888, 3 * 2888)
+    assert static(on_gpus("fsdp", ranks=4, dp=2, tp=2)) == (0, 2888, 3 * 2888)
+    assert static(on_gpus("ddp", ranks=4, dp=2, tp=2)) == (2888, 2 * 2888, 6 * 2888)
+
+
+def test_adapters_are_trained_and_the_base_is_not() -> None:
+    # rank × (inputs + outputs): q and o 128, k and v 96, gate, up and down 192 each, in four layers
+    adapters = 4 * (2 * 128 + 2 * 96 + 3 * 192)
+    assert adapters == 4096
+    assert static(on_gpus(kind="lora")) == (2 * 4096 + 2 * 2888, 4 * 4096, 12 * 4096)
+    assert static(on_gpus("fsdp", "lora", ranks=4)) == (2 * 2888 // 4, 4096, 3 * 4096)
+
+
+def test_named_modules_are_counted_alone() -> None:
+    made = on_gpus(kind="lora")
+    named = dataclasses.replace(made.tuner, target_modules=("q_proj", "v_proj"), modules_to_save=("embed_tokens",))
+    adapters, embedding = 4 * (128 + 96), 32 * 8
+    assert static(dataclasses.replace(made, tuner=named))[2] == 12 * (adapters + embedding)
+
+
+def test_four_bits_are_four_and_an_eighth_with_their_constants() -> None:
+    matrices = 4 * (LAYER - 2 * 8)
+    assert matrices == 2304
+    base = round(2304 * (4 + 8 / 64 + 32 / (64 * 256)) / 8) + 2 * (2888 - 2304)
+    made = on_gpus(kind="lora", quantization="nf4")
+    assert static(made)[0] == 2 * 4096 + base
+    largest = 8 * 16
+    assert on_gpu(made)["gathered"] == 2 * 1024 + 2 * largest, "a gradient, and a matrix out of four bits"
+
+
+def test_offloading_moves_bytes_from_the_gpus_to_their_node() -> None:
+    assert static(on_gpus("fsdp_offload", ranks=4)) == (0, 0, 0)
+    assert on_host(on_gpus("fsdp_offload", ranks=4))["offloaded"] == 16 * 2888
+    assert on_host(on_gpus("fsdp_offload", nodes=2, ranks=4))["offloaded"] == 16 * 2888 // 2
+    assert static(on_gpus("zero2_offload", ranks=4)) == (2 * 2888, 0, 0)
+    assert on_host(on_gpus("zero3_offload", ranks=4))["offloaded"] == 18 * 2888
+    assert on_host(on_gpus("fsdp", ranks=4))["offloaded"] == 0
+
+
+def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_are_read() -> None:
+    assert on_host(on_gpus("fsdp", nodes=2, ranks=4)) == {
+        "processes": 4 * PROCESS, "offloaded": 0, "saving": 12 * 2888 // 2,
+    }  # fmt: skip
+    assert on_host(on_gpus(ranks=4))["loading"] == 4 * 4 * 2888, "every rank reads float32"
+    assert on_host(on_gpus(kind="lora", ranks=20))["loading"] == 20 * 2 * 2888, "or the frozen base"
+
+
+# Bytes a token: norms 2·(4·8 + 2·8), attention 4·(8 + 4) + 4·4, feed-forward 6·16, inputs 2·(2·8 + 16)
+KEPT = 96 + 64 + 96 + 64
+BESIDE = 4 * 2 * (16 + 8) + (4 + 3 * 2) * 8  # a layer's gradients, and around the last norm
+
+
+@pytest.mark.parametrize(
+    ("recomputation", "bytes_a_token"),
+    [
+        ("none", 4 * KEPT + BESIDE),
+        ("selective", 2 * KEPT + KEPT + 2 * 2 * 8 + BESIDE),
+        ("full", KEPT + 4 * 2 * 8 + BESIDE),
+    ],
+)
+def test_activations_are_those_of_kept_layers_and_one_that_is_recomputed(
+    recomputation: str, bytes_a_token: int
+) -> None:
+    assert KEPT == 320
+    assert on_gpu(on_gpus(recomputation=recomputation))["activations"] == TOKENS * bytes_a_token
+
+
+def test_attention_that_sees_all_scores_is_quadratic_and_the_others_are_not() -> None:
+    mask = 2 * 64 * 64 * 3
+    scores = (4 + 2) * 4 * 64
+    repeated = 4 * 2 * 8 - 2 * 2 * (8 + 4)  # keys and values as many as queries
+    flash = on_gpu(on_gpus())["activations"]
+    sdpa = flash + 4 * TOKENS * repeated + mask
+    assert on_gpu(on_gpus(attention="sdpa"))["activations"] == sdpa
+    assert on_gpu(on_gpus(attention="eager"))["activations"] == sdpa + 4 * TOKENS * (scores - 4 * 4)
+
+
+def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:
+    frozen = 64 + 64 + 96  # float32 copies of the norms, attention, feed-forward
+    ranks = 2 * 8 * 7
+    inputs = 3 * 8 + 8 + 2 * 8 + 16  # q, k, v; o; gate, up; down
+    with_dropout, without = frozen + ranks + 3 * inputs, frozen + ranks + 2 * (2 * 8 + 16)
+    assert on_gpu(on_gpus(kind="lora", dropout=0.05))["activations"] == TOKENS * (4 * with_dropout + BESIDE)
+    assert on_gpu(on_gpus(kind="lora"))["activations"] == TOKENS * (4 * without + BESIDE)
+
+
+def test_tensor_parallel_ranks_divide_activations() -> None:
+    assert on_gpu(on_gpus(ranks=2, dp=1, tp=2))["activations"] == on_gpu(on_gpus())["activations"] // 2
+
+
+def test_logits_exist_a_chunk_at_a_time() -> None:
+    assert on_gpu(on_gpus())["logits"] == 3 * 4 * TOKENS * 32
+    many = on_gpus(data={"max_length": 10**6})
+    assert gpu_parts(many, shape("Qwen2.5-7B"))[5].bytes == 3 * 4 * (2**27 // 152064) * 152064
+
+
+def test_the_rest_is_communication_the_driver_and_gaps() -> None:
+    one, mesh = on_gpu(on_gpus()), on_gpu(on_gpus("fsdp", ranks=4, dp=2, tp=2))
+    assert one["communication"] == 0
+    assert mesh["communication"] == 2 * NCCL
+    assert one["reserve"] == CONTEXT + int(FRAGMENTATION * (one["gathered"] + one["activations"] + one["logits"]))
+
+
+def test_the_parts_are_the_whole() -> None:
+    made = on_gpus("fsdp", ranks=4)
+    memory = memory_plan(made, tiny(), H100S)
+    assert memory.total == sum(on_gpu(made).values())
+    assert memory.allocated == memory.total - memory.communication - memory.reserve
+    assert memory.host == sum(on_host(made).values())
+
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "zero2_offload", "zero3_offload", "fsdp_offload")
+
+
+@pytest.mark.parametrize(("strategy", "kind"), [*itertools.product(STRATEGIES, ("full", "lora"))])
+def test_more_ranks_never_hold_more_each(strategy: str, kind: str) -> None:
+    sizes = [total(on_gpus(strategy, kind, nodes, 8)) for nodes in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(("strategy", "kind"), [*itertools.product(STRATEGIES, ("full", "lora"))])
+def test_more_recomputation_never_holds_more(strategy: str, kind: str) -> None:
+    sizes = [total(on_gpus(strategy, kind, ranks=8, recomputation=r)) for r in ("none", "selective", "full")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_shards_more_holds_less(name: str) -> None:
+    def held(strategy: str) -> int:
+        memory = memory_plan(on_gpus(strategy, ranks=8), shape(name), H100S)
+        return memory.weights + memory.gradients + memory.optimizer
+
+    sizes = [held(strategy) for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert held("fsdp_offload") == 0
+
+
+def test_a_tensor_axis_holds_less_than_as_many_data_ranks() -> None:
+    sizes = [total(on_gpus("fsdp", ranks=8, dp=8 // tp, tp=tp), "Qwen2.5-72B") for tp in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_seven_billion_weights_in_full_take_what_is_said_of_them() -> None:
+    """16 bytes a weight over 8 ranks: 7.62e9 · 16 / 8 = 15.2e9; about as much again comes and goes."""
+    memory = memory_plan(on_gpus("fsdp", ranks=8, recomputation="full"), shape("Qwen2.5-7B"), H100S)
+    assert memory.gradients + memory.optimizer == pytest.approx(15.2e9, rel=0.01)
+    assert 20 * GIB < memory.total < 40 * GIB
+
+
+def test_the_prediction_is_compared_with_what_was_measured() -> None:
+    made = on_gpus("fsdp", ranks=8)
+    made = dataclasses.replace(made, memory=memory_plan(made, shape("Qwen2.5-7B"), H100S))
+    assert made.memory is not None
+    predicted = made.memory.allocated
+    assert measured(made, round(predicted * 0.98)) == (
+        f"memory: predicted {predicted / GIB:.1f} GiB, measured {0.98 * predicted / GIB:.1f} GiB (−2%)"
+    )
+    assert (measured(made, 2 * predicted) or "").endswith("(+100%)")
+    assert measured(on_gpus(), 10**9) is None
+    assert measured(made, 0) is None

@@ -1,0 +1,135 @@
+"""Every strategy gives one process's losses and gradient norms, and resumes what any other has saved.
+
+`make equivalence` and `make resume-matrix` try everything; here is what `make test` has time for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcft.errors import Refusal
+from tests.train import equivalence, families, small
+from tests.train.equivalence import TOLERANCE, Curve, difference, trained
+from tests.train.resume_matrix import Matrix
+
+LAYOUTS = [name for name in families.LAYOUTS if name != "one process"]
+PREPARED = small.Prepared(small.windows(22))
+
+
+class Alone:
+    """Models, and what one process makes of them, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.curves: dict[tuple[str, str], Curve] = {}
+
+    def model(self, family: str) -> Path:
+        place = self.folder / family
+        return place if place.exists() else families.save(place, family)
+
+    def curve(self, family: str, kind: str) -> Curve:
+        if (family, kind) not in self.curves:
+            plan = families.plan_for(self.model(family), "one process", kind)
+            self.curves[family, kind] = trained(plan, self.folder / f"{family}-{kind}", PREPARED)
+        return self.curves[family, kind]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("matrix"))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_strategy_gives_the_losses_and_norms_of_one_process(
+    alone: Alone, tmp_path: Path, layout: str, kind: str
+) -> None:
+    here = trained(families.plan_for(alone.model("llama"), layout, kind), tmp_path, PREPARED)
+    assert difference(here, alone.curve("llama", kind)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("qwen2", "FSDP2×TP"),  # biases, tied embeddings, a vocabulary that two ranks do not divide
+        ("qwen3", "TP"),  # norms on queries and keys
+        ("gemma2", "DDP×TP"),  # soft caps, norms behind the sums
+        ("phi", "TP"),  # biases behind row-parallel linears and in the head
+        ("phi3", "FSDP2×TP"),  # fused projections
+    ],
+)
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_models_with_peculiarities_are_cut_right(
+    alone: Alone, tmp_path: Path, family: str, layout: str, kind: str
+) -> None:
+    here = trained(families.plan_for(alone.model(family), layout, kind), tmp_path, PREPARED)
+    assert difference(here, alone.curve(family, kind)) < TOLERANCE
+
+
+@pytest.mark.parametrize("policy", ["selective", "full"])
+@pytest.mark.parametrize("layout", ["FSDP2", "FSDP2×TP", "ZeRO-3"])
+def test_recomputation_changes_nothing(alone: Alone, tmp_path: Path, layout: str, policy: str) -> None:
+    plan = families.plan_for(alone.model("llama"), layout, "lora", train={"recomputation": policy})
+    assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "lora")) < TOLERANCE
+
+
+@pytest.mark.parametrize("strategy", ["zero2_offload", "zero3_offload", "fsdp_offload"])
+def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str) -> None:
+    plan = families.plan_with(alone.model("llama"), strategy, {"dp": 2})
+    assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "full")) < TOLERANCE
+
+
+def test_random_weights_are_those_of_one_process(alone: Alone, tmp_path: Path) -> None:
+    def curve(layout: str) -> Curve:
+        plan = families.plan_for(alone.model("llama"), layout, model={"from_scratch": True})
+        return trained(plan, tmp_path / layout, PREPARED)
+
+    assert difference(curve("FSDP2×TP"), curve("one process")) < TOLERANCE
+
+
+def test_the_comparison_sees_a_step_that_was_taken_otherwise(alone: Alone, tmp_path: Path) -> None:
+    plan = families.plan_for(alone.model("llama"), "DDP", optim={"learning_rate": 1.01e-3})
+    assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "full")) > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved", "resumed", "ranks"),
+    [
+        ("full", "ZeRO-3", "FSDP2", (3, 2)),
+        ("full", "FSDP2", "TP", (3, 2)),
+        ("full", "TP", "ZeRO-2", (4, 3)),
+        ("full", "ZeRO-2", "ZeRO-3", (4, 2)),
+        ("lora", "FSDP2×TP", "ZeRO-1", (4, 2)),
+        ("lora", "HSDP", "DDP×TP", (4, 4)),
+        ("lora", "DDP", "FSDP2×TP", (2, 4)),
+        ("lora", "FSDP2", "FSDP2", (4, 4)),
+        ("lora", "TP", "TP", (2, 2)),
+        ("lora", "ZeRO-3", "ZeRO-3", (2, 2)),
+    ],
+)
+def test_what_one_strategy_saved_another_resumes(
+    matrix: Matrix, kind: str, saved: str, resumed: str, ranks: tuple[int, int]
+) -> None:
+    assert matrix.cell(kind, saved, resumed, ranks).difference < TOLERANCE
+
+
+def test_a_model_that_has_no_plan_for_it_is_not_cut(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hpcft.train.tensor_parallel import _styled
+
+    config = GPT2Config(vocab_size=small.VOCABULARY, n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(Refusal, match="no tensor-parallel plan"):
+        _styled(GPT2LMHeadModel(config).transformer)
+
+
+def test_the_table_has_a_column_for_each_layout() -> None:
+    rows = [equivalence.Row("llama", "full", layout, 1e-7) for layout in ("DDP", "TP")]
+    assert equivalence.table(rows).splitlines()[2] == "| llama, full | 1e-07 | 1e-07 |"

@@ -29,7 +29,7 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
     """
     from hpcft.launch import verify
 
-    plan = verify.own_plan(plan_run(words).plan)
+    plan = verify.own_plan(plan_run(words, hub="fetch").plan)
     start = verify.where(plan)
     verify.interruptible()
     click.echo(f"comparing strategies on {plan.layout.world_size} ranks; about a minute", err=True)

@@ -66,11 +66,15 @@ def own_plan(plan: Plan) -> Plan:
 
 @contextlib.contextmanager
 def folder(plan: Plan) -> Iterator[RunPaths]:
-    """A folder beside the runs, where every node sees it; kept where the block raises or there is no whole table."""
+    """A folder beside the runs, where every node sees it; kept where there is no whole table, unless interrupted."""
     runs = run_folder(plan).parent
     make_folder(runs)
     paths = RunPaths(Path(tempfile.mkdtemp(prefix=f".verify-{plan.name}-", dir=runs)))
-    yield paths
+    try:
+        yield paths
+    except KeyboardInterrupt:
+        shutil.rmtree(paths.root, ignore_errors=True)
+        raise
     if all(row["verdict"] in ("ok", "absent") for row in found(paths).get("rows", [{"verdict": "failed"}])):
         shutil.rmtree(paths.root, ignore_errors=True)
 
@@ -117,12 +121,13 @@ def verify_in_allocation(plan: Plan, paths: RunPaths) -> int:
 def verify_on_slurm(plan: Plan, paths: RunPaths, told: Callable[[str], None] = say) -> int:
     """A job, waited for; 0 where Slurm says it completed. Interrupted, it cancels the job. Raises Refusal."""
     job = submit(plan, script(plan), paths.root).job_id
+    log = Path(f"{plan.resources.job_name}-{job}.log")
     try:
         state = _ended(job, told)
     except BaseException:
         call(["scancel", job])
+        log.unlink(missing_ok=True)
         raise
-    log = Path(f"{plan.resources.job_name}-{job}.log")
     if state is State.COMPLETED or (state in (State.FORGOTTEN, State.UNKNOWN) and found(paths)):
         log.unlink(missing_ok=True)
         return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcft.cli.submit import python_is_the_ranks
 from hpcft.errors import Refusal
 from hpcft.launch.preflight import (
     Report,
@@ -147,3 +148,13 @@ def test_the_verdict_goes_into_the_ledger(tmp_path: Path) -> None:
     (paths.attempt(1) / "preflight-n2.json").write_text(json.dumps({**one, "node": "n2"}))
     assert judge(chosen, paths, environ, code=0) == 0
     assert read_events(paths)[-1]["ok"]
+
+
+def test_the_login_side_looks_where_the_ranks_will_use_its_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPCFT_PYTHON", raising=False)
+    activated = plan(resources={"setup": ("source /venv/bin/activate",)})
+    assert python_is_the_ranks(plan(), on_slurm=True)
+    assert python_is_the_ranks(activated, on_slurm=False)
+    assert not python_is_the_ranks(activated, on_slurm=True)
+    monkeypatch.setenv("HPCFT_PYTHON", "/venv/bin/python")
+    assert not python_is_the_ranks(plan(), on_slurm=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch import verify
+from hpcft.launch import verify, watch
 from tests.plans import layout, plan
 
 TWO = {"layout": layout(1, 2)}
@@ -59,6 +59,15 @@ def test_the_folder_goes_where_all_is_well_and_stays_where_somebody_will_look(
     monkeypatch.chdir(tmp_path)
     with verify.folder(plan(**TWO)) as paths:
         assert paths.root.parent == tmp_path / "runs"
+        paths.plan.write_text(plan(**TWO).to_json())
+        assert watch.runs(tmp_path / "runs") == []
         if verdicts:
             paths.verified.write_text(json.dumps({"rows": [{"verdict": verdict} for verdict in verdicts]}))
     assert paths.root.exists() is stays
+
+
+def test_interrupted_it_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt), verify.folder(plan(**TWO)):
+        raise KeyboardInterrupt
+    assert list((tmp_path / "runs").iterdir()) == []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcft.catalog import STRATEGIES
+from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.plan.layout import Axis, Layout
 from hpcft.plan.plan import BatchPlan, Plan
 from hpcft.run.paths import RunPaths
@@ -90,7 +90,7 @@ def windows_in_all(batch: int) -> int:
 
 
 def case_plan(plan: Plan, case: Case, model: Path, kind: str, layout: Layout, batch: int) -> Plan:
-    """``plan`` on ``case``: the model in ``model``, three steps of ``batch`` windows, packed.
+    """``plan`` on ``case``: the model in ``model``, three steps of ``batch`` windows, packed or not.
 
     kind: full or lora. layout: the case's own, or one rank's.
     """
@@ -104,12 +104,12 @@ def case_plan(plan: Plan, case: Case, model: Path, kind: str, layout: Layout, ba
             **{"kind": kind, "rank": 8, "alpha": 32.0, "dropout": 0.0, "target_modules": ("all-linear",)},
             **{"modules_to_save": (), "bias": "none", "use_dora": False, "init_lora_weights": "true"},
         },
-        "data": {"packing": True},
         "optim": {
             **{"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "warmup_ratio": 0.0},
             **{"max_steps": STEPS, "max_grad_norm": 1.0, "weight_decay": 0.1},
         },
         "train": {
+            **{"objective": "sft", "objective_module": OBJECTIVES["sft"].module},
             **{"strategy": case.strategy, "strategy_module": STRATEGIES[case.strategy].module},
             **{"deepspeed": _ALL_IN_PARTS if case.strategy.startswith("zero3") else "", "nonfinite": "stop"},
             **{"logging_steps": 1, "eval_steps": -1, "early_stopping_patience": 0, "dataloader_workers": 0},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     """Weights onto the device, for stage 3 layer by layer into their partitions, and the engine around them."""
     import deepspeed
 
+    # DeepSpeed takes its device from here, and srun sets no such variable; a rank that sees one GPU drives number 0.
+    os.environ["LOCAL_RANK"] = str(world.place.local_rank if world.device.index is None else world.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":  # it would compile messages through shared memory first; gloo carries them too
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -16,6 +16,7 @@ class Strategy:
 
     axes: the mesh axes it knows, outermost first; others have degree 1. shards: what is cut into a part per rank of
     the axis ``dp``: optimizer, gradients, weights. offload: what lies in host memory: optimizer, weights.
+    needs: a package that is not installed with hpcft.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Strategy:
     about: str
     shards: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             "ddp", "hpcft.train.strategies.ddp", ("dp", "tp"), "every rank holds the whole model; gradients are summed"
         ),
-        Strategy("zero1", _ZERO, ("dp",), "DeepSpeed, optimizer states sharded", _ALL[:1]),
-        Strategy("zero2", _ZERO, ("dp",), "DeepSpeed, optimizer states and gradients sharded", _ALL[:2]),
-        Strategy("zero3", _ZERO, ("dp",), "DeepSpeed, weights sharded too", _ALL),
-        Strategy("zero2_offload", _ZERO, ("dp",), "zero2 with the optimizer in host memory", _ALL[:2], _ALL[:1]),
+        Strategy("zero1", _ZERO, ("dp",), "DeepSpeed, optimizer states sharded", _ALL[:1], needs="deepspeed"),
+        Strategy(
+            "zero2", _ZERO, ("dp",), "DeepSpeed, optimizer states and gradients sharded", _ALL[:2], needs="deepspeed"
+        ),
+        Strategy("zero3", _ZERO, ("dp",), "DeepSpeed, weights sharded too", _ALL, needs="deepspeed"),
+        Strategy(
+            "zero2_offload", _ZERO, ("dp",), "zero2 with the optimizer in host memory", _ALL[:2], _ALL[:1], "deepspeed"
+        ),
         Strategy(
             "zero3_offload", _ZERO, ("dp",), "zero3 with optimizer and weights in host memory", _ALL,
-            ("optimizer", "weights"),
+            ("optimizer", "weights"), "deepspeed",
         ),
         Strategy(
             "fsdp", _FSDP, ("dp_replicate", "dp", "tp"),

@@ -152,7 +152,7 @@ def find_run(name: str) -> RunPaths:
     for folder in (Path(name), Path("runs") / name):
         if (folder / "plan.json").is_file() or (folder / "job.sbatch").is_file():
             return RunPaths(folder.absolute())
-    known = sorted(path.parent.name for path in Path("runs").glob("*/job.sbatch"))
+    known = sorted(path.parent.name for path in Path("runs").glob("[!.]*/job.sbatch"))
     guess = near(name, known)
     hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"
     raise refuse("no such run", value=name, choices=known[:12], hint=hint)

@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "prepare": "Turn the data into packed windows, with a label audit.",
     "inspect": "Show a prepared record with its trained tokens marked.",
     "submit": "Prepare, render and hand over to Slurm, or run on this machine.",
+    "verify": "Compare every strategy with one process, on the run's own nodes.",
     "status": "Where a run stands: state, step, attempts, checkpoints.",
     "list": "The runs of this folder.",
     "logs": "Print or follow the logs of a run, by attempt and rank.",
@@ -36,6 +37,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("preprocess", "tokenize"), "prepare"),
     **dict.fromkeys(("kill", "stop", "scancel"), "cancel"),
     **dict.fromkeys(("ls", "squeue"), "list"),
+    **dict.fromkeys(("selftest", "equivalence"), "verify"),
     **dict.fromkeys(("check", "validate", "config", "show"), "plan"),
     "help": "--help",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
         _dry_run(planned.plan, on_slurm)
         return
     refuse_missing_files(planned.plan, planned.loaded.origins)
+    if python_is_the_ranks(planned.plan, on_slurm):
+        from hpcft.launch.preflight import refuse_missing_packages
+
+        refuse_missing_packages(planned.plan)
     plan = _prepared(planned.plan, on_slurm)
     submitted = hand_over(plan, on_slurm)
     report(submitted, plan)
@@ -52,6 +57,11 @@ def goes_to_slurm(plan: Plan) -> bool:
             hint="call this on a login node, or run on this machine with --cluster local",
         )
     return True
+
+
+def python_is_the_ranks(plan: Plan, on_slurm: bool) -> bool:
+    """Will the ranks run with this very Python? On Slurm setup lines or HPCFT_PYTHON may name another one."""
+    return not on_slurm or (not plan.resources.setup and "HPCFT_PYTHON" not in os.environ)
 
 
 def _prepared(plan: Plan, on_slurm: bool) -> Plan:

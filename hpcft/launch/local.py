@@ -18,7 +18,7 @@ from hpcft.launch.after import after, report
 from hpcft.launch.begin import begin
 from hpcft.launch.decide import Action
 from hpcft.launch.entry import run, say
-from hpcft.launch.preflight import refuse_unprepared
+from hpcft.launch.preflight import refuse_missing_packages, refuse_unprepared
 from hpcft.plan.plan import Plan
 from hpcft.run.expand import exported, store_folder
 from hpcft.run.lease import local_job, release
@@ -57,6 +57,7 @@ def run_here(plan: Plan, text: str, paths: RunPaths, stop: Stop, command: Sequen
         return 0
     try:
         refuse_unprepared(plan, environ)
+        refuse_missing_packages(plan)
         while True:
             action = one_attempt(plan, paths, environ, stop, command)
             if action is not Action.NEW_STEP:

@@ -8,6 +8,7 @@ next attempt can do without it; a fault of the run (no prepared data, no model) 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -22,7 +23,8 @@ from pathlib import Path
 
 import hpcft
 from hpcft import disk
-from hpcft.errors import Refusal, refuse
+from hpcft.catalog import STRATEGIES
+from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan, data_key
@@ -60,13 +62,14 @@ class Verdict:
 def inspect(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Report:
     """This node's report."""
     gpus = gpus_seen(environ) if plan.resources.accelerator != "cpu" else 0
-    return Report(own_name(environ), versions(), gpus, list(_faults(plan, paths, environ, gpus)))
+    packages = (*PACKAGES, *needed(plan))
+    return Report(own_name(environ), versions(packages), gpus, list(_faults(plan, paths, environ, gpus)))
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what must be the same everywhere; a missing package is ``missing``."""
     found = {"python": platform.python_version(), "hpcft": hpcft.__version__}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -137,6 +140,26 @@ def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
         raise refuse("model: no model is there (no config.json)", where=str(model.absolute()))
 
 
+def needed(plan: Plan) -> dict[str, str]:
+    """Package → what of the run wants it; packages that are not installed with hpcft."""
+    found = {}
+    if package := STRATEGIES[plan.train.strategy].needs:
+        found[package] = f"strategy {plan.train.strategy}"
+    if plan.model.quantization == "nf4":
+        found["bitsandbytes"] = "a base quantised to nf4"
+    return found
+
+
+def refuse_missing_packages(plan: Plan) -> None:
+    """Raises Refusal, with what to type, for packages of the run that this Python does not find; imports none."""
+    if problems := [
+        Problem(f"{why} needs {package}, which is not installed", sys.executable, hint=f"pip install {package}")
+        for package, why in needed(plan).items()
+        if importlib.util.find_spec(package) is None
+    ]:
+        raise Refusal(problems)
+
+
 def compare(reports: Sequence[Report], nodes: Sequence[str]) -> Verdict:
     """The batch host's judgement: silent nodes, nodes with faults, and nodes whose software is not the majority's."""
     faults: dict[str, list[str]] = {}
@@ -192,6 +215,7 @@ def judge(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) ->
     ledger = Ledger(paths, "batch", environ)
     try:
         refuse_unprepared(plan, environ)
+        refuse_missing_packages(plan)
     except Refusal as refusal:
         ledger.write("preflight", ok=False, refused=str(refusal), bad_nodes=[])
         raise

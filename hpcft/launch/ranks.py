@@ -29,6 +29,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.05
 
 COMMAND = (sys.executable, "-u", "-m", "hpcft.train.main")
+VERIFY = (*COMMAND[:-1], "hpcft.train.verify")
 
 
 @dataclass
@@ -162,7 +163,8 @@ def main() -> int:
     paths = RunPaths.from_environment()
     plan = read_plan(paths)
     node = os.environ.get("SLURMD_NODENAME", "localhost")
-    ranks = start(plan, paths, os.environ, int(os.environ.get("SLURM_NODEID", "0")))
+    command = VERIFY if sys.argv[1:] == ["--verify"] else COMMAND
+    ranks = start(plan, paths, os.environ, int(os.environ.get("SLURM_NODEID", "0")), command)
     forward_signals(ranks)
     return watch(ranks, record_death(paths, os.environ, node))
 

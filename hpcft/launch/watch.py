@@ -96,8 +96,9 @@ def status(folder: Path) -> RunStatus:
 
 
 def runs(folder: Path) -> list[RunStatus]:
-    """The runs in ``folder``, newest first."""
-    places = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """The runs in ``folder``, newest first; what begins with a dot is a verification's."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    places = [path for path in there if path.is_dir() and not path.name.startswith(".")]
     marked = [path for path in places if (path / "plan.json").exists() or (path / "job.sbatch").exists()]
     return [status(path) for path in sorted(marked, key=lambda path: path.stat().st_mtime, reverse=True)]
 

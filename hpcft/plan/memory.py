@@ -35,7 +35,7 @@ FRAGMENTATION = 0.03  # of what comes and goes within a step: gaps between tenso
 NCCL = GIB // 2  # of each axis of the mesh that has more than one rank: channels and their buffers
 PROCESS = 4 * GIB  # of the node's memory for each rank: Python, torch, pinned batches
 
-ZERO_BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers; two of them, so that sums overlap
+ZERO_BUCKET = 200_000_000  # numbers in a bucket of DeepSpeed's, as we set it; two of them, so that sums overlap
 ZERO_LIVE = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters
 
 
@@ -88,15 +88,12 @@ def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
 
 
 def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
-    """Before the first step every rank of ddp reads the whole model; later a save copies masters and moments."""
+    """A save copies masters and moments. Weights go from files to the GPU in parts; random ones are made whole."""
     saving = MASTER_AND_MOMENTS * weights.trained // plan.layout.nodes
-    ranks, full = plan.layout.ranks_per_node, plan.tuner.kind == "full"
-    number, size = (weights.trained, 4) if full else (weights.frozen, weights.compute)
-    # Who shards reads its shards, and four bits are made on the GPU, weight by weight.
-    whole = not STRATEGIES[plan.train.strategy].shards and not weights.quantised
-    loading = ranks * size * number if whole else 0
+    number, size = (weights.trained, 4) if plan.tuner.kind == "full" else (weights.frozen, weights.compute)
+    loading = size * number if plan.model.from_scratch else 0
     if loading > saving:
-        return Part("loading", loading, f"{ranks} ranks × {size} B × {_big(number)} weights")
+        return Part("loading", loading, f"{size} B × {_big(number)} weights, made on rank 0")
     nodes = f" / {plan.layout.nodes} nodes" if plan.layout.nodes > 1 else ""
     return Part("saving", saving, f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained{nodes}")
 
@@ -125,8 +122,8 @@ def _weights(plan: Plan, weights: Weights) -> Part:
     if weights.frozen:
         said.append(f"{c} B × {_big(weights.frozen - weights.quantised)} frozen")
     if weights.quantised:
-        said.append(f"4.127 bits × {_big(weights.quantised)} frozen")
-    size = _divided(c * copies + weights.frozen_bytes, shards)
+        said.append(f"4 bits × {_big(weights.quantised)} frozen, and 0.127 whole on every rank")
+    size = _divided(c * copies + weights.frozen_bytes - weights.constants, shards) + weights.constants
     return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
 
 

@@ -11,6 +11,7 @@ COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): 4 bits a weight, and for each block of 64 a constant of 8
 # bits, whose own constant of 32 bits serves 256 blocks: 4 + 8/64 + 32/(64·256) = 4.127 bits.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+NF4_CONSTANTS = NF4_BYTES - 4 / 8
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Weights:
     def frozen_bytes(self) -> int:
         """Bytes of the frozen weights as they lie in memory."""
         return self.compute * (self.frozen - self.quantised) + round(NF4_BYTES * self.quantised)
+
+    @property
+    def constants(self) -> int:
+        """Of these, the bytes of the constants of four-bit weights: they are not sharded."""
+        return round(NF4_CONSTANTS * self.quantised)
 
     @property
     def gathered_bytes(self) -> int:

@@ -27,7 +27,7 @@ def read_plan(paths: RunPaths) -> Plan:
     except OSError as error:
         if paths.root.is_dir():
             raise refuse(f"the run has no plan: {error.strerror}", where=str(paths.plan)) from error
-        known = sorted(path.parent.name for path in paths.root.parent.glob("*/plan.json"))
+        known = sorted(path.parent.name for path in paths.root.parent.glob("[!.]*/plan.json"))
         guess = near(paths.root.name, known)
         hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
         raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error

@@ -59,6 +59,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def verified(self) -> Path:
+        """What ``hpcft verify`` found, strategy by strategy; in a folder of its own, which is no run's."""
+        return self.root / "verify.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 

@@ -58,7 +58,7 @@ def assemble(
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
     phase("model")
-    store = Store(paths, plan, prepared.content, world, environ)
+    store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")
     return _run(plan, world, sharded, prepared, store, progress, saved, signals, environ)

@@ -79,8 +79,11 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
     trust = ", trust_remote_code=True" if plan.model.trust_remote_code else ""
     revision = f", revision={plan.model.revision!r}" if plan.model.revision else ""
     if kind == ADAPTER:
+        dtype, config = "'auto'", ""
+        if plan.model.quantization == "nf4":
+            dtype, config = repr(plan.model.dtype), ", quantization_config=four_bits"
         load = [
-            f"base = AutoModelForCausalLM.from_pretrained({plan.model.path!r}{revision}, dtype='auto'{trust})",
+            f"base = AutoModelForCausalLM.from_pretrained({plan.model.path!r}{revision}, dtype={dtype}{config}{trust})",
             "model = PeftModel.from_pretrained(base, folder)",
             "model.generation_config = GenerationConfig.from_pretrained(folder)",
         ]
@@ -88,6 +91,9 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
         ]
+        if config:
+            load.insert(0, _four_bits(plan))
+            imports[-1] = imports[-1].replace("AutoTokenizer, ", "AutoTokenizer, BitsAndBytesConfig, ")
     else:
         load = [f"model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto'{trust})"]
         imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
@@ -112,6 +118,14 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
     ]
 
 
+def _four_bits(plan: Plan) -> str:
+    """The base as it was in training."""
+    return (
+        "four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', "
+        f"bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype={plan.model.dtype!r})"
+    )
+
+
 def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
     """What a person who was given this folder has to know."""
     stops = ", ".join(f"`{text}`" for text in speech.stops) or "no token"
@@ -131,6 +145,12 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
             f"Merged in float32, then cast to {told['export']['dtype']}: beside base and adapter kept apart, the "
             f"largest logit change is {merge['largest']:.3g} (largest logit {merge['scale']:.3g}), and the likeliest "
             f"next token is the same at {merge['same']} of {merge['positions']} positions tried."
+        )
+    if cost := told["quantised"]:
+        notes.append(
+            f"Trained on its base in 4 bits (NormalFloat, double quantisation). Beside the original base the largest "
+            f"logit change is {cost['largest']:.3g} (largest logit {cost['scale']:.3g}), and the likeliest next token "
+            f"is the same at {cost['same']} of {cost['positions']} positions tried."
         )
     return [f"- {note}" for note in notes]
 
@@ -180,6 +200,7 @@ def _tuning(plan: Plan) -> str:
         return "every weight"
     extras = [word for word, on in (("rsLoRA", tuner.use_rslora), ("DoRA", tuner.use_dora)) if on]
     extras += [f"trained in full: {', '.join(tuner.modules_to_save)}"] if tuner.modules_to_save else []
+    extras += ["base in 4 bits (QLoRA)"] if plan.model.quantization == "nf4" else []
     return f"LoRA, rank {tuner.rank}, alpha {tuner.alpha:g}, on {', '.join(tuner.target_modules)}" + "".join(
         f"; {extra}" for extra in extras
     )

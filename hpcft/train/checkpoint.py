@@ -1,7 +1,9 @@
 """Checkpoints: written beside, verified by a manifest, published by one rename; read whole or not at all.
 
-The order is the protocol: temporary folder → every rank's file, flushed and fsynced → a barrier that carries success
-→ manifest → fence → rename → pointers → retention. A crash between any two of them leaves the checkpoint before intact.
+The order is the protocol: a snapshot on the host → temporary folder → every rank's file, flushed and fsynced → a
+barrier that carries success → manifest → fence → rename → pointers → retention. A crash between any two of them leaves
+the checkpoint before intact. After the snapshot nothing needs the device or the loop: ``publish`` may run in a thread,
+and its messages go through a group of their own.
 """
 
 from __future__ import annotations
@@ -12,12 +14,11 @@ import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save_file
 
 from hpcft import disk
@@ -33,6 +34,7 @@ from hpcft.train.facts import check_facts, facts, same_tensors
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
 from hpcft.train.reader import Reader
+from hpcft.train.snapshot import Host, Snapshot
 from hpcft.train.software import software
 from hpcft.train.world import World
 
@@ -49,37 +51,45 @@ class FencedOff(Exception):
 
 @dataclass(frozen=True)
 class Store:
-    """The checkpoints of one run, as its ranks write them. data: the content key of the prepared shards."""
+    """The checkpoints of one run, as its ranks write them. data: the content key of the prepared shards.
+
+    world: with a group for control that nobody else uses (``World.apart``).
+    """
 
     paths: RunPaths
     plan: Plan
     data: str
     world: World
     environ: Mapping[str, str]
+    host: Host = field(default_factory=Host)
 
     @property
     def incarnation(self) -> str:
         """Tells this attempt's temporaries from those of any other."""
         return f"{job_of(self.environ) or 'local'}-{restart_count(self.environ)}-{attempt_of(self.environ)}"
 
-    def save(self, sharded: Sharded, progress: Progress) -> Path:
-        """Write and publish the state after ``progress.step``. Called by all ranks; the same end on all of them.
+    def take(self, sharded: Sharded, progress: Progress) -> Snapshot:
+        """The state after ``progress.step``, copied to the host. Good until the next one is taken."""
+        return self.host.take(sharded, progress)
+
+    def publish(self, snapshot: Snapshot) -> Path:
+        """Write a snapshot and make it a checkpoint. Called by all ranks; the same end on all of them.
 
         Raises SaveFailed naming the ranks that could not write, FencedOff where the lease is no longer ours.
         """
-        step = progress.step
+        step = snapshot.step
         temporary = self.paths.checkpoints / f"{TEMPORARY}step-{step}.{self.incarnation}"
         target = self.paths.checkpoint(step)
         try:
             self._all_or_none("no folder", lambda: self._fresh(temporary) if self.world.first else None)
-            reports = self._all_or_none("not written", lambda: self._write_mine(sharded, temporary))
+            reports = self._all_or_none("not written", lambda: self._write_mine(snapshot, temporary))
         except SaveFailed:
             if self.world.first:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         outcome = ""
         if self.world.first:
-            outcome = self._publish(reports, sharded, progress, temporary, target)
+            outcome = self._publish(reports, snapshot, temporary, target)
         outcome = self.world.broadcast_text(outcome)
         if outcome == "fenced":
             raise FencedOff(f"the lease of {self.paths.root} is in other hands; nothing was published")
@@ -103,27 +113,27 @@ class Store:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700)
 
-    def _write_mine(self, sharded: Sharded, temporary: Path) -> dict[str, Any]:
+    def _write_mine(self, snapshot: Snapshot, temporary: Path) -> dict[str, Any]:
         """This rank's file; what it holds, its size and checksum."""
         name = f"state-rank-{self.world.rank:04d}.safetensors"
-        tensors: dict[str, torch.Tensor] = {}
-        pieces = []
-        for shard in sharded.shards():
-            key = f"{shard.part}/{shard.name}"
-            # A copy of its own: the piece may be a view of a buffer that holds much more.
-            tensors[key] = torch.empty(shard.tensor.numel(), dtype=torch.float32).copy_(shard.tensor.detach())
-            piece = Piece(shard.part, name, key, shard.offset, shard.tensor.numel(), shard.region)
-            pieces.append({"name": shard.name, "shape": shard.shape, "piece": asdict(piece)})
+        pieces = [
+            {
+                "name": h.name,
+                "shape": h.shape,
+                "piece": asdict(Piece(h.part, name, h.key, h.offset, h.length, h.region)),
+            }
+            for h in snapshot.held
+        ]
         path = temporary / name
-        save_file(tensors, path)
+        save_file(dict(snapshot.tensors), path)
         path.chmod(0o600)
         disk.sync(path)
         return {"file": name, "bytes": path.stat().st_size, "sha256": manifests.checksum(path), "pieces": pieces}
 
-    def _publish(self, reports: list[Any], sharded: Sharded, progress: Progress, temporary: Path, target: Path) -> str:
+    def _publish(self, reports: list[Any], snapshot: Snapshot, temporary: Path, target: Path) -> str:
         """Rank 0 alone: manifest, fence, rename, pointers, retention. Returns what went wrong, "" when nothing did."""
         try:
-            manifest = self._manifest(reports, sharded, progress)
+            manifest = self._manifest(reports, snapshot)
             disk.write(temporary / manifests.FILE, manifest.to_text())
             disk.sync(temporary)
             manifests.verify(temporary, deep=False)
@@ -132,7 +142,7 @@ class Store:
                 return "fenced"
             self._replace(temporary, target)
             point(self.paths.latest, target)
-            if progress.best_step == progress.step:
+            if snapshot.best:
                 point(self.paths.best, target)
         except (OSError, Broken) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -160,7 +170,7 @@ class Store:
         disk.sync(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _manifest(self, reports: list[Any], sharded: Sharded, progress: Progress) -> Manifest:
+    def _manifest(self, reports: list[Any], snapshot: Snapshot) -> Manifest:
         shapes: dict[str, tuple[int, ...]] = {}
         pieces: dict[str, list[Piece]] = {}
         for report in reports:
@@ -168,16 +178,12 @@ class Store:
                 shapes[entry["name"]] = tuple(entry["shape"])
                 pieces.setdefault(entry["name"], []).append(Piece.from_dict(entry["piece"]))
         return Manifest(
-            step=progress.step,
+            step=snapshot.step,
             plan=self.plan.fingerprint,
             facts=facts(self.plan),
             data=self.data,
-            progress=progress.to_json(),
-            state={
-                "updates": sharded.updates,
-                "loss_scale": sharded.scale.value,
-                "good_steps": sharded.scale.good_steps,
-            },
+            progress=snapshot.progress,
+            state=snapshot.state,
             layout=asdict(self.plan.layout),
             versions=software(),
             tensors={name: Tensor(shapes[name], tuple(pieces[name])) for name in shapes},

@@ -105,6 +105,12 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
             f"merging moved the largest-changed logit by {change.largest:.3g} (largest logit {change.scale:.3g}); the "
             f"likeliest next token is the same at {change.same} of {change.positions} positions"
         )
+    if cost := written.quantised:
+        yield (
+            f"it was trained on a base in 4 bits; beside the original base the largest-changed logit differs by "
+            f"{cost.largest:.3g} (largest logit {cost.scale:.3g}), and the likeliest next token is the same at "
+            f"{cost.same} of {cost.positions} positions"
+        )
     yield f"generation stops at {', '.join(words.stops) or 'no token at all'}"
     if steps and told["training"]["step"] < steps:
         yield f"note: the run was at step {told['training']['step']} of {steps} then"

@@ -14,12 +14,20 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
 
+# What a manifest means that is older than the key.
+MEANT: dict[str, dict[str, Any]] = {"model": {"quantization": "none"}}
+
 
 def facts(plan: Plan) -> dict[str, Any]:
     """What a resuming run must share with the run that saved, else its curve would silently be another one."""
     optim = asdict(plan.optim)
     return {
-        "model": {"path": plan.model.path, "revision": plan.model.revision, "from_scratch": plan.model.from_scratch},
+        "model": {
+            "path": plan.model.path,
+            "revision": plan.model.revision,
+            "from_scratch": plan.model.from_scratch,
+            "quantization": plan.model.quantization,
+        },
         "tuner": json.loads(json.dumps(asdict(plan.tuner))),
         "optim": optim,
         "train": {"objective": plan.train.objective, "seed": plan.train.seed},
@@ -29,12 +37,12 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
     """Raises Refusal naming every difference between a checkpoint and the run that wants to go on from it."""
-    ours = facts(plan)
+    then = {section: {**MEANT.get(section, {}), **values} for section, values in manifest.facts.items()}
     different = [
-        f"{section}.{key}: {manifest.facts[section].get(key)!r} then, {value!r} now"
-        for section, values in ours.items()
+        f"{section}.{key}: {then.get(section, {}).get(key)!r} then, {value!r} now"
+        for section, values in facts(plan).items()
         for key, value in values.items()
-        if manifest.facts.get(section, {}).get(key) != value
+        if then.get(section, {}).get(key) != value
     ]
     if manifest.data != data:
         different.append(f"the prepared data: content {manifest.data[:12]} then, {data[:12]} now")

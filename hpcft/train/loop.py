@@ -113,6 +113,7 @@ def give_up_or_skip(run: Run, report: Report) -> None:
     if report.loss_finite and scale.can_shrink:
         scale.shrink()  # float16 overflows now and then; that is what the scale is for
     elif run.plan.train.nonfinite == "stop":
+        run.saving.settle()  # what is being saved is from before, and good
         raise NotFinite(report, run.plan.batch.micro_windows)
     else:
         run.console.say(f"WARNING: skipped {NotFinite(report, run.plan.batch.micro_windows)}")

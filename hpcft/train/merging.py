@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hpcft.plan.plan import Plan
-from hpcft.train.model import add_adapters
+from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader
 from hpcft.train.weights import (
     EXACT,
@@ -18,12 +18,13 @@ from hpcft.train.weights import (
     Samples,
     Unfaithful,
     Written,
+    adapted,
     compare,
     faithful,
     fill,
+    is_quantised,
     logits,
     masters_of,
-    original,
     reloaded_model,
     save_model,
 )
@@ -39,7 +40,8 @@ def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, s
 
     Raises Unfaithful where merging moves the logits by more than the order of float32 sums, before any cast.
     """
-    model = add_adapters(original(plan, torch.float32), plan.tuner, plan.train.seed)
+    in_four_bits = _in_four_bits(plan, reader, samples) if is_quantised(plan) else None
+    model = adapted(plan, torch.float32)
     fill(model, masters_of(reader), reader)
     trained = logits(model, samples)
     whole = merge(model)
@@ -55,7 +57,16 @@ def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, s
     del model, whole
     again = compare(cast, logits(reloaded_model(plan, torch.float32, folder), samples))
     faithful(again, EXACT)
-    return Written(parameters, again, change, cast_warnings(change, dtype))
+    quantised = compare(trained, in_four_bits) if in_four_bits else None
+    return Written(parameters, again, change, quantised, cast_warnings(change, dtype))
+
+
+def _in_four_bits(plan: Plan, reader: Reader, samples: Samples) -> list[torch.Tensor]:
+    """Logits beside the quantised base that the adapter was trained on, everything else in float32."""
+    model = adapted(plan, torch.float32)
+    fill(model, masters_of(reader), reader)
+    quantise_now(model, torch.float32)
+    return logits(model, samples)
 
 
 def merge(model: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
 from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
+from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
@@ -33,7 +35,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     notes: recorded.json of the run, where what was found out about the device is kept for later attempts.
 
     Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
-    the compute type. The strategy reads what a rank keeps and makes it trainable.
+    the compute type or, for QLoRA, in 4 bits. The strategy reads what a rank keeps and makes it trainable.
     """
     config = load_config(plan.model)
     attention = _agreed_attention(plan, config, world, notes)
@@ -47,6 +49,9 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
             source.initial = {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    if plan.model.quantization == "nf4":
+        skeleton.packs = quantise(model, DTYPES[plan.model.dtype], world.device)
+        _say_quantised(skeleton, plan.model.dtype, world)
     if plan.layout.degree("tp") > 1:
         skeleton.regions = cut(model, world.group("tp"))
     recompute(model, plan.train.recomputation)
@@ -212,6 +217,14 @@ def recompute(model: nn.Module, policy: str) -> None:
             setattr(layer, "gradient_checkpointing", False)  # noqa: B010  a flag of transformers, unknown to nn.Module
 
 
+def _say_quantised(skeleton: Skeleton, dtype: str, world: World) -> None:
+    """How much of the base it is: a mixture of experts keeps most of its weights in tensors that are no linears."""
+    frozen = skeleton.shapes.keys() - skeleton.trained.keys()
+    packed, whole = (sum(math.prod(skeleton.shapes[n]) for n in names) for names in (skeleton.packs, frozen))
+    if world.first:
+        print(f"base: {packed:,} of {whole:,} weights in 4 bits, the others in {dtype}", file=sys.stderr)
+
+
 FROM_WEIGHTS = ("pissa", "olora")  # adapters that are taken out of the weights they sit on
 
 
@@ -221,7 +234,9 @@ def check_same(model: nn.Module, world: World) -> None:
         return
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        values = parameter.detach().double()
+        # As integers: the bytes of a quantised weight may spell what is no number.
+        bits = parameter.detach().view({2: torch.int16, 4: torch.int32}[parameter.element_size()])
+        values = bits.double()
         digest.update(f"{name} {values.sum().item()!r} {values.square().sum().item()!r}\n".encode())
     digests = world.gather_text(digest.hexdigest())
     if strangers := [rank for rank, other in enumerate(digests) if other != digests[0]]:

@@ -30,8 +30,13 @@ def replace_parameters(
 
 
 def without_memory(model: nn.Module) -> None:
-    """Every parameter on the meta device: shape and type, no numbers."""
-    replace_parameters(model, lambda name, parameter: torch.empty_like(parameter, device="meta"))
+    """Every parameter on the meta device: shape and type, no numbers. What is trained is float32, as its masters."""
+
+    def empty(name: str, parameter: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+        return torch.empty(parameter.shape, dtype=dtype, device="meta")
+
+    replace_parameters(model, empty)
 
 
 def ghosts(model: nn.Module) -> None:

@@ -45,6 +45,7 @@ def facts(
             "source": plan.model.source,
             "revision": plan.model.revision,
             "from_scratch": plan.model.from_scratch,
+            "quantization": plan.model.quantization,
         },
         "tuner": asdict(plan.tuner) if plan.tuner.kind == "lora" else {"kind": "full"},
         "training": _training(plan, manifest, total, windows),
@@ -54,6 +55,7 @@ def facts(
         "weights": written.parameters,
         "reload": asdict(written.reloaded),
         "merge": asdict(written.merged) if written.merged else None,
+        "quantised": asdict(written.quantised) if written.quantised else None,
         "versions": {"trained": dict(manifest.versions), "exported": _versions()},
         "command": _command(plan, identity),
     }

@@ -1,10 +1,16 @@
-"""When a checkpoint is written, and what happens when it cannot be."""
+"""When a checkpoint is written, and what happens when it cannot be.
+
+The ranks stop for the copy to the host; writing and publishing run in a thread of each rank while the training goes on.
+One at a time: the next save waits for the one before, and so does the end of the run.
+"""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hpcft.plan.plan import CheckpointPlan
 from hpcft.run.ledger import Ledger
@@ -13,6 +19,7 @@ from hpcft.train.console import Console
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
 from hpcft.train.signals import Signals
+from hpcft.train.snapshot import Snapshot
 
 FAILURES_IN_A_ROW = 2
 NOTHING = (-1, -1)  # published by this run
@@ -24,6 +31,7 @@ class Saving:
 
     saved: the step last published, and the step evaluated last as that checkpoint knows it. A stop saves before an
     evaluation is done; without the second number its verdict, done after the resume, would never be published.
+    underway: a save that is being published, and what it is of.
     """
 
     plan: CheckpointPlan
@@ -35,6 +43,8 @@ class Saving:
     signals: Signals
     saved: tuple[int, int]
     _failures: int = field(default=0, init=False)
+    _underway: tuple[Future[Path], tuple[int, int], str] | None = field(default=None, init=False)
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"), init=False)
 
     def due(self) -> str:
         """Why a save is due after this step: interval or best; "" when none is."""
@@ -46,29 +56,48 @@ class Saving:
     def save(self, reason: str) -> None:
         """Publish the state unless it is published already. reason: interval, best, stop, end or asked.
 
-        Raises SaveFailed where the save cannot be done without, or failed twice in a row.
+        Called by all ranks. What ends the run waits until the checkpoint is there; else only until the state is copied.
+        Raises SaveFailed where a save cannot be done without, or failed twice in a row; perhaps the one before this.
         """
-        state = (self.progress.step, self.progress.evaluated)
-        if self.saved == state:
+        with self.signals.busy():
+            self.settle()
+            state = (self.progress.step, self.progress.evaluated)
+            if self.saved == state:
+                return
+            started = time.perf_counter()
+            snapshot = self.store.take(self.sharded, self.progress)
+            stall = time.perf_counter() - started
+            self._underway = self._thread.submit(self._publish, snapshot, reason, started, stall), state, reason
+            if reason in ("stop", "end"):
+                self.settle()
+
+    def settle(self) -> None:
+        """Wait for the save that is under way, and act on how it ended; all ranks come to the same end."""
+        if self._underway is None:
             return
-        started = time.perf_counter()
+        (future, state, reason), self._underway = self._underway, None
         try:
-            with self.signals.busy():
-                folder = self.store.save(self.sharded, self.progress)
+            future.result()
         except SaveFailed as error:
-            self._failed(reason, error)
+            self._failed(reason, state[0], error)
             return
         self._failures, self.saved = 0, state
+
+    def _publish(self, snapshot: Snapshot, reason: str, started: float, stall: float) -> Path:
+        """In the thread. stall: seconds that the ranks stopped for it."""
+        folder = self.store.publish(snapshot)
         seconds = time.perf_counter() - started
         if self.store.world.first:
-            self.ledger.write("saved", step=self.progress.step, seconds=round(seconds, 3), reason=reason)
+            facts = {"seconds": round(seconds, 3), "stall": round(stall, 3)}
+            self.ledger.write("saved", step=snapshot.step, reason=reason, **facts)
         self.console.say(f"saved {folder.name} in {seconds:.1f} s ({reason})")
+        return folder
 
-    def _failed(self, reason: str, error: SaveFailed) -> None:
+    def _failed(self, reason: str, step: int, error: SaveFailed) -> None:
         self._failures += 1
         if reason in ("stop", "end") or self._failures >= FAILURES_IN_A_ROW:
             raise error
         if self.store.world.first:
             with suppress(OSError):  # what the save met, a full disk say, must not end the run here
-                self.ledger.write("save_failed", step=self.progress.step, error=str(error), reason=reason)
+                self.ledger.write("save_failed", step=step, error=str(error), reason=reason)
         self.console.say(f"WARNING: not saved, the run goes on from the checkpoint before: {error}")

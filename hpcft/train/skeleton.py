@@ -25,12 +25,14 @@ class Skeleton:
     """model: parameters on meta, buffers real. source: where numbers come from. shapes: of the whole parameters.
 
     regions: what tensor parallelism left of a parameter on this rank; a name that is absent: all of it.
+    packs: of parameters that are kept in another form, what makes it of the whole parameter.
     """
 
     model: nn.Module
     source: Source
     shapes: Mapping[str, tuple[int, ...]]
     regions: Mapping[str, Region] = field(default_factory=dict)
+    packs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
 
     def span(self, name: str, offset: int = 0, length: int | None = None) -> Span:
         """``length`` numbers from ``offset`` on of what this rank's tensor group left of a parameter; None: all."""
@@ -38,10 +40,13 @@ class Skeleton:
         return Span(whole.whole, whole.region, offset, math.prod(whole.shape) if length is None else length)
 
     def read(self, name: str, out: torch.Tensor, offset: int = 0) -> None:
-        """Fill ``out`` with the numbers of a parameter from ``offset`` on."""
-        flat = torch.empty(out.numel(), dtype=out.dtype, device="cpu")
-        self.source.read(name, self.span(name, offset, out.numel()), flat)
-        out.copy_(flat.view(out.shape))
+        """Fill ``out`` with the numbers of a parameter from ``offset`` on, as they are kept."""
+        if (pack := self.packs.get(name)) is None:
+            self.source.read(name, self.span(name, offset, out.numel()), out.view(-1))
+            return
+        whole = torch.empty(self.shapes[name], dtype=out.dtype)
+        self.source.read(name, self.span(name), whole.view(-1))
+        out.copy_(pack(whole).flatten()[offset : offset + out.numel()].view(out.shape))
 
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:

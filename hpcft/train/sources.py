@@ -23,6 +23,8 @@ from hpcft.run.regions import Span, meeting
 from hpcft.train.reader import within
 from hpcft.train.world import World
 
+CHUNK = 2**25  # numbers read at a time: what a rank holds of the files in memory of its own
+
 
 class Source(Protocol):
     """Reads one part of one parameter."""
@@ -44,9 +46,13 @@ class Files:
             return
         stored = self._file(self.files[file_name(name)]).get_slice(file_name(name))
         for patch in span.patches():
-            box = tuple(slice(start, start + length) for start, length in patch.where)
-            run = out[patch.at : patch.at + math.prod(patch.shape)].view(patch.shape)
-            within(run, patch.inner).copy_(stored[box])
+            run = within(out[patch.at : patch.at + math.prod(patch.shape)].view(patch.shape), patch.inner)
+            (first, rows), *rest = patch.where
+            step = max(1, CHUNK // math.prod(length for _, length in rest))
+            for row in range(0, rows, step):
+                n = min(step, rows - row)
+                box = (slice(first + row, first + row + n), *(slice(start, start + length) for start, length in rest))
+                run[row : row + n].copy_(stored[box])
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:

@@ -22,6 +22,7 @@ from hpcft.plan.plan import Plan
 from hpcft.train.facts import same_tensors
 from hpcft.train.model import add_adapters, load_config, load_model, local_folder
 from hpcft.train.precision import DTYPES
+from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader
 
 CPU = torch.device("cpu")
@@ -57,22 +58,27 @@ class Change:
 @dataclass(frozen=True)
 class Written:
     """What a writer wrote. reloaded: the folder against the trained model; merged: the merged model, in the type it is
-    written in, against base and adapter apart."""
+    written in, against base and adapter apart; quantised: the adapter beside the 4-bit base that it was trained on
+    against the same beside the original, which is what quantisation costs."""
 
     parameters: int
     reloaded: Change
     merged: Change | None = None
+    quantised: Change | None = None
     warnings: tuple[str, ...] = ()
 
 
 def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
     """adapter_model.safetensors and adapter_config.json as peft writes them. Raises Unfaithful."""
     compute = DTYPES[plan.model.dtype]
-    model = add_adapters(original(plan, compute), plan.tuner, plan.train.seed)
+    model = adapted(plan, compute)
     initial = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n} if _mutates(plan) else {}
     masters = {name: tensor.to(dtype) for name, tensor in masters_of(reader)}
     fill(model, masters.items(), reader)
-    trained = logits(model, samples)
+    beside_original = trained = logits(model, samples)
+    if is_quantised(plan):
+        quantise_now(model, compute)
+        trained = logits(model, samples)
     tensors = _adapter_tensors(model, {**masters, **_subtracted(masters, initial)})
     warnings = check_adapter(tensors)
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
@@ -85,7 +91,8 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
             f"{plan.tuner.init_lora_weights} took a part out of base weights that were then rounded to "
             f"{plan.model.dtype}; beside the original base logits differ by {change.largest:.2g} of {change.scale:.3g}",
         )
-    return Written(sum(tensor.numel() for tensor in tensors.values()), change, warnings=warnings)
+    quantised = compare(beside_original, trained) if is_quantised(plan) else None
+    return Written(sum(t.numel() for t in tensors.values()), change, quantised=quantised, warnings=warnings)
 
 
 def write_model(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
@@ -139,6 +146,16 @@ def _pretrained(plan: Plan, folder: str, dtype: torch.dtype) -> Any:
             value=plan.model.path,
             hint="paths of the plan are relative to the directory the run was submitted from: type this there",
         ) from error
+
+
+def adapted(plan: Plan, dtype: torch.dtype) -> Any:
+    """The original base in ``dtype`` with the run's adapters, untrained."""
+    return add_adapters(original(plan, dtype), plan.tuner, plan.train.seed)
+
+
+def is_quantised(plan: Plan) -> bool:
+    """Was the adapter trained on a base in 4 bits?"""
+    return plan.model.quantization == "nf4"
 
 
 def masters_of(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -202,17 +219,20 @@ def reloaded_model(plan: Plan, dtype: torch.dtype, folder: Path) -> Any:
 
 
 def _reloaded_adapter(plan: Plan, compute: torch.dtype, folder: Path, tensors: dict[str, torch.Tensor]) -> Any:
-    """Base and adapter as peft loads them; every tensor in its place."""
+    """Base and adapter as peft loads them, the base in 4 bits where it was in training; every tensor in its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
     stored = load_file(folder / ADAPTER)
-    model = PeftModel.from_pretrained(original(plan, compute), str(folder))
+    # Trainable, or what was trained whole would be taken for a part of the frozen base, and quantised.
+    model = PeftModel.from_pretrained(original(plan, compute), str(folder), is_trainable=True)
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(tensors.keys() | stored.keys() | loaded.keys()):
         if not all(name in found for found in (tensors, stored, loaded)):
             raise Unfaithful(f"{name} got lost on the way into the adapter or out of it")
         if not torch.equal(stored[name].to(loaded[name].dtype), loaded[name]):
             raise Unfaithful(f"{name} is not what was written once peft has loaded it")
+    if is_quantised(plan):
+        quantise_now(model, compute)
     return model
 
 

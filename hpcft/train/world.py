@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 
@@ -36,6 +36,7 @@ class World:
     data_rank: int
     data_size: int
     control: dist.ProcessGroup | None = None
+    timeout: timedelta = timedelta(minutes=30)
 
     @property
     def rank(self) -> int:
@@ -66,6 +67,12 @@ class World:
         """The ranks that differ from this one along ``axes`` alone."""
         mesh = self.mesh[axes]
         return mesh.get_group() if len(axes) == 1 else mesh._flatten().get_group()
+
+    def apart(self) -> World:
+        """The same ranks with a control group of their own, for messages beside the loop's. Called by all together."""
+        if self.control is None:
+            return self
+        return replace(self, control=dist.new_group(backend="gloo", timeout=self.timeout))
 
     def exchange(self, row: Sequence[float]) -> list[list[float]]:
         """Every rank's row of numbers, by rank: exact float64, the same on all ranks."""
@@ -124,6 +131,7 @@ def join(plan: Plan, environ: Mapping[str, str] | None = None) -> World:
         data_rank=plan.layout.data_coordinate(place.rank),
         data_size=plan.layout.data_parallel,
         # FSDP and DeepSpeed want a process group even for one rank.
+        timeout=timedelta(seconds=plan.train.collective_timeout),
         control=_meet(plan, place, device) if plan.layout.world_size > 1 or plan.train.strategy != "ddp" else None,
     )
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from hpcft.cli.submit import python_is_the_ranks
 from hpcft.errors import Refusal
-from hpcft.launch.preflight import Report, compare, gpus_seen, inspect, judge, refuse_unprepared, versions
+from hpcft.launch.preflight import (
+    Report,
+    compare,
+    gpus_seen,
+    inspect,
+    judge,
+    refuse_missing_packages,
+    refuse_unprepared,
+    versions,
+)
+from hpcft.plan.plan import Plan
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 from tests.launch.conftest import furnish
@@ -59,6 +72,45 @@ def test_missing_data_and_a_missing_model_are_refused_with_the_command(tmp_path:
         refuse_unprepared(chosen, environ)
 
 
+def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this Python does not find ``package``."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+
+
+ZERO = plan(train={"strategy": "zero2", "strategy_module": "hpcft.train.strategies.zero"})
+NF4 = plan(model={"quantization": "nf4"})
+
+
+@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes")])
+def test_a_package_that_the_run_needs_is_refused_with_the_command_and_a_run_without_it_is_not(
+    chosen: Plan, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(package, monkeypatch)
+    with pytest.raises(Refusal, match=f"pip install {package}"):
+        refuse_missing_packages(chosen)
+    refuse_missing_packages(plan())
+
+
+def test_a_missing_package_is_the_runs_fault_and_no_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = RunPaths(tmp_path / "run")
+    chosen = dataclasses.replace(ZERO, model=dataclasses.replace(ZERO.model, path=str(tmp_path / "model")))
+    furnish(tmp_path, chosen)
+    paths.attempt(1).mkdir(parents=True)
+    environ = {"HPCFT_ATTEMPT": "1", "SLURM_JOB_NODELIST": "n1", "HPCFT_STORE": str(tmp_path / "prepared")}
+    (paths.attempt(1) / "preflight-n1.json").write_text(json.dumps(dataclasses.asdict(report("n1"))))
+    without("deepspeed", monkeypatch)
+    with pytest.raises(Refusal, match="zero2 needs deepspeed"):
+        judge(chosen, paths, environ, code=0)
+    assert [(event["ok"], event["bad_nodes"]) for event in read_events(paths)] == [(False, [])]
+
+
+def test_nodes_tell_each_other_the_version_of_what_the_run_needs(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.attempt(1).mkdir(parents=True)
+    assert "deepspeed" in inspect(ZERO, paths, {"HPCFT_ATTEMPT": "1"}).versions
+
+
 def test_this_machine_reports_itself_without_importing_torch(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.attempt(1).mkdir(parents=True)
@@ -96,3 +148,13 @@ def test_the_verdict_goes_into_the_ledger(tmp_path: Path) -> None:
     (paths.attempt(1) / "preflight-n2.json").write_text(json.dumps({**one, "node": "n2"}))
     assert judge(chosen, paths, environ, code=0) == 0
     assert read_events(paths)[-1]["ok"]
+
+
+def test_the_login_side_looks_where_the_ranks_will_use_its_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPCFT_PYTHON", raising=False)
+    activated = plan(resources={"setup": ("source /venv/bin/activate",)})
+    assert python_is_the_ranks(plan(), on_slurm=True)
+    assert python_is_the_ranks(activated, on_slurm=False)
+    assert not python_is_the_ranks(activated, on_slurm=True)
+    monkeypatch.setenv("HPCFT_PYTHON", "/venv/bin/python")
+    assert not python_is_the_ranks(plan(), on_slurm=True)

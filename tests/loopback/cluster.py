@@ -187,7 +187,14 @@ class LoopbackSlurm:
         return f"{self.folder}:{name}"
 
     def _kill_all_of(self, node: str) -> None:
-        processes.kill(processes.daemons_of(self.folder, node) + processes.ranks_of(self.folder, node))
+        """Until nothing is left: what is just starting while its node dies must not outlive it."""
+
+        def gone() -> bool:
+            left = processes.daemons_of(self.folder, node) + processes.ranks_of(self.folder, node)
+            processes.kill(left)
+            return not left
+
+        self._until(gone, 15, f"the processes of {node} to end")
 
     def _runs(self, name: str, mark: str) -> bool:
         pid = processes.pid_in(self.folder / f"{name}.pid")

@@ -76,6 +76,9 @@ def test_four_bits_are_four_and_an_eighth_with_their_constants() -> None:
     base = round(2304 * (4 + 8 / 64 + 32 / (64 * 256)) / 8) + 2 * (2888 - 2304)
     made = on_gpus(kind="lora", quantization="nf4")
     assert static(made)[0] == 2 * 4096 + base
+    constants = round(2304 * (8 / 64 + 32 / (64 * 256)) / 8)
+    sharded = on_gpus("fsdp", ranks=4, kind="lora", quantization="nf4")
+    assert static(sharded)[0] == (base - constants) // 4 + constants, "every rank keeps all constants"
     largest = 8 * 16
     assert on_gpu(made)["gathered"] == 2 * 1024 + 2 * largest, "a gradient, and a matrix out of four bits"
 
@@ -93,8 +96,14 @@ def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_ar
     assert on_host(on_gpus("fsdp", nodes=2, ranks=4)) == {
         "processes": 4 * PROCESS, "offloaded": 0, "saving": 12 * 2888 // 2,
     }  # fmt: skip
-    assert on_host(on_gpus(ranks=4))["loading"] == 4 * 4 * 2888, "every rank reads float32"
-    assert on_host(on_gpus(kind="lora", ranks=20))["loading"] == 20 * 2 * 2888, "or the frozen base"
+    assert "loading" not in on_host(on_gpus(ranks=4)), "weights go from their files to the GPU"
+    random = on_gpus(kind="lora", nodes=2, ranks=4)
+    random = dataclasses.replace(
+        random,
+        model=dataclasses.replace(random.model, from_scratch=True),
+        tuner=dataclasses.replace(random.tuner, rank=1),
+    )
+    assert on_host(random)["loading"] == 2 * 2888, "rank 0 makes random ones"
 
 
 # Bytes a token: norms 2·(4·8 + 2·8), attention 4·(8 + 4) + 4·4, feed-forward 6·16, inputs 2·(2·8 + 16)

@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import deepspeed
+import deepspeed  # imported once here, not in every forked rank
 
 from hpcft.plan.plan import Plan
-from hpcft.run.paths import RunPaths
-from hpcft.train import assemble, loop, world
-from hpcft.train.metrics import read_metrics
-from hpcft.train.signals import Signals
+from hpcft.train import equivalence, world
+from hpcft.train.equivalence import TOLERANCES, Curve, curve, difference, windows_in_all
 from tests.train import families, small
 
 DOC = Path(__file__).parents[2] / "docs" / "concepts" / "one-loss.md"
-TOLERANCE = 1e-5
-Curve = list[list[float]]  # of each step: loss, gradient norm
+TOLERANCE = TOLERANCES["cpu", "float32"]
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,8 @@ class Row:
 
 
 def train(plan: Plan, root: Path, prepared: small.Prepared) -> Curve:
-    """On each rank: the run from where it stands to its end; what its metrics hold."""
-    here = world.join(plan, os.environ)
-    run = assemble.assemble(plan, RunPaths(root), here, Signals(), os.environ, prepared=prepared)
-    loop.train(run)
-    here.barrier()
-    run.metrics.close()
-    return curve(root)
-
-
-def curve(root: Path) -> Curve:
-    """Loss and gradient norm of every step that the run has taken."""
-    return [[line["loss"], line["grad_norm"]] for line in read_metrics(RunPaths(root).metrics) if "loss" in line]
+    """On each rank: the run from where it stands to its end; rank 0 has what its metrics hold."""
+    return equivalence.train(plan, root, world.join(plan, os.environ), prepared)
 
 
 def trained(plan: Plan, root: Path, prepared: small.Prepared, attempt: int = 1) -> Curve:
@@ -58,16 +45,10 @@ def trained(plan: Plan, root: Path, prepared: small.Prepared, attempt: int = 1) 
     return curve(root)
 
 
-def difference(one: Curve, other: Curve) -> float:
-    """The largest relative difference. Raises AssertionError where one has fewer steps."""
-    assert len(one) == len(other), (one, other)
-    return max(abs(a - b) / abs(b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
-
-
 def rows(names: Iterable[str], kinds: Sequence[str], layouts: Iterable[str]) -> Iterator[Row]:
     """Every layout for every family and kind of tuning, the one process first."""
     folder = Path(tempfile.mkdtemp(prefix="hpcft-equivalence-"))
-    prepared = small.Prepared(small.windows(22))  # two whole steps, and one of six windows
+    prepared = small.Prepared(small.windows(windows_in_all(families.BATCH)))
     for family in names:
         model = families.save(folder / family, family)
         for kind in kinds:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hpcft.plan.plan import Plan
+from hpcft.train import miniature
+from hpcft.train.equivalence import ALONE, Case, case_plan, cases
+from hpcft.train.miniature import VOCABULARY
 from tests import plans
-from tests.train.small import VOCABULARY
+
+BATCH = 8
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -33,19 +37,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),  # fused projections
 }
 
-# name → strategy and the degrees of its axes
-LAYOUTS: dict[str, tuple[str, dict[str, int]]] = {
-    "one process": ("ddp", {"dp": 1}),
-    "DDP": ("ddp", {"dp": 4}),
-    "ZeRO-1": ("zero1", {"dp": 4}),
-    "ZeRO-2": ("zero2", {"dp": 4}),
-    "ZeRO-3": ("zero3", {"dp": 4}),
-    "FSDP2": ("fsdp", {"dp": 4}),
-    "HSDP": ("fsdp", {"dp_replicate": 2, "dp": 2}),
-    "TP": ("ddp", {"dp": 1, "tp": 4}),
-    "FSDP2×TP": ("fsdp", {"dp": 2, "tp": 2}),
-    "DDP×TP": ("ddp", {"dp": 2, "tp": 2}),
-}
+# name → strategy and the degrees of its axes, on four ranks
+LAYOUTS: dict[str, Case] = {case.name: case for case in (ALONE, *cases(plans.layout(1, 4), heads=4))}
 
 
 def save(folder: Path, family: str) -> Path:
@@ -53,42 +46,19 @@ def save(folder: Path, family: str) -> Path:
     import transformers
 
     kind, particular = FAMILIES[family]
-    config = getattr(transformers, kind)(**{**SIZES, **particular})
-    torch.manual_seed(1)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:  # biases and norms that differ from their neutral values
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-            elif "embed" not in name:
-                parameter.mul_(3.0)
-    model.save_pretrained(folder)
-    return folder
+    return miniature.save(getattr(transformers, kind)(**{**SIZES, **particular}), folder)
 
 
 def plan_for(folder: Path, layout: str, kind: str = "full", **changes: Any) -> Plan:
     """The tiny Plan on ``layout``, global batch of 8 windows, two of them at a time where a rank has as many."""
-    strategy, degrees = LAYOUTS[layout]
-    return plan_with(folder, strategy, degrees, kind, **changes)
+    return plan_with(folder, LAYOUTS[layout].strategy, dict(LAYOUTS[layout].degrees), kind, **changes)
 
 
 def plan_with(folder: Path, strategy: str, degrees: dict[str, int], kind: str = "full", **changes: Any) -> Plan:
-    from hpcft.catalog import STRATEGIES
-
-    ranks = 1
-    for degree in degrees.values():
-        ranks *= degree
-    data = degrees.get("dp", 1) * degrees.get("dp_replicate", 1)
-    per_rank = 8 // data
-    sections: dict[str, Any] = {
-        "model": {"path": str(folder), "from_scratch": False, "attention": "auto"},
-        "tuner": {"kind": kind},
-        "layout": plans.layout(1, ranks, **degrees),
-        "batch": {"global_windows": 8, "micro_windows": max(1, per_rank // 2), "accumulation": 2},
-        "train": {"strategy": strategy, "strategy_module": STRATEGIES[strategy].module, "eval_steps": -1},
-        "optim": {"max_steps": 3, "max_grad_norm": 1.0, "weight_decay": 0.1},
-        "checkpoint": {"save_steps": 0},
-    }
+    """The same on any strategy and degrees of its axes, with further changes by section."""
+    case = Case(strategy, strategy, degrees)
+    plan = case_plan(plans.plan(), case, folder, kind, case.layout(1, math.prod(degrees.values())), BATCH)
     for section, values in changes.items():
-        sections[section] = {**sections.get(section, {}), **values} if isinstance(values, dict) else values
-    return plans.plan(**sections)
+        new = dataclasses.replace(getattr(plan, section), **values) if isinstance(values, dict) else values
+        plan = dataclasses.replace(plan, **{section: new})
+    return plan

@@ -9,11 +9,9 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft  # noqa: F401  imported once here, not in every forked rank
 import torch
 import torch.utils.tensorboard
@@ -23,47 +21,12 @@ from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, world
 from hpcft.train.metrics import read_metrics
+from hpcft.train.miniature import VOCABULARY, Prepared, Window, Windows, windows  # noqa: F401  for every test
 from hpcft.train.signals import Signals
 from tests import plans
 
-VOCABULARY = 96
 torch.set_num_threads(1)
 FORK = multiprocessing.get_context("fork")
-
-
-@dataclass
-class Window:
-    tokens: np.ndarray
-    trained: np.ndarray
-    documents: list[int]
-
-
-class Windows(list):
-    def trained_tokens(self, index: int) -> int:
-        return int(self[index].trained.sum())
-
-
-@dataclass
-class Prepared:
-    train: Windows
-    validation: Windows | None = None
-    content: str = "0123456789abcdef"
-
-
-def windows(count: int, length: int = 24, seed: int = 0) -> Windows:
-    """``count`` windows of one to three documents of uneven lengths, unevenly masked."""
-    draw = np.random.default_rng(seed)
-    return Windows(window(draw, length) for _ in range(count))
-
-
-def window(draw: np.random.Generator, length: int) -> Window:
-    documents = [int(n) for n in draw.integers(4, length // 3 + 1, size=draw.integers(1, 4))]
-    tokens = draw.integers(0, VOCABULARY, size=sum(documents)).astype(np.int32)
-    trained = draw.random(len(tokens)) < draw.uniform(0.2, 0.9)
-    starts = np.cumsum([0, *documents[:-1]])
-    trained[starts] = False
-    trained[starts[0] + 1] = True
-    return Window(tokens, trained, documents)
 
 
 def save_model(folder: Path, **changes: Any) -> Path:

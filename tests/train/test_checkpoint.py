@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,50 @@ def test_a_save_that_keeps_failing_ends_the_run(tmp_path: Path, model: Path) -> 
 
     with pytest.raises(AssertionError, match="SaveFailed"):
         small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, watch)
+
+
+def test_the_ranks_train_on_while_a_checkpoint_is_written(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, third = Store.publish, tmp_path / "third-step"
+
+    def after_the_third_step(store: Store, snapshot: Any) -> Path:
+        end = time.monotonic() + 20
+        while snapshot.step == 2 and not third.exists():
+            assert time.monotonic() < end, "no step was taken while the checkpoint was being written"
+            time.sleep(0.01)
+        return publish(store, snapshot)
+
+    monkeypatch.setattr(Store, "publish", after_the_third_step)
+    touch = lambda step, signals, run: third.touch() if step == 3 else None  # noqa: E731
+    small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, touch)
+    undisturbed = tmp_path / "undisturbed"
+    monkeypatch.undo()
+    small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), undisturbed, PREPARED)
+    ours, theirs = (
+        [manifests.verify(RunPaths(root).checkpoint(2)).files[f"state-rank-000{rank}.safetensors"] for rank in (0, 1)]
+        for root in (tmp_path, undisturbed)
+    )
+    assert ours == theirs, "what is written is the state of its step, not of the steps taken meanwhile"
+
+
+def test_a_save_waits_for_the_one_before(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, order = Store.publish, tmp_path / "order"
+
+    def slowly(store: Store, snapshot: Any) -> Path:
+        with order.open("a") as file:
+            file.write(f"{snapshot.step} begins\n")
+        time.sleep(0.3)
+        folder = publish(store, snapshot)
+        with order.open("a") as file:
+            file.write(f"{snapshot.step} ends\n")
+        return folder
+
+    monkeypatch.setattr(Store, "publish", slowly)
+    options = {**OPTIONS, "checkpoint": {"save_steps": 1, "keep": 2}}
+    small.on_ranks(1, small.train_here, small.tiny(model, 1, **options), tmp_path, PREPARED)
+    lines = order.read_text().splitlines()
+    assert lines == [f"{step} {what}" for step in (1, 2, 3, 4) for what in ("begins", "ends")]
 
 
 def test_who_lost_the_lease_publishes_nothing(tmp_path: Path, model: Path) -> None:

@@ -28,6 +28,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, merging, weights, world
 from hpcft.train.export import Wish, export, main
 from hpcft.train.metrics import read_metrics
+from hpcft.train.quantise import quantise_now
 from hpcft.train.signals import Signals
 from hpcft.train.weights import Unfaithful
 from tests import plans, tiny
@@ -211,6 +212,47 @@ def test_merging_reports_the_change_that_its_type_makes(site: Path) -> None:
     assert told["largest"] == pytest.approx(seen.largest, rel=1e-3)
     assert told["largest"] > 100 * exact["largest"], "rounding weights to bfloat16 must be seen"
     assert f"{told['largest']:.3g}" in (folder / "README.md").read_text()
+
+
+def test_an_adapter_of_a_base_in_four_bits_gives_the_trained_logits_and_says_what_quantisation_costs(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    run = trained(site, "nf4", model={"quantization": "nf4"})
+    folder = export(run.paths, Wish(), said.append)
+    told = facts_of(folder)
+    assert told["base"]["quantization"] == "nf4"
+    assert told["reload"]["largest"] < 1e-5 * told["reload"]["scale"]
+    apart = PeftModel.from_pretrained(base_of(run), folder)
+    error = float((logits(apart) - run.logits).abs().max())
+    assert error > 0.01, "the base was another one in training"
+    assert 0.1 * error < told["quantised"]["largest"] < 10 * error
+    assert any(f"differs by {told['quantised']['largest']:.3g}" in sentence for sentence in said)
+    quantise_now(apart, torch.float32)
+    torch.testing.assert_close(logits(apart), run.logits, **TIGHT)
+    card = (folder / "README.md").read_text()
+    assert "base in 4 bits (QLoRA)" in card
+    assert f"{told['quantised']['largest']:.3g}" in card
+    snippet = card.split("```")[1].removeprefix("python\n").replace('folder = "."', f"folder = {str(folder)!r}")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its kernels want rows of 64
+    names: dict[str, Any] = {"print": said.append}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["base"].is_loaded_in_4bit
+    torch.testing.assert_close(logits(names["model"]), run.logits, **TIGHT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merging_takes_the_original_base_as_peft_would(site: Path, dtype: str) -> None:
+    run = trained(site, f"nf4-{dtype}", model={"quantization": "nf4", "dtype": dtype})
+    folder = run.export(merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base_of(run), run.export()).merge_and_unload()
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(merged.get_parameter(name), parameter, rtol=0.0, atol=1e-6)
+    told = facts_of(folder)
+    assert told["merge"]["largest"] < 1e-5 * told["merge"]["scale"]
+    assert told["quantised"]["largest"] > 100 * told["merge"]["largest"], "told apart from what merging changes"
+    assert "Trained on its base in 4 bits" in (folder / "README.md").read_text()
 
 
 def test_the_folder_stops_where_the_chats_turns_ended_and_has_the_chat_template(site: Path) -> None:

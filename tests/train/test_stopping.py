@@ -67,7 +67,7 @@ def test_nothing_else_is_requeued(cause: Cause, tmp_path: Path, model: Path, mon
 def test_a_job_cancelled_while_it_saves_is_not_requeued(
     then: Cause, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, requeues = Store.save, tmp_path / "requeues"
+    save, requeues = Store.publish, tmp_path / "requeues"
 
     def cancelled_meanwhile(*arguments: Any) -> Path:
         monkeypatch.setattr(stopping, "why_signalled", lambda *about: then)
@@ -75,7 +75,7 @@ def test_a_job_cancelled_while_it_saves_is_not_requeued(
 
     monkeypatch.setattr(stopping, "why_signalled", lambda *about: Cause.PREEMPTED)
     monkeypatch.setattr(stopping, "requeue", lambda *about: requeues.write_text("0") > 0)
-    monkeypatch.setattr(Store, "save", cancelled_meanwhile)
+    monkeypatch.setattr(Store, "publish", cancelled_meanwhile)
     small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, term_at_2)
     assert saved(tmp_path) == [(2, "stop")]
     assert not requeues.exists()
@@ -155,7 +155,7 @@ def test_the_watchdog_waits_for_a_save_and_for_slurm(
 
     monkeypatch.setattr(stopping, "why_signalled", slowed("why_signalled", lambda *about: Cause.PREEMPTED))
     monkeypatch.setattr(stopping, "requeue", slowed("requeue", lambda *about: True))
-    monkeypatch.setattr(Store, "save", slowed("save", Store.save))
+    monkeypatch.setattr(Store, "publish", slowed("save", Store.publish))
     results = small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED, watched)
     assert [r["finished"] for r in results] == [False, False]
     assert [e["event"] for e in read_events(RunPaths(tmp_path))][-1] == "requeued"

@@ -86,6 +86,17 @@ def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str) ->
     assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "full")) < TOLERANCE
 
 
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])
+def test_in_bfloat16_many_micro_batches_are_added_up_in_float32(alone: Alone, tmp_path: Path, strategy: str) -> None:
+    def curve(name: str) -> Curve:
+        batch = {"global_windows": 64, "micro_windows": 1}
+        how = {"dtype": "bfloat16"}
+        plan = families.plan_with(alone.model("llama"), name, {"dp": 2}, batch=batch, model=how, optim={"max_steps": 1})
+        return trained(plan, tmp_path / name, small.Prepared(small.windows(64)))
+
+    assert difference(curve(strategy), curve("ddp")) < 1e-6
+
+
 def test_random_weights_are_those_of_one_process(alone: Alone, tmp_path: Path) -> None:
     def curve(layout: str) -> Curve:
         plan = families.plan_for(alone.model("llama"), layout, model={"from_scratch": True})

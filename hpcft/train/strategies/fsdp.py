@@ -83,6 +83,7 @@ class FullyShardedDataParallel:
         self.skeleton, self.world, self.offload = skeleton, world, offload
         self.scale = LossScale.for_dtype(DTYPES[plan.model.dtype])
         self.updates = 0
+        self.whole = plan.tuner.kind == "full"
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         where = torch.device("cpu") if offload else world.device
         self.optimizer = adamw(self.trained.values(), plan.optim, where)
@@ -90,8 +91,12 @@ class FullyShardedDataParallel:
         self.shard_group = world.group("dp") if world.layout.degree("dp") > 1 else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        """Add the gradients of ``loss``; they are summed over the ranks during the last backward pass of a step."""
-        self.model.set_requires_gradient_sync(last)
+        """Add the gradients of ``loss``, summed over the ranks: adapters' once a step, a whole model's every time.
+
+        Unsummed gradients of a whole model would lie on every rank in full. Replicas are summed once a step.
+        """
+        self.model.set_requires_gradient_sync(last or self.whole)
+        self.model.set_requires_all_reduce(last)
         self.model.set_is_last_backward(last)
         # FSDP averages over the data ranks; ours is a sum.
         (loss * (self.world.data_size * self.scale.value)).backward()

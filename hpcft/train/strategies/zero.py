@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from hpcft.catalog import STRATEGIES
+from hpcft.plan.memory import ZERO_BUCKET
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
 from hpcft.train.adamw import MOMENTS, groups, set_rate, settings
@@ -25,13 +27,13 @@ from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
 from hpcft.train.world import World
 
-BUCKET = 200_000_000  # numbers in a bucket of gradients or weights, where the user's file says nothing
-
 
 def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     """Weights onto the device, for stage 3 layer by layer into their partitions, and the engine around them."""
     import deepspeed
 
+    # DeepSpeed takes its device from here, and srun sets no such variable; a rank that sees one GPU drives number 0.
+    os.environ["LOCAL_RANK"] = str(world.place.local_rank if world.device.index is None else world.device.index)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if world.device.type == "cpu":  # it would compile messages through shared memory first; gloo carries them too
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -54,7 +56,8 @@ def stage(plan: Plan) -> int:
 
 def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
     """DeepSpeed's configuration: the user's file beneath, ours on top. trained: numbers that are trained."""
-    zero: dict[str, Any] = {"stage": stage(plan)}
+    # In bfloat16, stage 1 would add up the micro batches' gradients in bfloat16; stage 2 does it in float32.
+    zero: dict[str, Any] = {"stage": max(stage(plan), 2) if plan.model.dtype == "bfloat16" else stage(plan)}
     pinned = {"device": "cpu", "pin_memory": plan.resources.accelerator != "cpu"}
     for what in STRATEGIES[plan.train.strategy].offload:
         zero["offload_optimizer" if what == "optimizer" else "offload_param"] = pinned
@@ -64,6 +67,7 @@ def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,  # the loop counts; it tells the engine which backward pass is the last
         "gradient_clipping": plan.optim.max_grad_norm,
         "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "bf16": {"enabled": plan.model.dtype == "bfloat16"},
         "fp16": {"enabled": False},
         "zero_allow_untested_optimizer": True,  # torch's AdamW
@@ -72,7 +76,7 @@ def engine_config(plan: Plan, trained: int) -> dict[str, Any]:
     }
     theirs = json.loads(plan.train.deepspeed or "{}")
     for bucket in ("reduce_bucket_size", "allgather_bucket_size"):  # a buffer of this many numbers is really made
-        zero[bucket] = min(trained, theirs.get("zero_optimization", {}).get(bucket, BUCKET))
+        zero[bucket] = min(trained, theirs.get("zero_optimization", {}).get(bucket, ZERO_BUCKET))
     return _over(ours, theirs)
 
 

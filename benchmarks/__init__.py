@@ -1,0 +1,1 @@
+"""Measurements on real devices; each module prints what repeats it."""

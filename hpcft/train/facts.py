@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from hpcft.catalog import OBJECTIVES
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
@@ -23,6 +24,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "tuner": json.loads(json.dumps(asdict(plan.tuner))),
         "optim": optim,
         "train": {"objective": plan.train.objective, "seed": plan.train.seed},
+        "objective": {key: getattr(plan.objective, key) for key in OBJECTIVES[plan.train.objective].keys},
         "batch": {"global_windows": plan.batch.global_windows},
     }
 
@@ -31,7 +33,7 @@ def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
     """Raises Refusal naming every difference between a checkpoint and the run that wants to go on from it."""
     ours = facts(plan)
     different = [
-        f"{section}.{key}: {manifest.facts[section].get(key)!r} then, {value!r} now"
+        f"{section}.{key}: {manifest.facts.get(section, {}).get(key)!r} then, {value!r} now"
         for section, values in ours.items()
         for key, value in values.items()
         if manifest.facts.get(section, {}).get(key) != value

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,18 @@ class Window:
     tokens: np.ndarray
     trained: np.ndarray
     documents: list[int]
+    kinds: list[int] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kinds = self.kinds or [0] * len(self.documents)
+        self.margins = self.margins or [0.0] * len(self.documents)
 
 
 class Windows(list):
+    def count(self, index: int, kinds: Collection[int]) -> int:  # type: ignore[override]
+        return sum(kind in kinds for kind in self[index].kinds)
+
     def trained_tokens(self, index: int) -> int:
         return int(self[index].trained.sum())
 

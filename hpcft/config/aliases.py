@@ -184,6 +184,7 @@ SWITCHES: dict[str, _Switch] = {
     "logging_strategy": {"steps": None},
     "optim": _ADAMW,
     "optimizer": _ADAMW,
+    "precompute_ref_log_probs": {True: ("reference", "precompute"), False: None},
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
@@ -290,6 +291,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("quantization", "quantization_config", "load_in_8bit", "gptq", "awq"), _QUANTISED),
     "activation_offloading": "gradient_checkpointing: full saves the most memory in this release",
     **dict.fromkeys(("ref_model", "ref_model_type", "ref_adapters", "ref_model_adapters"), _REFERENCE),
+    "reference_free": "task: cpo or simpo need no reference",
     **dict.fromkeys(("reward_model", "center_rewards_coefficient"),
                     "this release trains no reward model; task: dpo needs none"),
     "reward_funcs": "this release has no online reinforcement learning; task: sft",

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from hpcft.plan.plan import Plan
-from hpcft.train.mismatch import mismatched
 from hpcft.train.order import Order, Share, shares
-from hpcft.train.protocols import CHAT, Batch, Window, Windows
+from hpcft.train.protocols import Batch, Window, Windows
+from hpcft.train.windows import Plain, apart, mismatched, plain
 
 IGNORED = -100  # what torch's cross entropy leaves out
 PAD = 0  # any valid token: nothing trained ever attends to it
@@ -41,22 +41,25 @@ class Micro:
 def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), multiple: int = 1) -> Batch:
     """One row per window, padded to the longest and to a multiple of ``multiple`` tokens, on the CPU.
 
-    packed: positions restart with every document, and the padding is a document of its own. Unpacked rows count on
-    through their padding: attention is causal, so nothing before it sees it, and the kernel needs no mask.
+    packed: positions restart with every document, and the padding is a document of its own. Unpacked, each document
+    has a row, which counts on through its padding: attention is causal, so nothing before it sees it, and the kernel
+    needs no mask.
     """
-    length = -(-max(len(window.tokens) for window in windows) // multiple) * multiple
-    tokens = np.full((len(windows), length), PAD, dtype=np.int64)
-    labels = np.full((len(windows), length), IGNORED, dtype=np.int64)
-    positions = np.tile(np.arange(length, dtype=np.int64), (len(windows), 1))
-    documents = np.full((len(windows), length), -1, dtype=np.int64)
+    whole = [plain(window) for window in windows]
+    rows = whole if packed else [row for window in whole for row in apart(window)]
+    length = -(-max(len(row.tokens) for row in rows) // multiple) * multiple
+    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    positions = np.tile(np.arange(length, dtype=np.int64), (len(rows), 1))
+    documents = np.full((len(rows), length), -1, dtype=np.int64)
     lengths, kinds, margins = [], list[int](), list[float]()
-    for row, window in enumerate(windows):
+    for row, window in enumerate(rows):
         n = len(window.tokens)
         tokens[row, :n] = window.tokens
         labels[row, : n - 1] = _next_tokens(window)
         documents[row, :n] = np.repeat(len(kinds) + np.arange(len(window.documents)), window.documents)
-        kinds += getattr(window, "kinds", None) or [CHAT] * len(window.documents)
-        margins += getattr(window, "margins", None) or [0.0] * len(window.documents)
+        kinds += window.kinds
+        margins += window.margins
         lengths.append([*window.documents, *([length - n] if n < length else [])])
         if packed:
             positions[row] = np.concatenate([np.arange(d) for d in lengths[row]])
@@ -71,7 +74,7 @@ def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), 
         documents=torch.from_numpy(documents),
         kinds=tuple(kinds),
         margins=tuple(margins),
-        reference=_joined([getattr(window, "reference", None) for window in windows]),
+        reference=_joined([window.reference for window in rows]),
     )
 
 
@@ -80,7 +83,7 @@ def _joined(parts: Sequence[Sequence[float] | None]) -> tuple[float, ...] | None
     return None if None in parts else tuple(number for part in parts for number in part or ())
 
 
-def _next_tokens(window: Window) -> np.ndarray:
+def _next_tokens(window: Plain) -> np.ndarray:
     """int64 [n - 1]: the token after each one where it is trained and of the same document."""
     starts = np.cumsum(np.asarray(window.documents, dtype=np.int64))[:-1]
     trained = np.array(window.trained, dtype=bool)

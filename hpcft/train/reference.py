@@ -11,8 +11,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train.batches import ahead, on_device, rounds
 from hpcft.train.protocols import Batch, Sharded, Window, Windows
 from hpcft.train.scores import document_scores, in_evaluation
+from hpcft.train.windows import plain
 from hpcft.train.world import World
 
 ALL = range(len(KINDS))
@@ -45,19 +45,6 @@ def with_references(plan: Plan, paths: RunPaths, world: World, sharded: Sharded,
     return dataclasses.replace(prepared, **made)
 
 
-@dataclass(frozen=True)
-class Known:
-    """A window and the references of its documents. Fulfils ``protocols.Window``."""
-
-    tokens: np.ndarray
-    trained: np.ndarray
-    documents: Sequence[int]
-    kinds: Sequence[int]
-    margins: Sequence[float]
-    reference: Sequence[float]
-    reference_of_others: Sequence[float]
-
-
 class Referenced:
     """Fulfils ``protocols.Windows``. numbers: float32 [documents, 2], of each and of its prompt with another answer."""
 
@@ -70,10 +57,8 @@ class Referenced:
     def __getitem__(self, index: int) -> Window:
         window = self.windows[index]
         mine = self.numbers[self.starts[index] : self.starts[index + 1]].tolist()
-        return Known(
-            window.tokens, window.trained, window.documents, window.kinds, window.margins,
-            [own for own, _ in mine], [others for _, others in mine],
-        )  # fmt: skip
+        own, others = ([numbers[column] for numbers in mine] for column in (0, 1))
+        return dataclasses.replace(plain(window), reference=own, reference_of_others=others)
 
     def trained_tokens(self, index: int) -> int:
         """As the windows beneath."""

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.plan.plan import ObjectivePlan
 from hpcft.train.batches import collate, untrained
-from hpcft.train.mismatch import mismatched
 from hpcft.train.protocols import Batch, Loss
 from hpcft.train.scores import document_scores, in_evaluation, texts, token_scores
+from hpcft.train.windows import mismatched
 from tests import plans
 from tests.train import oracle, small
 
@@ -53,10 +54,8 @@ def windows_for(task: str) -> small.Windows:
 
 
 def batches_for(task: str, packed: bool = True, apart: bool = False) -> list[Batch]:
-    """All windows in one batch, or each in its own."""
-    windows = windows_for(task)
-    if not packed:
-        windows = alone(windows)
+    """All windows in one batch, or each in its own; unpacked, a window holds one answer or one pair."""
+    windows = windows_for(task) if packed or task != "kto" else alone(windows_for(task))
     groups = [[i] for i in range(len(windows))] if apart else [list(range(len(windows)))]
     return [_batch(windows, group, packed, task) for group in groups]
 
@@ -101,11 +100,14 @@ def models() -> tuple[torch.nn.Module, torch.nn.Module]:
     return oracle.model(0), oracle.model(1)
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("apart", [False, True], ids=["one batch", "a batch each"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_is_that_of_trl(name: str, apart: bool, models: tuple[torch.nn.Module, torch.nn.Module]) -> None:
+def test_the_loss_is_that_of_trl(
+    name: str, apart: bool, packed: bool, models: tuple[torch.nn.Module, torch.nn.Module]
+) -> None:
     task, settings = CASES[name]
-    loss = mean_loss(task, batches_for(task, apart=apart), *models, **settings)
+    loss = mean_loss(task, batches_for(task, packed, apart), *models, **settings)
     assert loss.item() == pytest.approx(oracle.ORACLE[name], rel=1e-5)
 
 
@@ -115,20 +117,12 @@ def test_the_oracle_has_a_number_for_every_objective() -> None:
     assert set(TASKS) == {row.name for row in OBJECTIVES.values() if row.rows != "chat"}
 
 
-def test_unpacked_rated_answers_cost_what_packed_ones_do(models: tuple[torch.nn.Module, torch.nn.Module]) -> None:
-    losses = [mean_loss("kto", batches_for("kto", packed, apart), *models).item()
-              for packed, apart in ((True, False), (False, False), (False, True))]  # fmt: skip
-    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
-
-
-def test_pairs_in_one_padded_batch_cost_what_they_cost_packed(
-    models: tuple[torch.nn.Module, torch.nn.Module],
-) -> None:
-    packed, unpacked = (batches_for("dpo", packed) for packed in (True, False))
-    assert unpacked[0].tokens.shape[0] == 4
-    assert mean_loss("dpo", unpacked, *models).item() == pytest.approx(
-        mean_loss("dpo", packed, *models).item(), rel=1e-5
-    )
+def test_without_packing_both_answers_of_a_pair_have_rows_of_their_own() -> None:
+    [batch] = batches_for("dpo", packed=False)
+    assert batch.lengths == [[9, 2], [11], [10, 1], [5, 6]]
+    assert batch.kinds == (1, 2, 1, 2)
+    assert batch.documents[:, 0].tolist() == [0, 1, 2, 3]
+    assert batch.positions[:, 0].tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("task", ["dpo", "kto"])
@@ -240,3 +234,24 @@ def test_a_document_with_another_s_answer_is_no_longer_than_the_longest() -> Non
     windows = alone(oracle.rated())
     assert mismatched(windows, 2, 5).documents == [5]
     assert mismatched(windows, 2, 5).trained.tolist() == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("extra", ["lm_head", "embed_tokens"])
+def test_switched_off_are_adapters_and_modules_to_save_and_dropout_and_nothing_else(extra: str) -> None:
+    base = oracle.model(0)
+    batch = collate(oracle.windows(), packed=True)
+    expected = document_scores(base, batch).policy.detach()
+    options: dict[str, Any] = {"target_modules": "all-linear", "lora_dropout": 0.5, "init_lora_weights": False}
+    adapted: Any = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", modules_to_save=[extra], **options)).train()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name:
+                parameter.mul_(1.5)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    scores = document_scores(adapted, batch, reference=True)
+    assert scores.reference is not None
+    torch.testing.assert_close(scores.reference, expected, rtol=1e-5, atol=1e-5)
+    assert not scores.reference.requires_grad
+    assert float((scores.policy.detach() - expected).abs().min()) > 0.01
+    assert {name for name, parameter in adapted.named_parameters() if parameter.requires_grad} == trained
+    assert all(module.training for module in adapted.modules())

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 from hpcft.catalog import OBJECTIVES
+from hpcft.errors import Refusal
 from hpcft.plan.plan import Plan
+from hpcft.run import manifest as manifests
+from hpcft.run.manifest import Manifest
 from hpcft.run.paths import RunPaths
+from hpcft.train.facts import check_facts
 from hpcft.train.metrics import read_metrics
 from tests import plans
 from tests.train import families, small
@@ -183,3 +187,41 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(alone: Alone, tmp_path: Path,
     assert result == expected
     assert metrics(cut) == metrics(whole)
     assert [(file, file.stat().st_mtime_ns) for file in cut.glob("reference/*")] == kept
+
+
+def test_a_run_with_another_beta_does_not_go_on_from_its_checkpoint(alone: Alone, tmp_path: Path) -> None:
+    plan = run("simpo full", alone.model, optim={"max_steps": 1})
+    trained(plan, tmp_path, prepared("simpo full"))
+    manifest = verified(RunPaths(tmp_path))
+    other = dataclasses.replace(plan, objective=dataclasses.replace(plan.objective, beta=0.7))
+    check_facts(manifest, plan, prepared("simpo full").content)
+    with pytest.raises(Refusal, match=r"objective\.beta: 0\.5 then, 0\.7 now"):
+        check_facts(manifest, other, prepared("simpo full").content)
+
+
+def test_a_checkpoint_from_before_there_were_preference_objectives_is_gone_on_from(
+    alone: Alone, tmp_path: Path
+) -> None:
+    plan = families.plan_with(alone.model, "ddp", {"dp": 1}, optim={"max_steps": 1})
+    trained(plan, tmp_path, prepared("simpo full"))
+    manifest = verified(RunPaths(tmp_path))
+    old = {section: values for section, values in manifest.facts.items() if section != "objective"}
+    check_facts(dataclasses.replace(manifest, facts=old), plan, prepared("simpo full").content)
+
+
+def verified(paths: RunPaths) -> Manifest:
+    [manifest] = manifests.verified(paths, deep=False)
+    return manifest
+
+
+def test_a_reference_of_other_data_is_computed_anew(alone: Alone, tmp_path: Path) -> None:
+    plan = run("dpo full", alone.model, optim={"max_steps": 1})
+    trained(plan, tmp_path, prepared("dpo full"))
+    file = RunPaths(tmp_path).reference("train")
+    numbers = np.load(file)
+    facts = file.with_suffix(".json")
+    facts.write_text(facts.read_text().replace(prepared("dpo full").content, "other"))
+    np.save(file, numbers + 1)
+    trained(plan, tmp_path, prepared("dpo full"), attempt=2)
+    assert np.array_equal(np.load(file), numbers)
+    assert file.stat().st_mode & 0o777 == 0o600

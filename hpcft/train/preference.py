@@ -30,7 +30,7 @@ class Pairs:
         return batch.kinds.count(CHOSEN)
 
     def ahead(self, model: nn.Module, batches: Iterable[Batch]) -> list[float]:
-        """Nothing; see ``texts_ahead`` for those that add the loss of the chosen texts."""
+        """Nothing; those that add a loss per token give ``chosen_tokens``."""
         return []
 
 

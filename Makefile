@@ -8,7 +8,7 @@ FOUND := $(shell for v in 3.13 3.12 3.11 3.14 3.10; do \
 PYTHON ?= $(or $(shell python3 -c 'import ensurepip, sys, venv; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test campaign equivalence resume-matrix check golden slurm-up slurm-down clean
+.PHONY: help demo test campaign equivalence resume-matrix oracle check golden slurm-up slurm-down clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(MAKEFILE_LIST) | column -t -s '#'
@@ -31,6 +31,9 @@ equivalence: $(READY)  ## every strategy against one process, on eight families 
 
 resume-matrix: $(READY)  ## saved under every strategy, resumed under every other; writes the table of the docs
 	$(PY) -W ignore -m tests.train.resume_matrix
+
+oracle:  ## the losses that TRL makes of two pairs, to compare with tests/train/oracle.py (any Python with trl 1.16.0)
+	PYTHONPATH=. $(or $(PYTHON),python3) -W ignore -m tests.train.oracle
 
 check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/ruff check --no-fix .

@@ -30,12 +30,13 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. ``rows``: the kind of prepared row it needs."""
+    """What is minimised. rows: the kind of prepared row it needs; keys: what of section ``objective`` it looks at."""
 
     name: str
     module: str
     rows: str
     about: str
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,32 @@ STRATEGIES: dict[str, Strategy] = {
         ),
     )
 }  # fmt: skip
+_REFERENCE, _OBJECTIVES = ("beta", "reference"), "hpcft.train.objectives."
 
 OBJECTIVES: dict[str, Objective] = {
     row.name: row
-    for row in (Objective("sft", "hpcft.train.objectives.sft", "chat", "next-token loss on the assistant's words"),)
-}
+    for row in (
+        Objective("sft", _OBJECTIVES + "sft", "chat", "next-token loss on the assistant's words"),
+        Objective("pretrain", _OBJECTIVES + "sft", "chat", "next-token loss on every token, of texts and of chats"),
+        Objective(
+            "dpo", _OBJECTIVES + "dpo", "pair", "a chosen answer over a rejected one, against the model it began as",
+            (*_REFERENCE, "loss_type", "label_smoothing", "rpo_alpha"),
+        ),
+        Objective(
+            "kto", _OBJECTIVES + "kto", "rated", "answers that are each good or bad, against the model it began as",
+            (*_REFERENCE, "desirable_weight", "undesirable_weight"),
+        ),
+        Objective("orpo", _OBJECTIVES + "orpo", "pair", "the chosen text, and its odds over the rejected", ("beta",)),
+        Objective(
+            "cpo", _OBJECTIVES + "cpo", "pair", "a chosen answer over a rejected one, and the chosen one; no reference",
+            ("beta", "loss_type", "label_smoothing", "cpo_alpha"),
+        ),
+        Objective(
+            "simpo", _OBJECTIVES + "simpo", "pair", "a chosen answer over a rejected one, per token, by a margin",
+            ("beta", "label_smoothing", "simpo_gamma", "cpo_alpha"),
+        ),
+    )
+}  # fmt: skip
 
 # The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first.
 QUERY_WORDS = ("query", "prompt", "input", "instruction", "question", "problem")
@@ -235,11 +257,7 @@ FORMATS: dict[str, Format] = {
 
 # Words that people bring from other tools and that this release does not do: name → what to use instead.
 LATER_OBJECTIVES: dict[str, str] = {
-    "pretrain": "sft on raw text records, which trains every token",
-    "dpo": "sft on the chosen answers",
-    "kto": "sft on the answers labelled good",
-    "orpo": "sft on the chosen answers",
-    "cpo": "sft on the chosen answers",
-    "simpo": "sft on the chosen answers",
-    "rm": "sft",
+    "rm": "dpo, whose rewards need no model of their own",
+    "ppo": "dpo",
+    "grpo": "dpo",
 }

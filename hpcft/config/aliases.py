@@ -93,6 +93,19 @@ ALIASES: dict[str, str] = {
     "job_name": "name",
     "stage": "task",
     "rlhf_type": "task",
+    "rl": "task",
+    "pref_beta": "beta",
+    "rl_beta": "beta",
+    "dpo_beta": "beta",
+    "kto_beta": "beta",
+    "pref_loss": "loss_type",
+    "dpo_loss_type": "loss_type",
+    "pref_ftx": "rpo_alpha",
+    "dpo_label_smoothing": "label_smoothing",
+    "kto_desirable_weight": "desirable_weight",
+    "kto_undesirable_weight": "undesirable_weight",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
     "nnodes": "nodes",
     "num_nodes": "nodes",
     "gpus_per_node": "nproc_per_node",
@@ -171,6 +184,7 @@ SWITCHES: dict[str, _Switch] = {
     "logging_strategy": {"steps": None},
     "optim": _ADAMW,
     "optimizer": _ADAMW,
+    "precompute_ref_log_probs": {True: ("reference", "precompute"), False: None},
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
@@ -256,7 +270,7 @@ _AXIS = "this release spreads data, weights (strategy: fsdp, zero3) and tensors 
 _WINDOW = "this release keeps a window on one rank: a smaller max_length, or truncation_strategy"
 _QUANTISED = "quant_bits: 4 with LoRA, on the unquantised base model"
 _SHARDED = "strategy: fsdp shards over all the ranks that tp and dp_replicate leave"
-_PREFERENCE = "this release has no preference training; task: sft"
+_REFERENCE = "the reference is the model as it was before training: leave it out, or reference: precompute"
 
 # The degrees of axes: 1 of them is no axis at all.
 AXES: dict[str, str] = {
@@ -276,8 +290,10 @@ REFUSED: dict[str, str] = {
     **AXES,
     **dict.fromkeys(("quantization", "quantization_config", "load_in_8bit", "gptq", "awq"), _QUANTISED),
     "activation_offloading": "gradient_checkpointing: full saves the most memory in this release",
-    **dict.fromkeys(("beta", "rpo_alpha", "loss_type", "pref_beta", "pref_ftx", "pref_loss", "rl", "rl_beta",
-                     "dpo_loss_type", "reward_model", "ref_model"), _PREFERENCE),
+    **dict.fromkeys(("ref_model", "ref_model_type", "ref_adapters", "ref_model_adapters"), _REFERENCE),
+    "reference_free": "task: cpo or simpo need no reference",
+    **dict.fromkeys(("reward_model", "center_rewards_coefficient"),
+                    "this release trains no reward model; task: dpo needs none"),
     "reward_funcs": "this release has no online reinforcement learning; task: sft",
     **dict.fromkeys(("adapters", "adapter_name_or_path", "lora_model_dir"),
                     "adapters start anew; to go on with a run: hpcft resume"),

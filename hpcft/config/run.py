@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from hpcft.catalog import OBJECTIVES, STRATEGIES, Objective, Strategy
+from hpcft import catalog
+from hpcft.catalog import OBJECTIVES, STRATEGIES, Strategy
 from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Text, Word
 
 
-def _rows(table: Mapping[str, Strategy] | Mapping[str, Objective]) -> str:
+def _rows(table: Mapping[str, Strategy] | Mapping[str, catalog.Objective]) -> str:
     """A table of the catalog as a sentence, so that a new row is explained wherever the key is."""
     return "; ".join(f"{row.name}: {row.about}" for row in table.values()) + "."
 
@@ -182,6 +183,34 @@ class Train(Section):
     ddp_timeout: int = Field(1800, ge=10, description="Seconds after which a collective that hangs ends the attempt.")
 
 
+class Objective(Section):
+    """The settings of a preference objective's formula; docs/guides/preference.md has the formulas."""
+
+    beta: float | None = Field(
+        None, gt=0, description="How strongly it holds to its start, or the scale of rewards. null: 0.1; simpo: 2."
+    )
+    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"] | None = Field(
+        None, description="dpo and cpo: the loss of a pair. null: sigmoid; cpo knows sigmoid and hinge."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="The share of pairs that are taken to be the wrong way round."
+    )
+    rpo_alpha: float | None = Field(
+        None, ge=0, description="dpo: weight of the chosen answers' cross entropy beside the loss. null: 0."
+    )
+    desirable_weight: float = Field(1.0, ge=0, description="kto: weight of the good answers.")
+    undesirable_weight: float = Field(1.0, ge=0, description="kto: weight of the bad answers.")
+    simpo_gamma: float = Field(1.0, ge=0, description="simpo: the margin between both answers' rewards.")
+    cpo_alpha: float | None = Field(
+        None, ge=0, description="Weight of the chosen answers' cross entropy. null: 1 for cpo, 0 for simpo."
+    )
+    reference: Literal["auto", "adapters_off", "precompute"] = Field(
+        "auto",
+        description="dpo, kto: the model at its start. adapters_off: the one in memory, without its adapters; "
+        "precompute: its numbers from a pass of their own before the first step. auto: the former where it is right.",
+    )
+
+
 class Parallel(Section):
     """How the model is spread over ranks."""
 
@@ -243,6 +272,7 @@ class RunConfig(Section):
     data: Data
     tuner: Tuner = Field(default_factory=Tuner)
     train: Train = Field(default_factory=Train)
+    objective: Objective = Field(default_factory=Objective)
     parallel: Parallel = Field(default_factory=Parallel)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     slurm: Slurm = Field(default_factory=Slurm)

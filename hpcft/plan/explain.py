@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
+from hpcft.catalog import OBJECTIVES
 from hpcft.clock import clock
 from hpcft.errors import printable
 from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens
@@ -15,6 +16,11 @@ from hpcft.plan.steps import steps_per_epoch, total_steps, warmup_steps
 
 LABEL = 12  # columns of the left margin
 WIDEST = 32  # columns of a table's values
+REFERENCES = {
+    "none": "",
+    "adapters_off": "\nreference: the same model with its adapters switched off, in every step",
+    "precompute": "\nreference: a pass over the data before the first step, kept in the run folder",
+}
 
 
 def explain(
@@ -23,7 +29,7 @@ def explain(
     """The page. facts: counts of the prepared data, None before it is prepared; chosen: leaf → (value, origin)."""
     sections = [
         [("run", f"{plan.name}   (plan {plan.fingerprint}, hpcft {plan.hpcft})"), *_model(plan)],
-        [*_layout(plan), *_batch(plan), *_data(plan, facts), *_steps(plan, facts)],
+        [*_layout(plan), *_batch(plan), *_objective(plan), *_data(plan, facts), *_steps(plan, facts)],
         explain_memory(plan),
         [*_cluster(plan, cluster_file), *_paths(plan)],
         [("environment", _table((v.name, v.value, v.reason) for v in plan.environment))],
@@ -89,6 +95,16 @@ def _batch(plan: Plan) -> list[tuple[str, str]]:
             f"× {length:,} tokens ≤ {batch.global_windows * length:,} tokens an optimizer step",
         )
     ]
+
+
+def _objective(plan: Plan) -> list[tuple[str, str]]:
+    """The settings that its formula looks at; nothing for one that has none."""
+    keys = [key for key in OBJECTIVES[plan.train.objective].keys if key != "reference"]
+    if not keys:
+        return []
+    values = ((key, getattr(plan.objective, key)) for key in keys)
+    settings = ", ".join(f"{key} {value if isinstance(value, str) else f'{value:g}'}" for key, value in values)
+    return [("objective", f"{plan.train.objective}: {settings}{REFERENCES[plan.objective.reference]}")]
 
 
 def _source(source: Source) -> str:

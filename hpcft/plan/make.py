@@ -23,6 +23,7 @@ from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_wo
 from hpcft.plan.fabric import environment
 from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
+from hpcft.plan.objective import check_objective, plan_objective
 from hpcft.plan.plan import (
     SCHEMA,
     Budgets,
@@ -59,7 +60,7 @@ def make_plan(
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [
         *check_words(run, where), *check_mesh(run, cluster, where), *check_resources(run, cluster, where),
-        *_check_parts(run, cluster), *_check_shape(run, where, shape),
+        *check_objective(run, where), *_check_parts(run, cluster), *_check_shape(run, where, shape),
     ]  # fmt: skip
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
@@ -124,6 +125,7 @@ def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], wa
         ),
         optim=_optim(train, run.tuner.tuner_type),
         train=_train(run, way.strategy),
+        objective=plan_objective(run),
         checkpoint=_checkpoint(run),
         layout=layout,
         memory=None,
@@ -230,7 +232,8 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         trust_remote_code=model.trust_remote_code,
         chat_template=data.chat_template, system=data.system,
         model_name=data.model_name, model_author=data.model_author,
-        train_on=data.train_on, max_length=data.max_length, truncation=data.truncation_strategy, packing=data.packing,
+        train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
+        truncation=data.truncation_strategy, packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
         max_untrained_rows=data.max_untrained_rows, rows=rows, workers=data.dataset_num_proc,
     )  # fmt: skip

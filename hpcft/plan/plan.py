@@ -91,7 +91,7 @@ class DataPlan:
     packing: bool
     seed: int
     max_untrained_rows: float  # refuse when a larger share of rows has no trained token
-    rows: str  # the kind of row the objective needs: chat
+    rows: str  # the kind of row the objective needs: chat | pair | rated
     workers: int
 
 
@@ -142,6 +142,21 @@ class TrainPlan:
     early_stopping_patience: int  # evaluations without improvement; 0: off
     dataloader_workers: int
     collective_timeout: int  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectivePlan:
+    """The settings of the objective's formula, which its module explains; neutral where it does not look at them."""
+
+    beta: float
+    loss_type: str
+    label_smoothing: float
+    rpo_alpha: float
+    desirable_weight: float
+    undesirable_weight: float
+    simpo_gamma: float
+    cpo_alpha: float
+    reference: str  # none | adapters_off | precompute: where the model as it was before training comes from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +241,7 @@ class Plan:
     batch: BatchPlan
     optim: OptimPlan
     train: TrainPlan
+    objective: ObjectivePlan
     checkpoint: CheckpointPlan
     layout: Layout
     memory: MemoryPlan | None  # None on CPUs, and where the model's config.json could not be read
@@ -267,7 +283,15 @@ class Plan:
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
 _MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
 # The same of whole sections.
-_ABSENT: dict[int, dict[str, Any]] = {1: {"memory": None}}
+_ABSENT: dict[int, dict[str, Any]] = {
+    1: {
+        "memory": None,
+        "objective": {
+            "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
+            "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "reference": "none",
+        },
+    }
+}  # fmt: skip
 
 
 def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:

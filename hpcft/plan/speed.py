@@ -2,8 +2,9 @@
 
 FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token forward, 2 for the gradient of the
       inputs, 2 for that of the weights, which frozen ones need not: 6 for full, 4 for LoRA; 2 more where a layer is
-      recomputed. The head is recomputed always. Causal attention: 2·q·S per token, layer and pass, three passes (the
-      backward one is two), over whole windows: packed short records take less.
+      recomputed, and for each forward pass that a preference objective needs beside. The head is recomputed always.
+      Causal attention: 2·q·S per token, layer and pass, three passes (the backward one is two), over whole windows:
+      packed short records take less.
 traffic  of a collective over n ranks that moves Ψ bytes: Ψ·(n−1)/n for a gather or a scatter, twice that for a sum
       (Thakur et al. 2005). ddp sums T gradients once a step; zero1 scatters them and gathers weights; zero2 scatters
       them every forward pass; zero3 and fsdp gather weights twice and scatter gradients once every forward pass, and
@@ -64,7 +65,14 @@ def step_flop(plan: Plan, shape: Shape) -> float:
     again = 2 * (shape.layers - kept_layers(plan, shape))  # of layers that run forward twice
     attention = 2 * shape.query * plan.data.max_length
     layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
-    return tokens * (layers + shape.embedding * (work + 2))
+    beside = forwards_beside(plan) * (shape.layers * (2 * shape.active + attention) + 2 * shape.embedding)
+    return tokens * (layers + shape.embedding * (work + 2) + beside)
+
+
+def forwards_beside(plan: Plan) -> int:
+    """Forward passes without a backward one: of the reference, and of rated prompts with other answers."""
+    reference = int(plan.objective.reference == "adapters_off")
+    return reference + (1 + reference if plan.data.rows == "rated" else 0)
 
 
 def _own_memory(plan: Plan, shape: Shape) -> float:

@@ -80,6 +80,10 @@ class RunPaths:
     def best(self) -> Path:
         return self.checkpoints / "best"
 
+    def reference(self, split: str) -> Path:
+        """Log-probabilities of a split's documents before training, for objectives that compare with them."""
+        return self.root / "reference" / f"{split}.npy"
+
     @property
     def exports(self) -> Path:
         return self.root / "export"

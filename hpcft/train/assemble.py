@@ -27,6 +27,7 @@ from hpcft.train.model import prepare_model
 from hpcft.train.order import Order
 from hpcft.train.precision import DTYPES
 from hpcft.train.progress import Progress
+from hpcft.train.reference import with_references
 from hpcft.train.report import Interval
 from hpcft.train.saving import NOTHING, Saving
 from hpcft.train.signals import Signals
@@ -58,6 +59,9 @@ def assemble(
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
     phase("model")
+    if plan.objective.reference == "precompute":
+        prepared = with_references(plan, paths, world, sharded, prepared)
+        phase("reference")
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")
@@ -103,7 +107,7 @@ def _run(
     signals: Signals,
     environ: Mapping[str, str],
 ) -> Run:
-    paths, objective = store.paths, importlib.import_module(plan.train.objective_module)
+    paths, objective = store.paths, importlib.import_module(plan.train.objective_module).build(plan.objective)
     order = Order(len(prepared.train), plan.batch.global_windows, plan.data.seed)
     total = total_steps(plan.optim, order.windows, order.global_windows)
     ledger = Ledger(paths, f"rank-{world.rank:04d}", environ)

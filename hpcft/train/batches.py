@@ -19,6 +19,7 @@ import torch
 from hpcft.plan.plan import Plan
 from hpcft.train.order import Order, Share, shares
 from hpcft.train.protocols import Batch, Window, Windows
+from hpcft.train.windows import Plain, apart, mismatched, plain
 
 IGNORED = -100  # what torch's cross entropy leaves out
 PAD = 0  # any valid token: nothing trained ever attends to it
@@ -40,18 +41,25 @@ class Micro:
 def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), multiple: int = 1) -> Batch:
     """One row per window, padded to the longest and to a multiple of ``multiple`` tokens, on the CPU.
 
-    packed: positions restart with every document, and the padding is a document of its own. Unpacked rows count on
-    through their padding: attention is causal, so nothing before it sees it, and the kernel needs no mask.
+    packed: positions restart with every document, and the padding is a document of its own. Unpacked, each document
+    has a row, which counts on through its padding: attention is causal, so nothing before it sees it, and the kernel
+    needs no mask.
     """
-    length = -(-max(len(window.tokens) for window in windows) // multiple) * multiple
-    tokens = np.full((len(windows), length), PAD, dtype=np.int64)
-    labels = np.full((len(windows), length), IGNORED, dtype=np.int64)
-    positions = np.tile(np.arange(length, dtype=np.int64), (len(windows), 1))
-    lengths = []
-    for row, window in enumerate(windows):
+    whole = [plain(window) for window in windows]
+    rows = whole if packed else [row for window in whole for row in apart(window)]
+    length = -(-max(len(row.tokens) for row in rows) // multiple) * multiple
+    tokens = np.full((len(rows), length), PAD, dtype=np.int64)
+    labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+    positions = np.tile(np.arange(length, dtype=np.int64), (len(rows), 1))
+    documents = np.full((len(rows), length), -1, dtype=np.int64)
+    lengths, kinds, margins = [], list[int](), list[float]()
+    for row, window in enumerate(rows):
         n = len(window.tokens)
         tokens[row, :n] = window.tokens
         labels[row, : n - 1] = _next_tokens(window)
+        documents[row, :n] = np.repeat(len(kinds) + np.arange(len(window.documents)), window.documents)
+        kinds += window.kinds
+        margins += window.margins
         lengths.append([*window.documents, *([length - n] if n < length else [])])
         if packed:
             positions[row] = np.concatenate([np.arange(d) for d in lengths[row]])
@@ -63,10 +71,19 @@ def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), 
         packed=packed,
         trained=torch.from_numpy(np.flatnonzero(labels != IGNORED)),
         windows=ids,
+        documents=torch.from_numpy(documents),
+        kinds=tuple(kinds),
+        margins=tuple(margins),
+        reference=_joined([window.reference for window in rows]),
     )
 
 
-def _next_tokens(window: Window) -> np.ndarray:
+def _joined(parts: Sequence[Sequence[float] | None]) -> tuple[float, ...] | None:
+    """One row of numbers, where each window has its own."""
+    return None if None in parts else tuple(number for part in parts for number in part or ())
+
+
+def _next_tokens(window: Plain) -> np.ndarray:
     """int64 [n - 1]: the token after each one where it is trained and of the same document."""
     starts = np.cumsum(np.asarray(window.documents, dtype=np.int64))[:-1]
     trained = np.array(window.trained, dtype=bool)
@@ -77,7 +94,17 @@ def _next_tokens(window: Window) -> np.ndarray:
 
 def untrained(batch: Batch) -> Batch:
     """The same batch with nothing to train: it takes part in a forward pass and counts nothing."""
-    return replace(batch, labels=torch.full_like(batch.labels, IGNORED), trained=batch.trained[:0])
+    return replace(
+        batch,
+        labels=torch.full_like(batch.labels, IGNORED),
+        trained=batch.trained[:0],
+        windows=(),
+        documents=torch.full_like(batch.documents, -1),
+        kinds=(),
+        margins=(),
+        reference=None if batch.reference is None else (),
+        others=None if batch.others is None else untrained(batch.others),
+    )
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -86,9 +113,9 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
         return batch
     moved = {
         name: getattr(batch, name).pin_memory().to(device, non_blocking=True)
-        for name in ("tokens", "positions", "labels", "trained")
+        for name in ("tokens", "positions", "labels", "trained", "documents")
     }
-    return replace(batch, **moved)
+    return replace(batch, **moved, others=batch.others and on_device(batch.others, device))
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,7 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
 
     A step's micro batches must be used up before the next step is asked for.
     """
-    per_forward, packed, multiple = plan.batch.micro_windows, plan.data.packing, plan.layout.degree("tp")
+    per_forward = plan.batch.micro_windows
 
     def mine(step: tuple[int, ...]) -> list[Share | None]:
         own: list[Share | None] = list(shares(step, per_forward, rank, ranks))
@@ -117,7 +144,7 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
         return own + [None] * (most - len(own))
 
     makers = (
-        partial(_make, windows, share, packed, multiple) if share else partial(_idle, windows, step, packed, multiple)
+        partial(_micro, windows, share, plan) if share else partial(_idle, windows, step, plan)
         for step in order.steps(consumed)
         for share in mine(step)
     )
@@ -127,15 +154,39 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
         yield Step(step, count, islice(made, count))
 
 
-def _make(windows: Windows, share: Share, packed: bool, multiple: int) -> Micro:
-    chosen = [windows[i] for i in share.windows]
-    tokens = sum(len(window.tokens) for window in chosen)
-    return Micro(share, collate(chosen, packed, share.windows, multiple), tokens)
+def batch_of(windows: Windows, ids: tuple[int, ...], plan: Plan) -> Batch:
+    """The windows ``ids`` as the plan wants them; rated answers with each prompt's other answer beside it."""
+    packed, multiple = plan.data.packing, plan.layout.degree("tp")
+    batch = collate([windows[i] for i in ids], packed, ids, multiple)
+    if plan.data.rows != "rated":
+        return batch
+    others = [mismatched(windows, i, plan.data.max_length) for i in ids]
+    return replace(batch, others=collate(others, packed, ids, multiple))
 
 
-def _idle(windows: Windows, step: tuple[int, ...], packed: bool, multiple: int) -> Micro:
+def _micro(windows: Windows, share: Share, plan: Plan) -> Micro:
+    batch = batch_of(windows, share.windows, plan)
+    return Micro(share, batch, int((batch.documents >= 0).sum()))
+
+
+def _idle(windows: Windows, step: tuple[int, ...], plan: Plan) -> Micro:
     """The step's first window, with nothing to train and nothing to count."""
-    return Micro(Share(0, ()), untrained(collate([windows[step[0]]], packed, (), multiple)), 0)
+    return Micro(Share(0, ()), untrained(batch_of(windows, step[:1], plan)), 0)
+
+
+def rounds(windows: Windows, per_forward: int, plan: Plan, rank: int, ranks: int) -> Iterator[Callable[[], Batch]]:
+    """All windows once, in their order: chunk ``rank`` of every round of ``ranks`` chunks.
+
+    Every rank makes as many batches; one without a chunk repeats the first window, with nothing to count.
+    """
+    for start in range(0, len(windows), per_forward * ranks):
+        first = start + rank * per_forward
+        ids = tuple(range(first, min(first + per_forward, len(windows))))
+        yield partial(batch_of, windows, ids, plan) if ids else partial(_nothing, windows, plan)
+
+
+def _nothing(windows: Windows, plan: Plan) -> Batch:
+    return untrained(batch_of(windows, (0,), plan))
 
 
 T = TypeVar("T")

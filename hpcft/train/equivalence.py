@@ -108,6 +108,7 @@ def case_plan(plan: Plan, case: Case, model: Path, kind: str, layout: Layout, ba
             **{"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0, "warmup_ratio": 0.0},
             **{"max_steps": STEPS, "max_grad_norm": 1.0, "weight_decay": 0.1},
         },
+        "objective": {"reference": "none"},
         "train": {
             **{"objective": "sft", "objective_module": OBJECTIVES["sft"].module},
             **{"strategy": case.strategy, "strategy_module": STRATEGIES[case.strategy].module},

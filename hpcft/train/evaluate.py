@@ -1,22 +1,22 @@
-"""Evaluation: the loss per trained token over the whole validation split, the same number on any number of ranks."""
+"""Evaluation: the loss per unit over the whole validation split, the same number on any number of ranks."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
 from hpcft.plan.plan import Plan
-from hpcft.train.batches import ahead, collate, on_device, untrained
+from hpcft.train.batches import ahead, on_device, rounds
 from hpcft.train.order import Order
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Batch, Objective, Sharded, Windows
 from hpcft.train.stopping import Stopping
+from hpcft.train.totals import Totals, means
 from hpcft.train.world import World
 
 
@@ -48,19 +48,22 @@ class Evaluation:
         started = time.perf_counter()
         self.sharded.model.eval()
         try:
-            sums = self._sums()
+            totals = self._totals()
         finally:
             self.sharded.model.train()
-        if sums is None:
+        if totals is None:
             return None
-        loss, units = self.world.sum(sums)
+        own, measured, _ = totals.read()
+        row = [own, totals.units, *measured]
+        loss, units, *sums = self.world.sum(row if self.world.speaks else [0.0] * len(row))
         mean = loss / units if units else math.nan
         best = self.progress.judge(mean)
         seconds = time.perf_counter() - started
         return {
             "step": self.progress.step,
             "eval_loss": mean,
-            "eval_trained_tokens": int(units),
+            "eval_units": int(units),
+            **{f"eval_{name}": value for name, value in means(totals.named(sums)).items()},
             "eval_seconds": round(seconds, 3),
             "eval_best": best,
         }
@@ -72,29 +75,20 @@ class Evaluation:
         return patience > 0 and self.progress.worse >= patience
 
     @torch.no_grad()
-    def _sums(self) -> list[float] | None:
-        """This rank's summed loss and units. Every rank makes the same number of forward passes."""
-        loss, units = torch.zeros((), dtype=torch.float64, device=self.world.device), 0
-        for made in ahead(self._makers(), self.plan.train.dataloader_workers):
+    def _totals(self) -> Totals | None:
+        """This rank's sums; None where a stop was asked for. Every rank makes the same number of forward passes."""
+        totals = Totals(self.world.device)
+        known = self.world.known(self.objective.ahead(self.sharded.model, self._batches()))
+        for batch in self._batches():
+            totals.add(self.objective.loss(self.sharded.model, batch, known), self.objective.count(batch))
+        return None if self.stopping.stop_asked() else totals
+
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's batches of the whole split, until a stop is asked for."""
+        assert self.windows is not None
+        at = self.world.data_rank, self.world.data_size
+        for made in ahead(rounds(self.windows, self.plan.batch.eval_windows, self.plan, *at),
+                          self.plan.train.dataloader_workers):  # fmt: skip
             if self.stopping.stop_asked():
-                return None
-            batch = on_device(made, self.world.device)
-            loss += self.objective.loss(self.sharded.model, batch).value.double()
-            units += self.objective.count(batch)
-        return [loss.item(), float(units)] if self.world.speaks else [0.0, 0.0]
-
-    def _makers(self) -> Iterator[Callable[[], Batch]]:
-        """Chunk r of every round of data_size chunks; a rank without one repeats the first, with nothing to count."""
-        assert self.windows is not None
-        size, per_forward, ranks = len(self.windows), self.plan.batch.eval_windows, self.world.data_size
-        for start in range(0, size, per_forward * ranks):
-            first = start + self.world.data_rank * per_forward
-            ids = tuple(range(first, min(first + per_forward, size)))
-            yield partial(self._make, ids)
-
-    def _make(self, ids: tuple[int, ...]) -> Batch:
-        assert self.windows is not None
-        chosen = ids or (0,)
-        multiple = self.plan.layout.degree("tp")
-        batch = collate([self.windows[i] for i in chosen], self.plan.data.packing, chosen, multiple)
-        return batch if ids else untrained(batch)
+                return
+            yield on_device(made, self.world.device)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from hpcft.catalog import OBJECTIVES
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
@@ -31,6 +32,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "tuner": json.loads(json.dumps(asdict(plan.tuner))),
         "optim": optim,
         "train": {"objective": plan.train.objective, "seed": plan.train.seed},
+        "objective": {key: getattr(plan.objective, key) for key in OBJECTIVES[plan.train.objective].keys},
         "batch": {"global_windows": plan.batch.global_windows},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import tee
 
 import torch
 
@@ -12,16 +13,17 @@ from hpcft.plan.plan import Plan
 from hpcft.run.ledger import Ledger
 from hpcft.slurm.cause import Cause
 from hpcft.train.batches import Step, on_device
-from hpcft.train.console import Console
+from hpcft.train.console import Console, told_of
 from hpcft.train.evaluate import Evaluation
 from hpcft.train.metrics import Metrics
 from hpcft.train.optim import learning_rate
 from hpcft.train.order import Order, forward_seed
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Objective, Sharded, Windows
-from hpcft.train.report import Interval, NotFinite, Report, peak_memory
+from hpcft.train.report import ROW, Interval, NotFinite, Report, peak_memory
 from hpcft.train.saving import Saving
 from hpcft.train.stopping import Asked, Stopping
+from hpcft.train.totals import Totals
 from hpcft.train.world import World
 
 
@@ -74,37 +76,41 @@ def optimizer_step(run: Run, step: Step) -> Report:
         run.sharded.scale.grow()
     else:
         give_up_or_skip(run, report)
-    run.progress.advance(len(step.windows), int(report.total("tokens")), int(report.total("units")))
+    run.progress.advance(len(step.windows), int(report.total("tokens")), int(report.total("trained")))
     return report
 
 
 def accumulate(run: Run, step: Step, rate: float) -> Report:
     """The gradients of the step's mean loss per unit, reduced and clipped; the ranks' numbers exchanged, once."""
-    started, waited, units, tokens = time.perf_counter(), 0.0, 0, 0
+    started, waited, trained, tokens = time.perf_counter(), 0.0, 0, 0
     divisor = sum(run.objective.units(run.windows, window) for window in step.windows)
-    loss = torch.zeros((), dtype=torch.float64, device=run.world.device)
+    totals, (looked_at, micros) = Totals(run.world.device), tee(step.micros)
+    batches = (on_device(micro.batch, run.world.device) for micro in looked_at)
+    known = run.world.known(run.objective.ahead(run.sharded.model, batches))
+    del looked_at, batches  # or every micro batch would be kept for them
     for number in range(1, step.count + 1):
         asked_at = time.perf_counter()
-        micro = next(step.micros)
+        micro = next(micros)
         waited += time.perf_counter() - asked_at
         batch = on_device(micro.batch, run.world.device)
         torch.manual_seed(forward_seed(run.plan.train.seed, run.progress.step, micro.share.position))
-        value = run.objective.loss(run.sharded.model, batch).value
-        run.sharded.backward(value / max(divisor, 1), last=number == step.count)
-        loss += value.detach()
-        units += run.objective.count(batch)
+        loss = run.objective.loss(run.sharded.model, batch, known)
+        run.sharded.backward(loss.value / max(divisor, 1), last=number == step.count)
+        totals.add(loss, run.objective.count(batch))
+        trained += batch.trained.numel()
         tokens += micro.tokens
     run.sharded.reduce()
     norm = run.sharded.clip(run.plan.optim.max_grad_norm)
-    total, norm = torch.stack([loss, norm.double()]).tolist()  # the one place where the host waits for the device
-    if not run.world.speaks:
-        total, units, tokens = 0.0, 0, 0
-    row = [total, units, tokens, time.perf_counter() - started, waited, peak_memory(run.world.device), norm]
+    total, measured, norms = totals.read(norm)  # the one place where the host waits for the device
+    counted: list[float] = [total, totals.units, tokens, trained, *measured]
+    counted = counted if run.world.speaks else [0.0] * len(counted)
+    row = [*counted[:4], time.perf_counter() - started, waited, peak_memory(run.world.device), *norms, *counted[4:]]
     rows = run.world.exchange([*row, *run.stopping.flags()])
-    if (counted := int(sum(r[1] for r in rows))) != divisor:
-        raise RuntimeError(f"the ranks counted {counted} units in a step of {divisor}: a window was lost or read twice")
+    if (units := int(sum(r[1] for r in rows))) != divisor:
+        raise RuntimeError(f"the ranks counted {units} units in a step of {divisor}: a window was lost or read twice")
     asked = run.stopping.agreed([r[len(row) :] for r in rows])
-    return Report(run.progress.step + 1, step.windows, rows, rate, asked)
+    sums = totals.named([sum(column) for column in zip(*(r[len(ROW) : len(row)] for r in rows), strict=True)])
+    return Report(run.progress.step + 1, step.windows, rows, rate, asked, sums)
 
 
 def give_up_or_skip(run: Run, report: Report) -> None:
@@ -149,7 +155,10 @@ def evaluate(run: Run, asked: Asked) -> Asked:
     if line is None:
         return run.stopping.look()
     run.metrics.write(line)
-    run.console.say(f"step {line['step']}: eval_loss {line['eval_loss']:.4f}{' (best so far)' * line['eval_best']}")
+    told = told_of(line, "eval_")
+    run.console.say(
+        f"step {line['step']}: eval_loss {line['eval_loss']:.4f}{told}{' (best so far)' * line['eval_best']}"
+    )
     return asked
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+
+from hpcft.data.kinds import Kind
 
 VOCABULARY = 96  # of the windows; a model's may be larger, and one that no tensor degree divides hides nothing
 HEADS = 8
@@ -78,10 +80,19 @@ class Window:
     tokens: np.ndarray
     trained: np.ndarray
     documents: list[int]
+    kinds: list[int] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kinds = self.kinds or [Kind.CHAT] * len(self.documents)
+        self.margins = self.margins or [0.0] * len(self.documents)
 
 
 class Windows(list):
     """As ``protocols.Windows``."""
+
+    def count(self, index: int, kinds: Collection[int]) -> int:  # type: ignore[override]
+        return sum(kind in kinds for kind in self[index].kinds)
 
     def trained_tokens(self, index: int) -> int:
         return int(self[index].trained.sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -27,7 +27,8 @@ class Progress:
     best_step: int = 0
     worse: int = 0
     interval_loss: float = 0.0
-    interval_trained: int = 0
+    interval_units: int = 0
+    interval_metrics: dict[str, list[float]] = field(default_factory=dict)
 
     def advance(self, windows: int, tokens: int, trained: int) -> None:
         """One optimizer step is done, or was skipped."""
@@ -51,4 +52,5 @@ class Progress:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Progress:
         known = {f.name for f in fields(cls)}
+        data = {"interval_units": data.get("interval_trained", 0), **data}  # its name in older checkpoints
         return cls(**{name: value for name, value in data.items() if name in known})

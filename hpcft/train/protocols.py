@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
+from hpcft.data.kinds import Kind
 from hpcft.plan.plan import Plan
 from hpcft.run.regions import Region
 from hpcft.train.precision import LossScale
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
+CHAT, CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE = Kind
+
 
 class Window(Protocol):
-    """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n."""
+    """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n.
+
+    kinds and margins: one for each document; a chosen document is followed by its rejected one.
+    """
 
     @property
     def tokens(self) -> np.ndarray: ...
@@ -28,6 +34,12 @@ class Window(Protocol):
 
     @property
     def documents(self) -> Sequence[int]: ...
+
+    @property
+    def kinds(self) -> Sequence[int]: ...
+
+    @property
+    def margins(self) -> Sequence[float]: ...
 
 
 class Windows(Protocol):
@@ -40,6 +52,9 @@ class Windows(Protocol):
     def trained_tokens(self, index: int) -> int:
         """Trained tokens of one window, without reading its tokens."""
 
+    def count(self, index: int, kinds: Collection[int]) -> int:
+        """Documents of these kinds in one window, without reading its tokens."""
+
 
 @dataclass
 class Batch:
@@ -51,6 +66,10 @@ class Batch:
     for kernels that want cumulative sequence lengths. trained: int64 [n], the flat indices (row × length + column)
     whose label is trained; n is known on the host, so counting never waits for the device.
     windows: which windows of the run these are, for messages.
+
+    documents: int64 [rows, length], the document that a token belongs to, counted through the micro batch; -1 in the
+    padding. kinds, margins: of each. reference: the log-probability of its trained tokens before training, where that
+    was computed beforehand. others: for rated answers, each prompt with another's answer, as a batch of its own.
     """
 
     tokens: torch.Tensor
@@ -60,21 +79,36 @@ class Batch:
     packed: bool
     trained: torch.Tensor
     windows: tuple[int, ...] = ()
+    documents: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    kinds: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
+    reference: tuple[float, ...] | None = None
+    others: Batch | None = None
+
+
+class Mean(NamedTuple):
+    """A metric of a micro batch: a sum, and of how many. Both are added up over micro batches, ranks and steps."""
+
+    total: torch.Tensor
+    number: int
 
 
 @dataclass
 class Loss:
-    """value: scalar sum over this micro batch, to be divided by the global count; metrics: sums to be reduced."""
+    """value: scalar sum over this micro batch, to be divided by the global count.
+
+    metrics: the same names for every micro batch of an objective, also for one that has nothing to count.
+    """
 
     value: torch.Tensor
-    metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Mean] = field(default_factory=dict)
 
 
 class Objective(Protocol):
-    """A module of ``objectives/``: what a micro batch costs and what it counts."""
+    """What a module of ``objectives/`` builds: what a micro batch costs and what it counts."""
 
     def units(self, windows: Windows, index: int) -> int:
-        """How many units (trained tokens for sft) window ``index`` counts, without building it.
+        """How many units (trained tokens for sft, pairs for dpo) window ``index`` counts, without building it.
 
         So every rank knows the divisor of the whole global batch before its first forward pass, without a message.
         """
@@ -82,8 +116,17 @@ class Objective(Protocol):
     def count(self, batch: Batch) -> int:
         """The units of this micro batch: the sum of ``units`` over its windows."""
 
-    def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """The summed loss of this micro batch; the loop divides it by the count over the whole global batch."""
+    def ahead(self, model: nn.Module, batches: Iterable[Batch]) -> list[float]:
+        """What ``loss`` must know of the whole global batch: this rank's part of sums over it; [] for nothing.
+
+        Before a step's first loss, over its micro batches on this rank; in an evaluation, over all of its batches.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch, known: Sequence[float] = ()) -> Loss:
+        """The summed loss of this micro batch; the loop divides it by the count over the whole global batch.
+
+        known: what ``ahead`` gave, summed over the ranks.
+        """
 
 
 @dataclass(frozen=True)

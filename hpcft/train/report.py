@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,11 @@ from hpcft.errors import refuse
 from hpcft.train.order import shares
 from hpcft.train.progress import Progress
 from hpcft.train.stopping import Asked
+from hpcft.train.totals import add, means
 
-# What each rank puts into a step's one exchange, in this order; the two flags of ``stopping`` follow.
-ROW = ("loss", "units", "tokens", "seconds", "waited", "memory", "norm")
+# What each rank puts into a step's one exchange, in this order; total and count
+# of every metric of the objective and the two flags of ``stopping`` follow.
+ROW = ("loss", "units", "tokens", "trained", "seconds", "waited", "memory", "norm")
 
 
 class NotFinite(Exception):
@@ -33,13 +35,14 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """One step. step: its number, from 1. rows: one per rank, as ROW names them."""
+    """One step. step: its number, from 1. rows: one per rank, as ROW names them. sums: metrics, over all ranks."""
 
     step: int
     windows: tuple[int, ...]
     rows: Sequence[Sequence[float]]
     learning_rate: float
     asked: Asked
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def total(self, name: str) -> float:
         """The sum over ranks."""
@@ -115,19 +118,21 @@ class Interval:
         self.peak = max(self.peak, report.memory)
         if report.finite:
             self.progress.interval_loss += report.total("loss")
-            self.progress.interval_trained += int(report.total("units"))
+            self.progress.interval_units += int(report.total("units"))
+            add(self.progress.interval_metrics, report.sums)
         self.tokens += report.total("tokens")
-        self.trained += report.total("units")
+        self.trained += report.total("trained")
         self.seconds += report.seconds
 
     def line(self, report: Report, epoch: float, scale: float) -> dict[str, Any]:
         """The line of metrics, and a new interval."""
         at = self.progress
-        loss = at.interval_loss / at.interval_trained if at.interval_trained else math.nan
+        loss = at.interval_loss / at.interval_units if at.interval_units else math.nan
         line = {
             "step": at.step,
             "epoch": round(epoch, 6),
             "loss": loss if report.finite else report.mean_loss,
+            **means(at.interval_metrics if report.finite else report.sums),
             "learning_rate": report.learning_rate,
             "grad_norm": report.norm,
             "tokens": at.tokens,
@@ -143,7 +148,7 @@ class Interval:
             line["loss_scale"] = scale
         if not report.finite:
             line["finite"] = False
-        at.interval_loss, at.interval_trained = 0.0, 0
+        at.interval_loss, at.interval_units, at.interval_metrics = 0.0, 0, {}
         self.tokens = self.trained = self.seconds = 0.0
         return line
 

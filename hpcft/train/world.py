@@ -87,9 +87,19 @@ class World:
         """Column sums over ranks, added in the order of ranks."""
         return [sum(column) for column in zip(*self.exchange(row), strict=True)]
 
+    def known(self, row: Sequence[float]) -> list[float]:
+        """The same where the ranks of a tensor group have read the same: each counts once. Nothing is sent for []."""
+        return self.sum(row if self.speaks else [0.0] * len(row)) if row else []
+
     def max(self, row: Sequence[float]) -> list[float]:
         """Column maxima over ranks."""
         return [max(column) for column in zip(*self.exchange(row), strict=True)]
+
+    def add_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of a tensor on the CPU, which is overwritten."""
+        if self.control is not None:
+            dist.all_reduce(numbers, group=self.control)
+        return numbers
 
     def gather_text(self, text: str) -> list[str]:
         """Every rank's text, by rank, on all ranks."""

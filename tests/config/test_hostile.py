@@ -149,7 +149,7 @@ def test_hostile_files_are_planned_or_refused(seed: int, tmp_path: Path, monkeyp
         file.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape" if random_.random() < 0.9 else "replace")
                          if "\ud800" not in "".join(lines) else b"model: \xed\xa0\x80")  # fmt: skip
         planned += tried([str(file)], random_.choice(PROFILES))
-    assert planned > 1
+    assert planned > 0
 
 
 @pytest.mark.parametrize("seed", range(2))

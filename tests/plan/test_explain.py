@@ -68,3 +68,10 @@ def test_every_variable_is_shown_with_its_reason(cluster: str) -> None:
 
 def test_the_profiles_file_is_named() -> None:
     assert "infiniband-h100 (clusters/site.yaml)" in explain(plan(), None, {}, "clusters/site.yaml")
+
+
+def test_the_objective_s_settings_are_shown_where_it_has_any() -> None:
+    page = explain(plan("--task dpo --tuner_type full"), None, {})
+    assert "objective   dpo: beta 0.1, loss_type sigmoid, label_smoothing 0, rpo_alpha 0\n" in page
+    assert "reference: a pass over the data before the first step" in page
+    assert "objective" not in explain(plan(), None, {})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
+from typing import Any
 
 import pytest
 
-from hpcft.catalog import STRATEGIES
+from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
 from hpcft.plan.make import make_plan, source_of
@@ -178,7 +180,13 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--time 3-00:00:00", "gpu allows at most 2-00:00:00", ()),
         ("--time 6", "shorter than the warning of 300 s", ()),
         ("--strategy ddpp", "no such value", tuple(STRATEGIES)),
-        ("--task dpo", "not in this release", ("sft",)),
+        ("--task rm", "not in this release", tuple(OBJECTIVES)),
+        ("--beta 0.2", "task: sft has no such thing", ()),
+        ("--task dpo --simpo_gamma 2", "task: dpo has no such thing", ()),
+        ("--task cpo --loss_type ipo", "task: cpo has no such loss", ("sigmoid", "hinge")),
+        ("--task dpo --loss_type hinge --label_smoothing 0.1", "is not smoothed", ("0",)),
+        ("--task dpo --tuner_type full --reference adapters_off", "has no adapters", ("auto", "precompute")),
+        ("--task kto --init_weights pissa --reference adapters_off", "out of the weights", ("auto", "precompute")),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
         ("--interleave_prob 0.5 0.5", "2 weights for 1 datasets", ()),
         ("--early_stopping_patience 2", "there is nothing to evaluate on", ()),
@@ -194,7 +202,7 @@ def test_what_does_not_fit_together_is_refused_before_the_queue(line: str, what:
 
 
 def test_every_problem_between_a_run_and_a_cluster_is_reported_at_once() -> None:
-    found = plan_complaints("--nproc_per_node 9 --nodes 99 --partition x --tp 2 --task dpo --early_stopping_patience 1")
+    found = plan_complaints("--nproc_per_node 9 --nodes 99 --partition x --tp 2 --task rm --early_stopping_patience 1")
     assert len(found) == 6
 
 
@@ -244,3 +252,35 @@ def test_all_memory_of_a_node_is_asked_for_only_with_all_of_its_gpus(ranks: str,
 def test_a_part_of_a_node_s_memory_that_is_named_is_asked_for() -> None:
     line = "--model a/b --dataset x.jsonl --nproc_per_node 2 --mem 200G"
     assert from_words(line, "infiniband-h100").resources.memory == "200G"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", {"beta": 0.0, "loss_type": "none", "reference": "none"}),
+        ("--task dpo", {"beta": 0.1, "loss_type": "sigmoid", "rpo_alpha": 0.0, "reference": "adapters_off"}),
+        ("--task dpo --tuner_type full", {"reference": "precompute"}),
+        ("--rlhf_type dpo --init_weights pissa", {"reference": "precompute"}),
+        ("--stage kto --lora_bias all", {"reference": "precompute", "loss_type": "none", "desirable_weight": 1.0}),
+        (
+            "--task dpo --pref_beta 0.3 --pref_ftx 1 --pref_loss ipo",
+            {"beta": 0.3, "rpo_alpha": 1.0, "loss_type": "ipo"},
+        ),
+        ("--task simpo", {"beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0, "reference": "none"}),
+        ("--task cpo", {"beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.0}),
+        ("--task orpo --rl_beta 0.2", {"beta": 0.2, "cpo_alpha": 0.0}),
+    ],
+)
+def test_the_objective_s_settings_follow_from_the_task(line: str, expected: dict[str, Any]) -> None:
+    objective = dataclasses.asdict(plan(line).objective)
+    assert {leaf: objective[leaf] for leaf in expected} == expected
+
+
+def test_pre_training_trains_every_token_with_the_loss_of_fine_tuning() -> None:
+    made = plan("--task pt")
+    assert (made.train.objective, made.data.train_on, made.data.rows) == ("pretrain", "all", "chat")
+    assert made.train.objective_module == OBJECTIVES["sft"].module
+
+
+def test_rows_are_those_that_the_objective_needs() -> None:
+    assert [plan(f"--task {task}").data.rows for task in ("dpo", "kto", "orpo")] == ["pair", "rated", "pair"]

@@ -41,6 +41,18 @@ def test_recomputed_layers_run_forward_once_more() -> None:
         assert step_flop(on_gpus(recomputation=recomputation), tiny()) == plain + again
 
 
+@pytest.mark.parametrize(
+    ("rows", "reference", "passes"),
+    [("pair", "none", 0), ("pair", "adapters_off", 1), ("rated", "precompute", 1), ("rated", "adapters_off", 3)],
+)
+def test_a_preference_objective_s_forward_passes_are_counted(rows: str, reference: str, passes: int) -> None:
+    made = on_gpus(kind="lora")
+    objective = dataclasses.replace(made.objective, reference=reference)
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, rows=rows), objective=objective)
+    beside = passes * STEP * (4 * (2 * LAYER + ATTENTION) + 2 * HEAD)
+    assert step_flop(made, tiny()) == step_flop(on_gpus(kind="lora"), tiny()) + beside
+
+
 def test_a_step_takes_the_time_of_its_arithmetic_and_of_its_optimizer() -> None:
     made = on_gpus()
     time = step_time(made, tiny(), H100S)

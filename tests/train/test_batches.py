@@ -16,12 +16,13 @@ from hpcft.errors import Refusal
 from hpcft.train import attention, batches
 from hpcft.train import model as models
 from hpcft.train.batches import IGNORED, ahead, collate, steps
-from hpcft.train.objectives import sft
+from hpcft.train.objectives.sft import Supervised
 from hpcft.train.order import Order
 from tests import plans
 from tests.train import small
 
 CPU = torch.device("cpu")
+SFT = Supervised()
 
 
 def example() -> list[small.Window]:
@@ -66,13 +67,13 @@ def test_a_row_s_loss_is_that_of_its_documents_alone(packed: bool, sdpa_model: t
     if not packed:
         windows = small.Windows(w for w in small.windows(20) if len(w.documents) == 1)
         assert len({len(w.tokens) for w in windows}) > 1
-    together = sft.loss(sdpa_model, collate(windows, packed)).value.item()
+    together = SFT.loss(sdpa_model, collate(windows, packed)).value.item()
     alone = 0.0
     for window in windows:
         for start, length in zip(np.cumsum([0, *window.documents[:-1]]), window.documents, strict=True):
             part = slice(start, start + length)
             document = small.Window(window.tokens[part], window.trained[part], [length])
-            alone += sft.loss(sdpa_model, collate([document], packed=False)).value.item()
+            alone += SFT.loss(sdpa_model, collate([document], packed=False)).value.item()
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -94,7 +95,7 @@ def test_recomputation_changes_memory_not_numbers(policy: str, sdpa_model: torch
 
     def gradients() -> list[torch.Tensor]:
         sdpa_model.zero_grad()
-        sft.loss(sdpa_model, batch).value.backward()
+        SFT.loss(sdpa_model, batch).value.backward()
         return [p.grad.clone() for p in sdpa_model.parameters()]
 
     sdpa_model.train()

@@ -89,14 +89,14 @@ def test_a_refusal_exits_2_without_a_traceback(
 
 
 def test_one_failing_rank_is_the_culprit_and_its_peer_says_so(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = sft.loss
+    loss = sft.Supervised.loss
 
-    def broken(model: Any, batch: Any) -> Any:
+    def broken(self: Any, model: Any, batch: Any, known: Any) -> Any:
         if os.environ["RANK"] == "1":
             raise ValueError("a bad day")
-        return loss(model, batch)
+        return loss(self, model, batch)
 
-    monkeypatch.setattr(sft, "loss", broken)
+    monkeypatch.setattr(sft.Supervised, "loss", broken)
     assert codes(root) == [1, 1]
     culprits = [e for e in events(root, "failed") if not e["peer"]]
     assert [(e["rank"], e["error"]) for e in culprits] == [(1, "ValueError: a bad day")]

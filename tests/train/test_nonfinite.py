@@ -22,15 +22,15 @@ BAD = 5  # the window whose loss is spoilt
 
 @pytest.fixture(params=["loss", "gradient"])
 def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    loss = sft.loss
+    loss = sft.Supervised.loss
 
-    def bad(model: torch.nn.Module, batch: Batch) -> Loss:
-        value = loss(model, batch).value
+    def bad(self: Any, model: torch.nn.Module, batch: Batch, known: Any) -> Loss:
+        value = loss(self, model, batch).value
         if BAD in batch.windows:
             value = value * math.nan if request.param == "loss" else value + (value - value.detach()).sqrt()
         return Loss(value)
 
-    monkeypatch.setattr(sft, "loss", bad)
+    monkeypatch.setattr(sft.Supervised, "loss", bad)
     return str(request.param)
 
 

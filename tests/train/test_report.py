@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hpcft.plan import activations
-from hpcft.train.objectives import sft
+from hpcft.train import head
 from hpcft.train.progress import Progress
 from hpcft.train.report import ROW, Interval, Report
 from hpcft.train.stopping import Asked
@@ -25,4 +25,4 @@ def test_the_peak_of_memory_is_the_fullest_ranks_over_the_whole_attempt() -> Non
 
 
 def test_memory_is_foretold_for_the_chunks_of_logits_that_the_objective_makes() -> None:
-    assert activations.CHUNK_LOGITS == sft.CHUNK_LOGITS
+    assert activations.CHUNK_LOGITS == head.CHUNK_LOGITS

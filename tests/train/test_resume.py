@@ -167,14 +167,15 @@ def test_an_aborted_evaluation_is_done_after_the_resume(tmp_path: Path, model: P
     small.on_ranks(1, small.train_here, whole, tmp_path / "whole", PREPARED)
 
     def watch(step: int, signals: Any, run: Any) -> None:
-        make = run.evaluation._make
+        batches = run.evaluation._batches
 
-        def signalled_meanwhile(ids: tuple[int, ...]) -> Any:
-            signal.raise_signal(signal.SIGTERM)
-            return make(ids)
+        def signalled_meanwhile() -> Any:
+            for batch in batches():
+                signal.raise_signal(signal.SIGTERM)
+                yield batch
 
         if step == 2:
-            run.evaluation._make = signalled_meanwhile
+            run.evaluation._batches = signalled_meanwhile
 
     small.on_ranks(1, small.train_here, plan, tmp_path / "cut", PREPARED, watch)
     assert not any("eval_loss" in line for line in read_metrics(RunPaths(tmp_path / "cut").metrics))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen2Config
 
+from hpcft.train import head as heads
 from hpcft.train.batches import collate, untrained
-from hpcft.train.objectives import sft
+from hpcft.train.objectives.sft import Supervised
 from tests.train import small
 
 CPU = torch.device("cpu")
+SFT = Supervised()
 
 SIZES: dict[str, Any] = {
     "vocab_size": small.VOCABULARY,
@@ -55,13 +58,13 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_chunked_loss_is_the_plain_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = made(name), collate(small.windows(3), packed=True)
-    head = sft.head_of(model, CPU)
+    head = heads.head_of(model, CPU)
     assert head is not None, "fell back to whole logits"
-    monkeypatch.setitem(sft._HEADS, model, sft.Head(head.body, head.output, head.multiplier, head.softcap, chunk=5))
+    monkeypatch.setitem(heads.HEADS, model, dataclasses.replace(head, chunk=5))
     plain = plain_loss(model, batch)
     plain.backward()
     expected = gradients(model)
-    loss = sft.loss(model, batch).value
+    loss = SFT.loss(model, batch).value
     loss.backward()
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     for parameter, gradient in gradients(model).items():
@@ -79,25 +82,25 @@ def test_a_head_that_does_more_gets_its_logits_whole() -> None:
 
     model.forward = biased
     with pytest.warns(UserWarning, match="computed whole"):
-        loss = sft.loss(model, batch).value
+        loss = SFT.loss(model, batch).value
     assert loss.item() == pytest.approx(plain_loss(model, batch).item(), rel=1e-6)
 
 
 def test_a_batch_with_nothing_to_train_costs_nothing_and_stays_in_the_graph() -> None:
     model, batch = made("tied"), untrained(collate(small.windows(2), packed=True))
-    loss = sft.loss(model, batch).value
+    loss = SFT.loss(model, batch).value
     loss.backward()
-    assert (loss.item(), sft.count(batch)) == (0.0, 0)
+    assert (loss.item(), SFT.count(batch)) == (0.0, 0)
 
 
 def test_units_of_windows_are_the_count_of_their_batch() -> None:
     windows = small.windows(6)
     batch = collate(windows, packed=True)
-    assert sft.count(batch) == sum(sft.units(windows, i) for i in range(6)) == int((batch.labels != -100).sum())
+    assert SFT.count(batch) == sum(SFT.units(windows, i) for i in range(6)) == int((batch.labels != -100).sum())
 
 
 def test_the_probe_of_the_head_leaves_the_model_in_training() -> None:
     model = made("tied").train()
     with warnings.catch_warnings():
-        sft.head_of(model, CPU)
+        heads.head_of(model, CPU)
     assert model.training

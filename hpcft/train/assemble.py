@@ -56,6 +56,7 @@ def assemble(
     make_reproducible(plan)
     skeleton = prepare_model(plan, world, paths.recorded)
     sharded = importlib.import_module(plan.train.strategy_module).build(skeleton, plan, world)
+    skeleton.source.close()
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
     phase("model")

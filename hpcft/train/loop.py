@@ -70,6 +70,8 @@ def optimizer_step(run: Run, step: Step) -> Report:
     """Forward and backward over this rank's micro batches, one sum over the ranks, one update. Raises NotFinite."""
     rate = learning_rate(run.plan.optim, run.progress.step, run.total_steps)
     report = accumulate(run, step, rate)
+    if report.save_failed:
+        run.saving.settle()  # now and not at the next save: it may have to be the run's end
     report.check_clipping(run.plan.optim.max_grad_norm)
     if report.finite:
         run.sharded.step(rate)
@@ -104,13 +106,14 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
     total, measured, norms = totals.read(norm)  # the one place where the host waits for the device
     counted: list[float] = [total, totals.units, tokens, trained, *measured]
     counted = counted if run.world.speaks else [0.0] * len(counted)
-    row = [*counted[:4], time.perf_counter() - started, waited, peak_memory(run.world.device), *norms, *counted[4:]]
+    seconds, memory = time.perf_counter() - started, peak_memory(run.world.device)
+    row = [*counted[:4], seconds, waited, memory, float(run.saving.failing), *norms, *counted[4:]]
     rows = run.world.exchange([*row, *run.stopping.flags()])
     if (units := int(sum(r[1] for r in rows))) != divisor:
         raise RuntimeError(f"the ranks counted {units} units in a step of {divisor}: a window was lost or read twice")
     asked = run.stopping.agreed([r[len(row) :] for r in rows])
     sums = totals.named([sum(column) for column in zip(*(r[len(ROW) : len(row)] for r in rows), strict=True)])
-    return Report(run.progress.step + 1, step.windows, rows, rate, asked, sums)
+    return Report(run.progress.step + 1, step.windows, rows, rate, asked, run.plan.layout, sums)
 
 
 def give_up_or_skip(run: Run, report: Report) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from hpcft.errors import refuse
 from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
+from hpcft.run.regions import Span
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
 from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
@@ -48,6 +49,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
         if isinstance(source, Files):
             source.initial = {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)
+    read_buffers(model, source)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
     if plan.model.quantization == "nf4":
         skeleton.packs = quantise(model, DTYPES[plan.model.dtype], world.device)
@@ -142,7 +144,7 @@ def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world
         not plan.tuner.use_dora and not plan.tuner.init_lora_weights.startswith(FROM_WEIGHTS)
     )
     files = files_of(folder)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *saved_buffers(model).items())}
     if own_start and not plan.model.from_scratch and fits(files, shapes):
         return Files(files, {})
 
@@ -151,6 +153,21 @@ def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world
         return made if plan.tuner.kind == "full" else add_adapters(made, plan.tuner, plan.train.seed)
 
     return FirstRank(world, whole)
+
+
+def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that are part of a model's state, such as a router's bias; others its configuration gives."""
+    kept = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def read_buffers(model: nn.Module, source: Source) -> None:
+    """Their numbers, on every rank."""
+    for name, buffer in saved_buffers(model).items():
+        shape = tuple(buffer.shape)
+        numbers = torch.empty(buffer.numel(), dtype=buffer.dtype)
+        source.read(name, Span(shape, None, 0, buffer.numel()), numbers)
+        buffer.copy_(numbers.view(shape))
 
 
 def _cached(plan: ModelPlan) -> Path:
@@ -225,6 +242,7 @@ def _say_quantised(skeleton: Skeleton, dtype: str, world: World) -> None:
         print(f"base: {packed:,} of {whole:,} weights in 4 bits, the others in {dtype}", file=sys.stderr)
 
 
+DIGESTED = 2**24  # numbers at a time: in float64 they take eight bytes each
 FROM_WEIGHTS = ("pissa", "olora")  # adapters that are taken out of the weights they sit on
 
 
@@ -236,8 +254,10 @@ def check_same(model: nn.Module, world: World) -> None:
     for name, parameter in model.named_parameters():
         # As integers: the bytes of a quantised weight may spell what is no number.
         bits = parameter.detach().view({2: torch.int16, 4: torch.int32}[parameter.element_size()])
-        values = bits.double()
-        digest.update(f"{name} {values.sum().item()!r} {values.square().sum().item()!r}\n".encode())
+        sums = torch.zeros(2, dtype=torch.float64, device=bits.device)
+        for part in bits.flatten().split(DIGESTED):
+            sums += torch.stack([part.double().sum(), part.double().square().sum()])
+        digest.update(f"{name} {sums.tolist()!r}\n".encode())
     digests = world.gather_text(digest.hexdigest())
     if strangers := [rank for rank, other in enumerate(digests) if other != digests[0]]:
         raise refuse(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hpcft.errors import refuse
+from hpcft.plan.layout import Layout
 from hpcft.train.order import shares
 from hpcft.train.progress import Progress
 from hpcft.train.stopping import Asked
@@ -19,7 +20,7 @@ from hpcft.train.totals import add, means
 
 # What each rank puts into a step's one exchange, in this order; total and count
 # of every metric of the objective and the two flags of ``stopping`` follow.
-ROW = ("loss", "units", "tokens", "trained", "seconds", "waited", "memory", "norm")
+ROW = ("loss", "units", "tokens", "trained", "seconds", "waited", "memory", "save_failed", "norm")
 
 
 class NotFinite(Exception):
@@ -35,13 +36,17 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """One step. step: its number, from 1. rows: one per rank, as ROW names them. sums: metrics, over all ranks."""
+    """One step. step: its number, from 1. rows: one per rank of ``layout``, as ROW names them.
+
+    sums: metrics, over all ranks.
+    """
 
     step: int
     windows: tuple[int, ...]
     rows: Sequence[Sequence[float]]
     learning_rate: float
     asked: Asked
+    layout: Layout
     sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def total(self, name: str) -> float:
@@ -51,6 +56,11 @@ class Report:
     def _column(self, name: str) -> list[float]:
         at = ROW.index(name)
         return [row[at] for row in self.rows]
+
+    @property
+    def save_failed(self) -> bool:
+        """Has any rank seen the save that was under way fail?"""
+        return any(self._column("save_failed"))
 
     @property
     def mean_loss(self) -> float:
@@ -86,7 +96,9 @@ class Report:
         ranks = [rank for rank, loss in enumerate(self._column("loss")) if not math.isfinite(loss)]
         if not ranks:
             return list(self.windows)
-        return [w for rank in ranks for s in shares(self.windows, per_forward, rank, len(self.rows)) for w in s.windows]
+        of = self.layout
+        readers = [(of.data_coordinate(rank), of.data_parallel) for rank in ranks]
+        return [w for reader in readers for s in shares(self.windows, per_forward, *reader) for w in s.windows]
 
     @property
     def seconds(self) -> float:

@@ -68,8 +68,14 @@ class Saving:
             snapshot = self.store.take(self.sharded, self.progress)
             stall = time.perf_counter() - started
             self._underway = self._thread.submit(self._publish, snapshot, reason, started, stall), state, reason
-            if reason in ("stop", "end"):
+            if reason in ("stop", "end", "asked"):
                 self.settle()
+
+    @property
+    def failing(self) -> bool:
+        """Has the save that is under way failed already, on this rank?"""
+        future = self._underway[0] if self._underway else None
+        return future is not None and future.done() and future.exception() is not None
 
     def settle(self) -> None:
         """Wait for the save that is under way, and act on how it ended; all ranks come to the same end."""
@@ -87,9 +93,10 @@ class Saving:
         """In the thread. stall: seconds that the ranks stopped for it."""
         folder = self.store.publish(snapshot)
         seconds = time.perf_counter() - started
+        facts = {"seconds": round(seconds, 3), "stall": round(stall, 3)}
         if self.store.world.first:
-            facts = {"seconds": round(seconds, 3), "stall": round(stall, 3)}
-            self.ledger.write("saved", step=snapshot.step, reason=reason, **facts)
+            with suppress(OSError):  # the checkpoint is whole, whether the ledger can be told or not
+                self.ledger.write("saved", step=snapshot.step, reason=reason, **facts)
         self.console.say(f"saved {folder.name} in {seconds:.1f} s ({reason})")
         return folder
 

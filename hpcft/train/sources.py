@@ -32,6 +32,9 @@ class Source(Protocol):
     def read(self, name: str, span: Span, out: torch.Tensor) -> None:
         """Fill ``out`` [span.length], of any type and device. All ranks call it, for the same names in turn."""
 
+    def close(self) -> None:
+        """Everything is read: let go of what is held for it."""
+
 
 class Files:
     """Weights by their names in safetensors files, adapters from what peft made of them."""
@@ -54,6 +57,9 @@ class Files:
                 box = (slice(first + row, first + row + n), *(slice(start, start + length) for start, length in rest))
                 run[row : row + n].copy_(stored[box])
 
+    def close(self) -> None:
+        self.initial, self._open = {}, {}
+
     def _file(self, path: Path) -> Any:
         if path not in self._open:
             self._open[path] = safetensors.safe_open(path, framework="pt")
@@ -65,7 +71,10 @@ class FirstRank:
 
     def __init__(self, world: World, build: Callable[[], nn.Module]) -> None:
         self.world = world
-        self.held = {n: p.detach() for n, p in build().named_parameters()} if world.first else {}
+        self.held: dict[str, torch.Tensor] = {}
+        if world.first:
+            model = build()
+            self.held = {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers())}
 
     def read(self, name: str, span: Span, out: torch.Tensor) -> None:
         whole = self.held[name] if self.world.first else torch.empty(span.whole, dtype=out.dtype)
@@ -74,9 +83,12 @@ class FirstRank:
             dist.broadcast(whole, 0, group=self.world.control)
         _copy(whole, span, out)
 
+    def close(self) -> None:
+        self.held = {}
+
 
 def file_name(name: str) -> str:
-    """The name that a parameter of a peft model has in the files of its base."""
+    """The name that a parameter or buffer of a peft model has in the files of its base."""
     return (
         name.removeprefix("base_model.model.")
         .replace(".base_layer.", ".")

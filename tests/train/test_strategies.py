@@ -80,9 +80,17 @@ def test_recomputation_changes_nothing(alone: Alone, tmp_path: Path, layout: str
     assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "lora")) < TOLERANCE
 
 
-@pytest.mark.parametrize("strategy", ["zero2_offload", "zero3_offload", "fsdp_offload"])
-def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str) -> None:
-    plan = families.plan_with(alone.model("llama"), strategy, {"dp": 2})
+@pytest.mark.parametrize(
+    ("strategy", "degrees"),
+    [
+        ("zero2_offload", {"dp": 2}),
+        ("zero3_offload", {"dp": 2}),
+        ("fsdp_offload", {"dp": 2}),
+        ("fsdp_offload", {"dp": 2, "tp": 2}),
+    ],
+)
+def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str, degrees: dict[str, int]) -> None:
+    plan = families.plan_with(alone.model("llama"), strategy, degrees)
     assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "full")) < TOLERANCE
 
 
@@ -97,12 +105,20 @@ def test_in_bfloat16_many_micro_batches_are_added_up_in_float32(alone: Alone, tm
     assert difference(curve(strategy), curve("ddp")) < 1e-6
 
 
-def test_random_weights_are_those_of_one_process(alone: Alone, tmp_path: Path) -> None:
-    def curve(layout: str) -> Curve:
-        plan = families.plan_for(alone.model("llama"), layout, model={"from_scratch": True})
-        return trained(plan, tmp_path / layout, PREPARED)
+@pytest.mark.parametrize("layout", ["FSDP2×TP", "ZeRO-2", "ZeRO-3"])
+@pytest.mark.parametrize(("kind", "dtype", "allowed"), [("full", "float32", TOLERANCE), ("lora", "bfloat16", 5e-3)])
+def test_weights_that_rank_0_makes_are_those_of_one_process(
+    alone: Alone, tmp_path: Path, layout: str, kind: str, dtype: str, allowed: float
+) -> None:
+    """Random ones, and adapters that are taken out of the weights they sit on."""
 
-    assert difference(curve("FSDP2×TP"), curve("one process")) < TOLERANCE
+    def curve(name: str) -> Curve:
+        made = {"from_scratch": kind == "full", "dtype": dtype}
+        tuner = {"init_lora_weights": "pissa_niter_4" if kind == "lora" else "true"}
+        plan = families.plan_for(alone.model("llama"), name, kind, model=made, tuner={"kind": kind, **tuner})
+        return trained(plan, tmp_path / name, PREPARED)
+
+    assert difference(curve(layout), curve("one process")) < allowed
 
 
 def test_the_comparison_sees_a_step_that_was_taken_otherwise(alone: Alone, tmp_path: Path) -> None:

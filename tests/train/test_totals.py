@@ -13,6 +13,7 @@ from hpcft.train.protocols import Loss, Mean
 from hpcft.train.report import ROW, Interval, Report
 from hpcft.train.stopping import Asked
 from hpcft.train.totals import Sums, Totals, add, means
+from tests.plans import layout
 
 
 def loss(value: float, total: float, number: int) -> Loss:
@@ -37,7 +38,8 @@ def test_nothing_measured_is_no_number_and_margins_follow_from_rewards() -> None
 def test_an_interval_weighs_steps_by_what_they_counted_and_survives_a_stop() -> None:
     rows = [[1.0] * len(ROW)]
     reports = [
-        Report(1, (0,), rows, 1e-4, Asked(None, False), {"kl": [total, count]}) for total, count in ((3, 1), (0, 2))
+        Report(1, (0,), rows, 1e-4, Asked(None, False), layout(1, 1), {"kl": [total, count]})
+        for total, count in ((3, 1), (0, 2))
     ]
     progress = Progress()
     Interval(progress).add(reports[0])

@@ -24,6 +24,7 @@ from hpcft.run.manifest import PARTS
 from hpcft.run.regions import Region
 from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
 from hpcft.train.model import check_same
+from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton
@@ -129,23 +130,22 @@ class DataParallel:
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """The 2-norm of all gradients, before clipping; a float32 scalar on the device, nothing waits for it."""
-        norms = [torch.linalg.vector_norm(bucket.grad) for bucket in self.buckets if not bucket.cut]
-        norms += self._norm_of_cuts()
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = self._norm() if self.tensor_group is None else self._norm_of_parts()
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             for bucket in self.buckets:
                 bucket.grad.mul_(factor)
         return norm
 
-    def _norm_of_cuts(self) -> list[torch.Tensor]:
-        """The norm of what is cut, over all its parts."""
-        if self.tensor_group is None:
-            return []
-        squares = [bucket.grad.square().sum() for bucket in self.buckets if bucket.cut]
-        total = torch.stack(squares).sum()
-        dist.all_reduce(total, group=self.tensor_group)
-        return [total.sqrt()]
+    def _norm(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(bucket.grad) for bucket in self.buckets]))
+
+    def _norm_of_parts(self) -> torch.Tensor:
+        def squares(cut: bool) -> torch.Tensor:
+            found = [bucket.grad.square().sum() for bucket in self.buckets if bucket.cut is cut]
+            return torch.stack(found).sum() if found else torch.zeros((), device=self.world.device)
+
+        return global_norm(self.world, squares(True), squares(False), once="dp")
 
     def step(self, learning_rate: float) -> None:
         """One AdamW step on the masters; the working copies follow."""

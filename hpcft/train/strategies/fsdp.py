@@ -1,7 +1,7 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
-A unit, one decoder layer, is gathered just before it computes and freed after; what is outside of the layers
-(embedding, norm, head) is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the
+A unit, one decoder layer or the embedding, is gathered just before it computes and freed after; the rest (norm, head)
+is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the
 compute type, and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the
 groups are replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
 """
@@ -19,6 +19,7 @@ from hpcft.catalog import STRATEGIES
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
 from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
+from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
@@ -46,6 +47,10 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     }
     for layer in layers_of(model):
         fully_shard(layer, **how)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
+        fully_shard(embedding, **how)
     fully_shard(model, **how)
 
 
@@ -88,7 +93,6 @@ class FullyShardedDataParallel:
         where = torch.device("cpu") if offload else world.device
         self.optimizer = adamw(self.trained.values(), plan.optim, where)
         self.tensor_group = world.group("tp") if skeleton.regions else None
-        self.shard_group = world.group("dp") if world.layout.degree("dp") > 1 else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Add the gradients of ``loss``, summed over the ranks: adapters' once a step, a whole model's every time.
@@ -109,7 +113,7 @@ class FullyShardedDataParallel:
         if self.tensor_group is None:
             return
         whole = [g for name, g in gradients.items() if name not in self.skeleton.regions]
-        flat = torch.cat([g.flatten() for g in whole])
+        flat = torch.cat([g.flatten() for g in whole]).to(self.world.device)
         dist.all_reduce(flat, group=self.tensor_group)
         for gradient, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             gradient.copy_(part.view(gradient.shape))
@@ -128,22 +132,18 @@ class FullyShardedDataParallel:
         gradients, regions = self._gradients(), self.skeleton.regions
         cut = self._squares([g for name, g in gradients.items() if name in regions])
         whole = self._squares([g for name, g in gradients.items() if name not in regions])
-        if self.tensor_group is not None:
-            dist.all_reduce(cut, group=self.tensor_group)
-        norm = (cut + whole).sqrt()
+        norm = global_norm(self.world, cut, whole, once="dp_replicate")
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             torch._foreach_mul_(list(gradients.values()), factor.to("cpu") if self.offload else factor)
         return norm
 
     def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """The sum of squares over the ranks that hold shards."""
-        norms = torch._foreach_norm([g for g in gradients if g.numel()]) if any(g.numel() for g in gradients) else []
-        total = torch.stack([*norms, torch.zeros((), device=norms[0].device if norms else None)]).square().sum()
-        total = total.to(self.world.device)
-        if self.shard_group is not None:
-            dist.all_reduce(total, group=self.shard_group)
-        return total
+        """The sum of squares of this rank's parts."""
+        parts = [g for g in gradients if g.numel()]
+        if not parts:
+            return torch.zeros((), device=self.world.device)
+        return torch.stack(list(torch._foreach_norm(parts))).square().sum().to(self.world.device)
 
     def step(self, learning_rate: float) -> None:
         """One AdamW step on the sharded masters."""

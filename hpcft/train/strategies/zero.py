@@ -41,7 +41,9 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     if stage(plan) == 3:
         _fill_in_parts(skeleton, config, DTYPES[plan.model.dtype], world)
     else:
-        skeleton.fill(world.device)
+        # In the type that is computed in: the engine would cast a float32 copy of the whole model on the GPU.
+        move_buffers(skeleton.model, world.device)
+        skeleton.fill_part(skeleton.model, world.device, DTYPES[plan.model.dtype])
     trained = [parameter for parameter in skeleton.model.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=skeleton.model, optimizer=_optimizer(trained, plan, world), config=config, dist_init_required=False
@@ -230,12 +232,14 @@ class Zero:
         if self.zero.persistent_parameters:
             self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
 
+    @torch.no_grad()
     def _start_exactly(self) -> None:
         """DeepSpeed's first masters come from weights that were rounded; ours start as they were read."""
-
-        def first(name: str, part: str, offset: int, length: int, region: object = None) -> torch.Tensor:
-            out = torch.empty(length)
-            self.skeleton.read(name, out, offset)
-            return out
-
-        self.load(first, 0)
+        mine = {piece.name: piece for piece in self.pieces}
+        for name in self.trained:  # every name on every rank, since a source may be read by all together only
+            piece = mine.get(name)
+            numbers = torch.empty(piece.length if piece else 0)
+            self.skeleton.read(name, numbers, piece.offset if piece else 0)
+            if piece:
+                piece.of(piece.flat.data).copy_(numbers)
+        self._refresh()

@@ -19,8 +19,8 @@ demo: $(READY)  ## train a small model on this machine, from YAML to an answer (
 test: $(READY) check  ## every check and every test, on a real Slurm where it can be installed
 	@$(PY) -m tests.loopback install
 	$(PY) -m pytest -n 2 --ignore=tests/endtoend
-	@# Whole runs of several ranks, with times to keep: they get the machine to themselves.
-	$(PY) -m pytest tests/endtoend
+	@# Whole runs of several ranks spend most of their time waiting for Slurm: two at a time, and nothing beside them.
+	$(PY) -m pytest -n 2 tests/endtoend
 
 campaign: $(READY)  ## the slow proofs: every preemption, and two dozen cancellations at random moments (half an hour)
 	@$(PY) -m tests.loopback install

@@ -28,7 +28,8 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         guess = near(word, [*known, *later])
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
-        problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, tuple(known), hint))
+        choices = (*known, AUTO) if leaf == "strategy" else tuple(known)
+        problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, choices, hint))
     if run.model.quant_bits and run.tuner.init_weights == "pissa":
         what = "tuner.init_weights: pissa decomposes the base, which is not to be had from a quantised one"
         problems.append(Problem(what, where.get("init_weights", ""), "pissa", ("true", "gaussian", "orthogonal")))

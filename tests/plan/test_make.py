@@ -179,7 +179,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--partition gpuu", "infiniband-h100 has no such partition", ("gpu", "scavenge")),
         ("--time 3-00:00:00", "gpu allows at most 2-00:00:00", ()),
         ("--time 6", "shorter than the warning of 300 s", ()),
-        ("--strategy ddpp", "no such value", tuple(STRATEGIES)),
+        ("--strategy ddpp", "no such value", (*STRATEGIES, "auto")),
         ("--task rm", "not in this release", tuple(OBJECTIVES)),
         ("--beta 0.2", "task: sft has no such thing", ()),
         ("--task dpo --simpo_gamma 2", "task: dpo has no such thing", ()),

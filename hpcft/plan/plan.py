@@ -156,6 +156,7 @@ class ObjectivePlan:
     undesirable_weight: float
     simpo_gamma: float
     cpo_alpha: float
+    center_rewards_coefficient: float
     reference: str  # none | adapters_off | precompute: where the model as it was before training comes from
 
 
@@ -288,7 +289,8 @@ _ABSENT: dict[int, dict[str, Any]] = {
         "memory": None,
         "objective": {
             "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
-            "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "reference": "none",
+            "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
+            "reference": "none",
         },
     }
 }  # fmt: skip

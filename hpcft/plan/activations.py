@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from hpcft.plan.plan import Plan
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import COMPUTE_BYTES, adapted, says_scores
+from hpcft.plan.weights import COMPUTE_BYTES, adapted
 
 CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once, as the objective has it
 CHUNK_ROWS = 256  # of logits at least, however large the vocabulary
@@ -94,7 +94,7 @@ def _mask(plan: Plan) -> int:
 
 def logit_rows(plan: Plan, shape: Shape) -> int:
     """Rows of logits that exist at a time; none where a text is scored at its last token."""
-    if says_scores(plan):
+    if plan.scored:
         return 0
     return min(micro_tokens(plan), max(CHUNK_ROWS, CHUNK_LOGITS // shape.vocabulary))
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hpcft.catalog import OBJECTIVES
 from hpcft.errors import refuse
 from hpcft.plan.layout import Axis, Layout
 from hpcft.plan.prediction import MemoryPlan
@@ -254,6 +255,11 @@ class Plan:
     def to_json(self) -> str:
         """The canonical text: keys in declaration order, two spaces, a newline at the end."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def scored(self) -> bool:
+        """Does the model give one score of a text (a reward model), in the place of its next token's probabilities?"""
+        return OBJECTIVES[self.train.objective].head == "score"
 
     @property
     def fingerprint(self) -> str:

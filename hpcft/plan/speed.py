@@ -66,7 +66,7 @@ def step_flop(plan: Plan, shape: Shape) -> float:
     attention = 2 * shape.query * plan.data.max_length
     layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
     beside = forwards_beside(plan) * (shape.layers * (2 * shape.active + attention) + 2 * shape.embedding)
-    head = 0 if says_scores(plan) else shape.embedding * (work + 2)
+    head = 0 if plan.scored else shape.embedding * (work + 2)
     return tokens * (layers + head + beside)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpcft.catalog import OBJECTIVES
 from hpcft.plan.plan import Plan, TunerPlan
 from hpcft.plan.shape import Shape
 
@@ -54,7 +53,7 @@ def layer_weights(plan: Plan, shape: Shape) -> Weights:
 def root_weights(plan: Plan, shape: Shape) -> Weights:
     """Of everything outside of the layers: embedding, head, last norm."""
     compute = COMPUTE_BYTES[plan.model.dtype]
-    if says_scores(plan):
+    if plan.scored:
         return _scored_root(plan, shape, compute)
     if plan.tuner.kind == "full":
         return Weights(shape.root, 0, 0, compute)
@@ -62,11 +61,6 @@ def root_weights(plan: Plan, shape: Shape) -> Weights:
     ends = {"embed_tokens", "lm_head"} & set(plan.tuner.target_modules)
     trained = saved + _adapters(plan.tuner, dict.fromkeys(ends, (shape.hidden, shape.vocabulary)))
     return Weights(trained, shape.root, 0, compute)
-
-
-def says_scores(plan: Plan) -> bool:
-    """Has the model a score of the text in the place of its head?"""
-    return OBJECTIVES[plan.train.objective].head == "score"
 
 
 def _scored_root(plan: Plan, shape: Shape, compute: int) -> Weights:

@@ -23,7 +23,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
-from hpcft.train.score import HEAD, auto_class, check_head, fresh, head_of_score, is_scored, one_label
+from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, one_label
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -82,6 +82,8 @@ def load_config(plan: ModelPlan) -> Any:
 def own_config(plan: Plan) -> Any:
     """The same for what the run's objective asks of the model."""
     config = load_config(plan.model)
+    if plan.scored:
+        check_family(config, plan)
     for key, value in one_label(plan).items():
         setattr(config, key, value)
     return config
@@ -132,7 +134,8 @@ def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
         model = auto_class(plan).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=plan.model.trust_remote_code
         )
-    check_head(model, plan)
+    if plan.scored:
+        check_head(model)
     model.tie_weights()
     model.config.use_cache = False
     if plan.tuner.kind == "lora":
@@ -149,7 +152,7 @@ def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world
         not plan.tuner.use_dora and not plan.tuner.init_lora_weights.startswith(FROM_WEIGHTS)
     )
     files = files_of(folder)
-    new = {SCORE: fresh(config, plan.train.seed)} if is_scored(plan) and SCORE not in files else {}
+    new = {SCORE: fresh(config, plan.train.seed)} if plan.scored and SCORE not in files else {}
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in new}
     if own_start and not plan.model.from_scratch and fits(files, shapes):
         return Files(files, new)

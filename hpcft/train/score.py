@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hpcft.catalog import OBJECTIVES
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.train.attention import document_arguments
@@ -23,31 +22,38 @@ from hpcft.train.skeleton import body_of, plain, run_inside
 HEAD = "score"  # transformers' name of it in every decoder, and one of those that peft trains in full
 
 
-def is_scored(plan: Plan) -> bool:
-    """Does the run train a score?"""
-    return OBJECTIVES[plan.train.objective].head == "score"
-
-
 def auto_class(plan: Plan) -> Any:
     """The class of transformers that makes the run's model."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification if is_scored(plan) else AutoModelForCausalLM
+    return AutoModelForSequenceClassification if plan.scored else AutoModelForCausalLM
 
 
 def one_label(plan: Plan) -> dict[str, Any]:
     """What the base's configuration must say. Without a padding token a text by itself is scored at its very end."""
-    return {"num_labels": 1, "pad_token_id": None} if is_scored(plan) else {}
+    return {"num_labels": 1, "pad_token_id": None} if plan.scored else {}
 
 
-def check_head(model: Any, plan: Plan) -> None:
-    """Raises Refusal for a family whose score is computed in another way."""
-    if is_scored(plan) and not isinstance(getattr(model, HEAD, None), nn.Linear):
+def check_family(config: Any, plan: Plan) -> None:
+    """Raises Refusal for a base that has no score, or more than one already."""
+    from transformers import AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if kind is None and not getattr(config, "auto_map", None):
         raise refuse(
-            f"task: {type(model).__name__} has no linear layer {HEAD}, by which this release trains rewards",
+            f"task: transformers has no score for a model of type {config.model_type}",
             value=plan.train.objective,
             hint="a base of Llama's, Qwen's, Mistral's, Gemma's or Phi's family",
         )
+    classes = getattr(config, "architectures", None) or [""]
+    if "SequenceClassification" in classes[0] and config.num_labels != 1:
+        raise refuse(f"task: the base has {config.num_labels} scores already, a reward is one", value=plan.model.path)
+
+
+def check_head(model: Any) -> None:
+    """Raises Refusal for a family whose score is computed in another way."""
+    if not isinstance(getattr(model, HEAD, None), nn.Linear):
+        raise refuse(f"task: {type(model).__name__} has no linear {HEAD}, by which this release trains rewards")
 
 
 def head_of_score(model: Any) -> Any:

@@ -34,10 +34,18 @@ class Speech:
     def has_template(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
-    def write(self, folder: Path) -> None:
-        """Tokenizer, chat template and generation configuration into ``folder``."""
+    @property
+    def padding(self) -> int | None:
+        """The token that may fill up what is scored; None where it also ends a text, whose score would be another."""
+        ends = {self.stops[text] for text in self.learned} or {self.tokenizer.eos_token_id}
+        padding: int | None = self.tokenizer.pad_token_id
+        return None if padding in ends else padding
+
+    def write(self, folder: Path, generates: bool = True) -> None:
+        """Tokenizer and chat template into ``folder``, and the generation configuration of a model that generates."""
         self.tokenizer.save_pretrained(folder)
-        self.generation.save_pretrained(folder)
+        if generates:
+            self.generation.save_pretrained(folder)
 
 
 def speech(plan: Plan, audit: Mapping[str, Any] | None) -> Speech:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.errors import Refusal
@@ -16,8 +18,10 @@ from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import RunPaths
+from hpcft.train import world
 from hpcft.train.facts import check_facts
 from hpcft.train.metrics import read_metrics
+from hpcft.train.model import prepare_model
 from tests import plans
 from tests.train import families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
@@ -162,6 +166,41 @@ def test_the_reference_stands_still_while_the_policy_moves(alone: Alone) -> None
     assert lines[0]["rewards/chosen"] == pytest.approx(0.0, abs=1e-5)
     assert lines[0]["loss"] == pytest.approx(np.log(2), rel=1e-5)
     assert abs(lines[-1]["rewards/margins"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_reward_model_learns_which_answers_are_chosen(alone: Alone, tmp_path: Path, name: str) -> None:
+    plan = run(name, alone.model, optim={"max_steps": 15, "learning_rate": 3e-3}, train={"eval_steps": -1})
+    trained(plan, tmp_path, prepared(name))
+    first, *_, last = (line for line in metrics(tmp_path) if "loss" in line)
+    assert (last["rewards/accuracies"], last["loss"] < 0.5 * first["loss"]) == (1.0, True)
+    assert last["rewards/margins"] > 1.0
+
+
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_base_without_a_score_gets_that_of_the_seed_and_one_with_a_score_keeps_it(
+    alone: Alone, tmp_path: Path, name: str
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(alone.model, num_labels=1)
+    model.save_pretrained(tmp_path)
+    first, again, other = (score(run(name, alone.model, train={"seed": seed})) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(score(run(name, tmp_path)), model.score.weight)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_where_adapters_need_the_whole_base_the_score_is_of_the_seed_too(alone: Alone, changes: dict[str, Any]) -> None:
+    plan = run("rm lora", alone.model, tuner={"kind": "lora", **changes})
+    assert torch.equal(score(plan), score(plan))
+
+
+def score(plan: Plan) -> torch.Tensor:
+    """The head that a run begins with."""
+    skeleton = prepare_model(plan, world.join(plan, small.environment(0, 1, 0)))
+    [name] = [name for name in skeleton.trained if "score" in name]
+    skeleton.read(name, found := torch.empty(skeleton.shapes[name]))
+    return found
 
 
 def test_adapters_switched_off_are_the_model_that_a_pass_before_training_sees(alone: Alone, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ With r the score at a text's last token, m the pair's margin (0 where its record
 
 The margin is Llama 2's (Touvron et al. 2023), the second term holds the middle of all rewards at 0 (Eisenstein et al.
 2023): the first one knows differences only, so that rewards may drift.
-Trap: a text must keep its end. What is cut off by truncate_right is scored somewhere in the middle.
+Trap: what is scored is a text's end, the token that closes its last turn; so truncate_right is refused.
 """
 
 from __future__ import annotations

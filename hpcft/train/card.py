@@ -136,12 +136,6 @@ def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
         load = [base, "model = PeftModel.from_pretrained(base, folder)"]
         imports = ["from peft import PeftModel", *imports]
     four_bits = [_four_bits(plan, HEAD)] if "four_bits" in load[0] else []
-    ask = (
-        ["chat = [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]",
-         "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"]
-        if speech.has_template
-        else ["inputs = tokenizer('2 + 2? 4', return_tensors='pt')"]
-    )  # fmt: skip
     return [
         "```python",
         *imports,
@@ -150,9 +144,23 @@ def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
         *four_bits,
         *load,
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
-        *ask,
+        *_scored_chat(speech),
         "print(model.eval()(**inputs).logits.item())  # of two answers the better one has the higher reward",
         "```",
+    ]
+
+
+def _scored_chat(speech: Speech) -> list[str]:
+    """Lines that make ``inputs`` of a chat as training saw it, to its last token."""
+    if not speech.has_template:
+        return ["inputs = tokenizer('2 + 2? 4' + tokenizer.eos_token, return_tensors='pt')"]
+    chat = "chat = [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]"
+    if not speech.open:
+        return [chat, "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"]
+    return [
+        chat,
+        "text = tokenizer.apply_chat_template(chat, tokenize=False) + tokenizer.eos_token",
+        "inputs = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -27,7 +26,10 @@ from transformers import (
 )
 
 from hpcft.catalog import OBJECTIVES
+from hpcft.data.documents import Document
+from hpcft.data.encode import Encoder
 from hpcft.data.prepare import prepare
+from hpcft.data.rows import Row
 from hpcft.data.shards import open_prepared
 from hpcft.errors import Refusal
 from hpcft.plan.plan import Plan, Source
@@ -279,13 +281,14 @@ REWARD_MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def rewarded(site: Path, name: str, base: str, tuner: Any, model: Any) -> Trained:
+def rewarded(site: Path, name: str, base: str, tuner: Any, model: Any, **data: Any) -> Trained:
     pairs = [
         {"prompt": "which colour", "chosen": f"{word} or {word}", "rejected": word, "margin": 0.5}
         for word in (*tiny.WORDS, *(f"old {word}" for word in tiny.WORDS))
     ]
     tiny.write_records(site / "pairs.jsonl", pairs)
-    return trained(site, f"rm-{name}", base, tuner=dict(tuner), model=dict(model), **copy.deepcopy(REWARD))
+    sections = {"data": {**REWARD["data"], **data}, "train": REWARD["train"]}
+    return trained(site, f"rm-{name}", base, tuner=dict(tuner), model=dict(model), **sections)
 
 
 def used(folder: Path, said: list[str]) -> dict[str, Any]:
@@ -341,6 +344,17 @@ def test_texts_of_several_lengths_are_scored_at_once_as_each_alone(site: Path) -
     together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("template", [None, "open.jinja"])
+def test_the_card_scores_a_chat_as_training_wrote_it_to_its_last_token(site: Path, template: str | None) -> None:
+    (site / "open.jinja").write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
+    run = rewarded(site, f"ends-{template}", *REWARD_MODELS["full"], chat_template=template)
+    names = used(run.export(), [])
+    document = Encoder(run.plan.data, names["tokenizer"]).documents([Row(messages=tuple(names["chat"]))])[0]
+    assert isinstance(document, Document)
+    assert document.end_added == bool(template)
+    assert names["inputs"]["input_ids"].tolist() == [document.tokens.tolist()]
 
 
 def test_a_token_that_ends_texts_is_no_padding_of_a_reward_model(site: Path) -> None:

@@ -35,9 +35,10 @@ class Reward(Pairs):
     def loss(self, model: nn.Module, batch: Batch, known: Sequence[float] = ()) -> Loss:
         """Summed over the pairs of the micro batch."""
         rewards = text_scores(model, batch)
-        chosen, rejected = (rewards[one] for one in pairs(batch))
         margins = torch.tensor(batch.margins, dtype=torch.float32).to(rewards.device, non_blocking=True)
-        losses = -F.logsigmoid(chosen - rejected - margins[pairs(batch)[0]])
+        good, bad = pairs(batch)
+        chosen, rejected = rewards[good], rewards[bad]
+        losses = -F.logsigmoid(chosen - rejected - margins[good])
         if self.plan.center_rewards_coefficient:
             losses = losses + self.plan.center_rewards_coefficient * (chosen + rejected) ** 2
         return Loss(losses.sum(), reward_metrics(chosen, rejected))

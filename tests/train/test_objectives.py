@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, GraniteConfig
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.errors import Refusal
@@ -139,6 +139,12 @@ def test_a_strategy_gives_the_losses_norms_and_metrics_of_one_process(
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_score_is_sharded_and_whole_on_tensor_ranks_at_once(alone: Alone, tmp_path: Path, name: str) -> None:
+    here = trained(run(name, alone.model, "fsdp", {"dp": 2, "tp": 2}), tmp_path, prepared(name))
+    assert difference(here, alone.curve(name)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (2, 4), (1, 8)])
 @pytest.mark.parametrize("name", RUNS)
 def test_accumulation_changes_nothing(alone: Alone, tmp_path: Path, name: str, micro: int, accumulation: int) -> None:
@@ -193,6 +199,16 @@ def test_a_base_without_a_score_gets_that_of_the_seed_and_one_with_a_score_keeps
 def test_where_adapters_need_the_whole_base_the_score_is_of_the_seed_too(alone: Alone, changes: dict[str, Any]) -> None:
     plan = run("rm lora", alone.model, tuner={"kind": "lora", **changes})
     assert torch.equal(score(plan), score(plan))
+
+
+def test_a_family_without_a_score_and_a_base_with_several_are_refused(alone: Alone, tmp_path: Path) -> None:
+    GraniteConfig(vocab_size=small.VOCABULARY, hidden_size=8).save_pretrained(tmp_path / "granite")
+    with pytest.raises(Refusal, match="no score for a model of type granite"):
+        score(run("rm full", tmp_path / "granite"))
+    model = AutoModelForSequenceClassification.from_pretrained(alone.model, num_labels=3)
+    model.save_pretrained(tmp_path / "classes")
+    with pytest.raises(Refusal, match="the base has 3 scores"):
+        score(run("rm full", tmp_path / "classes"))
 
 
 def score(plan: Plan) -> torch.Tensor:

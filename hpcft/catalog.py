@@ -30,13 +30,17 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. rows: the kind of prepared row it needs; keys: what of section ``objective`` it looks at."""
+    """What is minimised. rows: the kind of prepared row it needs; keys: what of section ``objective`` it looks at.
+
+    head: what the model says: probabilities of tokens, or one score of a text.
+    """
 
     name: str
     module: str
     rows: str
     about: str
     keys: tuple[str, ...] = ()
+    head: str = "tokens"  # tokens | score
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,10 @@ OBJECTIVES: dict[str, Objective] = {
         Objective(
             "simpo", _OBJECTIVES + "simpo", "pair", "a chosen answer over a rejected one, per token, by a margin",
             ("beta", "label_smoothing", "simpo_gamma", "cpo_alpha"),
+        ),
+        Objective(
+            "rm", _OBJECTIVES + "rm", "pair", "a reward model: a score of a whole text, higher for the chosen one",
+            ("center_rewards_coefficient",), "score",
         ),
     )
 }  # fmt: skip
@@ -257,7 +265,6 @@ FORMATS: dict[str, Format] = {
 
 # Words that people bring from other tools and that this release does not do: name → what to use instead.
 LATER_OBJECTIVES: dict[str, str] = {
-    "rm": "dpo, whose rewards need no model of their own",
     "ppo": "dpo",
     "grpo": "dpo",
 }

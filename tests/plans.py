@@ -132,6 +132,7 @@ def _tiny() -> Plan:
             undesirable_weight=1.0,
             simpo_gamma=0.0,
             cpo_alpha=0.0,
+            center_rewards_coefficient=0.0,
             reference="none",
         ),
         checkpoint=CheckpointPlan(save_steps=2, keep=2, load_best_at_end=False, resume="auto"),

@@ -204,6 +204,9 @@ class Objective(Section):
     cpo_alpha: float | None = Field(
         None, ge=0, description="Weight of the chosen answers' cross entropy. null: 1 for cpo, 0 for simpo."
     )
+    center_rewards_coefficient: float = Field(
+        0.0, ge=0, description="rm: weight of the square of both rewards' sum, which holds their middle at 0."
+    )
     reference: Literal["auto", "adapters_off", "precompute"] = Field(
         "auto",
         description="dpo, kto: the model at its start. adapters_off: the one in memory, without its adapters; "

@@ -93,7 +93,9 @@ def _mask(plan: Plan) -> int:
 
 
 def logit_rows(plan: Plan, shape: Shape) -> int:
-    """Rows of logits that exist at a time."""
+    """Rows of logits that exist at a time; none where a text is scored at its last token."""
+    if plan.scored:
+        return 0
     return min(micro_tokens(plan), max(CHUNK_ROWS, CHUNK_LOGITS // shape.vocabulary))
 
 

@@ -13,7 +13,8 @@ from hpcft.plan.plan import ObjectivePlan
 
 NEUTRAL: dict[str, Any] = {
     "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
-    "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "reference": "none",
+    "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
+    "reference": "none",
 }  # fmt: skip
 # Where a person says nothing: leaf → task → value; "" for any other task.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -86,6 +87,19 @@ def _clashes(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
     if "loss_type" in keys and ours.label_smoothing and kind not in SMOOTHED:
         what = f"objective.label_smoothing: loss_type: {kind} is not smoothed"
         yield Problem(what, where.get("label_smoothing", ""), spoken(ours.label_smoothing), ("0",), "")
+    if OBJECTIVES[run.task].head == "score":
+        yield from _clashes_of_scores(run, where)
     if ours.reference == "adapters_off" and "reference" in keys and (why := _base_is_not_the_start(run)):
         what = f"objective.reference: {why}, so that switching them off gives no reference"
         yield Problem(what, where.get("reference", ""), "adapters_off", ("auto", "precompute"), "")
+
+
+def _clashes_of_scores(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
+    """A score stands in the place of the head, and is of a text's last token."""
+    for leaf in ("target_modules", "modules_to_save"):
+        if run.tuner.tuner_type == "lora" and "lm_head" in getattr(run.tuner, leaf):
+            what = f"tuner.{leaf}: task: {run.task} has a score in the place of lm_head, which is trained in full"
+            yield Problem(what, where.get(leaf, ""), "lm_head", (), "leave it out")
+    if run.data.truncation_strategy == "truncate_right":
+        what = f"data.truncation_strategy: task: {run.task} scores the end of a text, which this cuts off"
+        yield Problem(what, where.get("truncation_strategy", ""), "truncate_right", ("drop", "truncate_left"), "")

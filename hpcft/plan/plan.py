@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hpcft.catalog import OBJECTIVES
 from hpcft.errors import refuse
 from hpcft.plan.layout import Axis, Layout
 from hpcft.plan.prediction import MemoryPlan
@@ -156,6 +157,7 @@ class ObjectivePlan:
     undesirable_weight: float
     simpo_gamma: float
     cpo_alpha: float
+    center_rewards_coefficient: float
     reference: str  # none | adapters_off | precompute: where the model as it was before training comes from
 
 
@@ -255,6 +257,11 @@ class Plan:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
+    def scored(self) -> bool:
+        """Does the model give one score of a text (a reward model), in the place of its next token's probabilities?"""
+        return OBJECTIVES[self.train.objective].head == "score"
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of SHA-256 over the canonical text."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
@@ -288,7 +295,8 @@ _ABSENT: dict[int, dict[str, Any]] = {
         "memory": None,
         "objective": {
             "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
-            "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "reference": "none",
+            "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
+            "reference": "none",
         },
     }
 }  # fmt: skip

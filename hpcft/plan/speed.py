@@ -66,7 +66,8 @@ def step_flop(plan: Plan, shape: Shape) -> float:
     attention = 2 * shape.query * plan.data.max_length
     layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
     beside = forwards_beside(plan) * (shape.layers * (2 * shape.active + attention) + 2 * shape.embedding)
-    return tokens * (layers + shape.embedding * (work + 2) + beside)
+    head = 0 if plan.scored else shape.embedding * (work + 2)
+    return tokens * (layers + head + beside)
 
 
 def forwards_beside(plan: Plan) -> int:

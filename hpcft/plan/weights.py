@@ -53,12 +53,25 @@ def layer_weights(plan: Plan, shape: Shape) -> Weights:
 def root_weights(plan: Plan, shape: Shape) -> Weights:
     """Of everything outside of the layers: embedding, head, last norm."""
     compute = COMPUTE_BYTES[plan.model.dtype]
+    if plan.scored:
+        return _scored_root(plan, shape, compute)
     if plan.tuner.kind == "full":
         return Weights(shape.root, 0, 0, compute)
     saved = shape.embedding * len({"embed_tokens", "lm_head"} & set(plan.tuner.modules_to_save))
     ends = {"embed_tokens", "lm_head"} & set(plan.tuner.target_modules)
     trained = saved + _adapters(plan.tuner, dict.fromkeys(ends, (shape.hidden, shape.vocabulary)))
     return Weights(trained, shape.root, 0, compute)
+
+
+def _scored_root(plan: Plan, shape: Shape, compute: int) -> Weights:
+    """Embedding, last norm and the score, which is trained in full."""
+    frozen = shape.embedding + shape.hidden
+    if plan.tuner.kind == "full":
+        return Weights(frozen + shape.hidden, 0, 0, compute)
+    saved = shape.embedding * ("embed_tokens" in plan.tuner.modules_to_save)
+    ends = {"embed_tokens"} & set(plan.tuner.target_modules)
+    trained = saved + _adapters(plan.tuner, dict.fromkeys(ends, (shape.hidden, shape.vocabulary)))
+    return Weights(trained + shape.hidden, frozen + shape.hidden, 0, compute)
 
 
 def all_weights(plan: Plan, shape: Shape) -> Weights:

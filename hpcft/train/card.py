@@ -11,6 +11,7 @@ from hpcft.errors import printable
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.train.pick import ADAPTER, MERGED, MODEL
+from hpcft.train.score import HEAD
 from hpcft.train.speech import Speech
 
 FILE = "hpcft.json"
@@ -63,7 +64,7 @@ def _front_matter(plan: Plan, kind: str) -> list[str]:
     data = [s.path for s in (*plan.data.train, *plan.data.validation) if s.source == "huggingface"]
     lines = [
         f"library_name: {'peft' if kind == ADAPTER else 'transformers'}",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: text-{'classification' if plan.scored else 'generation'}",
         f"tags: {json.dumps(tags)}",
     ]
     if plan.model.source == "huggingface":
@@ -76,6 +77,8 @@ def _front_matter(plan: Plan, kind: str) -> list[str]:
 
 def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
     """A snippet that runs as it stands, in the folder's own directory."""
+    if plan.scored:
+        return _score(plan, kind, speech)
     trust = ", trust_remote_code=True" if plan.model.trust_remote_code else ""
     revision = f", revision={plan.model.revision!r}" if plan.model.revision else ""
     if kind == ADAPTER:
@@ -118,10 +121,54 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
     ]
 
 
-def _four_bits(plan: Plan) -> str:
-    """The base as it was in training."""
+def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
+    """The same for a reward model: one chat, whose reward is a number."""
+    trust = ", trust_remote_code=True" if plan.model.trust_remote_code else ""
+    revision = f", revision={plan.model.revision!r}" if plan.model.revision else ""
+    imports = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
+    load = [f"model = AutoModelForSequenceClassification.from_pretrained(folder, dtype='auto'{trust})"]
+    if kind == ADAPTER:
+        how = f"num_labels=1, pad_token_id={speech.padding}, dtype={plan.model.dtype!r}"
+        if plan.model.quantization == "nf4":
+            how += ", quantization_config=four_bits"
+            imports = [imports[0].replace("AutoTokenizer", "AutoTokenizer, BitsAndBytesConfig")]
+        base = f"base = AutoModelForSequenceClassification.from_pretrained({plan.model.path!r}{revision}, {how}{trust})"
+        load = [base, "model = PeftModel.from_pretrained(base, folder)"]
+        imports = ["from peft import PeftModel", *imports]
+    four_bits = [_four_bits(plan, HEAD)] if "four_bits" in load[0] else []
+    return [
+        "```python",
+        *imports,
+        "",
+        'folder = "."  # this folder, or its name on the hub',
+        *four_bits,
+        *load,
+        f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
+        *_scored_chat(speech),
+        "print(model.eval()(**inputs).logits.item())  # of two answers the better one has the higher reward",
+        "```",
+    ]
+
+
+def _scored_chat(speech: Speech) -> list[str]:
+    """Lines that make ``inputs`` of a chat as training saw it, to its last token."""
+    if not speech.has_template:
+        return ["inputs = tokenizer('2 + 2? 4' + tokenizer.eos_token, return_tensors='pt')"]
+    chat = "chat = [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]"
+    if not speech.open:
+        return [chat, "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"]
+    return [
+        chat,
+        "text = tokenizer.apply_chat_template(chat, tokenize=False) + tokenizer.eos_token",
+        "inputs = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
+    ]
+
+
+def _four_bits(plan: Plan, *whole: str) -> str:
+    """The base as it was in training. whole: modules that are not in 4 bits, which peft has trained in full."""
+    skipped = f"llm_int8_skip_modules={[*whole]!r}, " if whole else ""
     return (
-        "four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', "
+        f"four_bits = BitsAndBytesConfig(load_in_4bit=True, {skipped}bnb_4bit_quant_type='nf4', "
         f"bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype={plan.model.dtype!r})"
     )
 
@@ -130,6 +177,8 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
     """What a person who was given this folder has to know."""
     stops = ", ".join(f"`{text}`" for text in speech.stops) or "no token"
     notes = [f"Generation stops at {stops} (`generation_config.json`)."]
+    if plan.scored:
+        notes = _reward_notes(speech)
     if plan.model.source == "local" and told["export"]["kind"] == ADAPTER:
         notes.append(
             f"The base model is a local folder, `{printable(plan.model.path)}`, as seen from where the run was "
@@ -143,16 +192,36 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
     if merge := told["merge"]:
         notes.append(
             f"Merged in float32, then cast to {told['export']['dtype']}: beside base and adapter kept apart, the "
-            f"largest logit change is {merge['largest']:.3g} (largest logit {merge['scale']:.3g}), and the likeliest "
-            f"next token is the same at {merge['same']} of {merge['positions']} positions tried."
+            f"{_change(plan, merge)}."
         )
     if cost := told["quantised"]:
         notes.append(
-            f"Trained on its base in 4 bits (NormalFloat, double quantisation). Beside the original base the largest "
-            f"logit change is {cost['largest']:.3g} (largest logit {cost['scale']:.3g}), and the likeliest next token "
-            f"is the same at {cost['same']} of {cost['positions']} positions tried."
+            f"Trained on its base in 4 bits (NormalFloat, double quantisation). Beside the original base the "
+            f"{_change(plan, cost)}."
         )
     return [f"- {note}" for note in notes]
+
+
+def _reward_notes(speech: Speech) -> list[str]:
+    ends = ", ".join(f"`{text}`" for text in speech.learned)
+    notes = [
+        "A reward is the score at the last token of the whole chat"
+        + (f", whose last turn {ends} ends." if ends else ".")
+    ]
+    notes.append("Rewards are for comparing answers to the same prompt: their differences mean something, not they.")
+    if speech.padding is None:
+        notes.append("No token serves as padding that does not also end a text: score one chat at a time.")
+    return notes
+
+
+def _change(plan: Plan, change: Mapping[str, Any]) -> str:
+    """How far the numbers moved that the model gives."""
+    number = "reward" if plan.scored else "logit"
+    moved = f"largest {number} change is {change['largest']:.3g} (largest {number} {change['scale']:.3g})"
+    if plan.scored:
+        return moved
+    same = f"{change['same']} of {change['positions']} positions tried"
+    return f"{moved}, and the likeliest next token is the same at {same}"
 
 
 def _rows(plan: Plan, told: Mapping[str, Any]) -> list[tuple[str, Any]]:

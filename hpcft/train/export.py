@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,14 @@ def _write(
     compute = {ADAPTER: plan.model.dtype, MERGED: "float32"}.get(identity.kind, identity.dtype)
     held = _size(weights.memory(plan, DTYPES[compute]))
     say(f"{identity.kind} of step {identity.step} as {identity.dtype}: written, then loaded back; {held} in memory")
-    writer = {ADAPTER: weights.write_adapter, MODEL: weights.write_model, MERGED: merging.write_merged}
+    writer = {
+        ADAPTER: weights.write_adapter,
+        MODEL: partial(weights.write_model, padding=words.padding),
+        MERGED: partial(merging.write_merged, padding=words.padding),
+    }
     with Reader(manifest.folder, manifest) as reader:
         written = writer[identity.kind](plan, reader, folder, DTYPES[identity.dtype], samples)
-    words.write(folder)
+    words.write(folder, generates=not plan.scored)
     windows = prepared["splits"]["train"]["windows"] if prepared else None
     told = provenance.facts(plan, paths, manifest, identity, windows, words, written)
     card.write(folder, plan, told, words)
@@ -99,27 +104,33 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
     """What came out, one sentence each; warnings last."""
     steps = told["training"]["total_steps"]
     again = written.reloaded
-    yield f"loaded back, its logits are the trained model's (difference {again.largest:.2g} of {again.scale:.3g})"
+    number = "reward" if plan.scored else "logit"
+    yield f"loaded back, its {number}s are the trained model's (difference {again.largest:.2g} of {again.scale:.3g})"
     if change := written.merged:
         yield (
-            f"merging moved the largest-changed logit by {change.largest:.3g} (largest logit {change.scale:.3g}); the "
-            f"likeliest next token is the same at {change.same} of {change.positions} positions"
+            f"merging moved the largest-changed {number} by {change.largest:.3g} (largest {number} {change.scale:.3g})"
+            + ("" if plan.scored else f"; the {_likeliest(change)}")
         )
     if cost := written.quantised:
         yield (
-            f"it was trained on a base in 4 bits; beside the original base the largest-changed logit differs by "
-            f"{cost.largest:.3g} (largest logit {cost.scale:.3g}), and the likeliest next token is the same at "
-            f"{cost.same} of {cost.positions} positions"
+            f"it was trained on a base in 4 bits; beside the original base the largest-changed {number} differs by "
+            f"{cost.largest:.3g} (largest {number} {cost.scale:.3g})"
+            + ("" if plan.scored else f", and the {_likeliest(cost)}")
         )
-    yield f"generation stops at {', '.join(words.stops) or 'no token at all'}"
+    if not plan.scored:
+        yield f"generation stops at {', '.join(words.stops) or 'no token at all'}"
     if steps and told["training"]["step"] < steps:
         yield f"note: the run was at step {told['training']['step']} of {steps} then"
     if Path(plan.model.path).is_absolute() and told["export"]["kind"] == ADAPTER:
         yield "note: the base is named by a path of this machine; change base_model_name_or_path before you share it"
-    if not words.stops:
+    if not words.stops and not plan.scored:
         yield "WARNING: neither tokenizer nor data has a token that ends a turn: generation runs to its limit"
     for warning in written.warnings:
         yield f"WARNING: {warning}"
+
+
+def _likeliest(change: Any) -> str:
+    return f"likeliest next token is the same at {change.same} of {change.positions} positions"
 
 
 def _own_dtype(plan: Plan, kind: str) -> str:
@@ -212,7 +223,7 @@ def summary(folder: Path, plan: Plan) -> str:
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     width = max(map(len, sizes))
     files = [f"  {name:<{width}}  {_size(size):>9}" for name, size in sizes.items()]
-    load = f"AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+    load = f"AutoModelFor{'SequenceClassification' if plan.scored else 'CausalLM'}.from_pretrained({str(folder)!r})"
     if "adapter_config.json" in sizes:
         load = f"PeftModel.from_pretrained(base, {str(folder)!r})"
     return "\n".join(

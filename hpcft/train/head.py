@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from hpcft.train.skeleton import run_inside
+from hpcft.train.skeleton import plain, run_inside
 
 CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
 PROBE_LENGTH = 8
@@ -54,7 +54,7 @@ def head_of(model: nn.Module, device: torch.device) -> Head | None:
 
 
 def _split(model: Any) -> Head | None:
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = plain(model)
     body, output = getattr(whole, whole.base_model_prefix, None), whole.get_output_embeddings()
     if body is None or body is whole or output is None:
         return None

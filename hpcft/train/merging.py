@@ -35,7 +35,9 @@ USUAL = (
 )
 
 
-def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
+def write_merged(
+    plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples, padding: int | None = None
+) -> Written:
     """The adapter merged into the original base in float32, then cast; the base is never a quantised or rounded one.
 
     Raises Unfaithful where merging moves the logits by more than the order of float32 sums, before any cast.
@@ -53,7 +55,7 @@ def write_merged(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, s
     _round(whole, dtype)
     cast = logits(whole, samples)
     change = compare(trained, cast)
-    parameters = save_model(whole.to(dtype), folder)
+    parameters = save_model(whole.to(dtype), folder, padding)
     del model, whole
     again = compare(cast, logits(reloaded_model(plan, torch.float32, folder), samples))
     faithful(again, EXACT)

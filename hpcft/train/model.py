@@ -24,6 +24,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
+from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, one_label
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -38,7 +39,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
     the compute type or, for QLoRA, in 4 bits. The strategy reads what a rank keeps and makes it trainable.
     """
-    config = load_config(plan.model)
+    config = own_config(plan)
     attention = _agreed_attention(plan, config, world, notes)
     model = empty_model(plan, config, attention)
     source = find_source(plan, config, attention, model, world)
@@ -47,7 +48,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
         tuner = plan.tuner if isinstance(source, Files) else dataclasses.replace(plan.tuner, init_lora_weights="true")
         model = add_adapters(model, tuner, plan.train.seed)
         if isinstance(source, Files):
-            source.initial = {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
+            source.initial |= {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)
     read_buffers(model, source)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
@@ -80,6 +81,16 @@ def load_config(plan: ModelPlan) -> Any:
     return config
 
 
+def own_config(plan: Plan) -> Any:
+    """The same for what the run's objective asks of the model."""
+    config = load_config(plan.model)
+    if plan.scored:
+        check_family(config, plan)
+    for key, value in one_label(plan).items():
+        setattr(config, key, value)
+    return config
+
+
 def local_folder(plan: ModelPlan) -> str:
     """Where the files are: the folder itself, or the hub name, which the hub's cache resolves offline."""
     if plan.source != "modelscope" or Path(plan.path).is_dir():
@@ -91,19 +102,17 @@ def local_folder(plan: ModelPlan) -> str:
 
 def load_model(plan: Plan, config: Any, attention: str, device: torch.device) -> nn.Module:
     """The base model on ``device``: float32 when it is trained whole, else in the compute type."""
-    from transformers import AutoModelForCausalLM
-
     dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
     if attention == VARLEN:
         register_varlen()
     trust = plan.model.trust_remote_code
+    torch.manual_seed(plan.train.seed)  # of all weights, or of those that the files do not have
     if plan.model.from_scratch:
-        torch.manual_seed(plan.train.seed)
-        model = AutoModelForCausalLM.from_config(
+        model = auto_class(plan).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(plan).from_pretrained(
             local_folder(plan.model),
             config=config,
             revision=plan.model.revision,
@@ -119,15 +128,16 @@ def load_model(plan: Plan, config: Any, attention: str, device: torch.device) ->
 def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
     """The base model without weights; for adapters, which are made real, as ghosts of them."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     if attention == VARLEN:
         register_varlen()
     dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
+        model = auto_class(plan).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=plan.model.trust_remote_code
         )
+    if plan.scored:
+        check_head(model)
     model.tie_weights()
     model.config.use_cache = False
     if plan.tuner.kind == "lora":
@@ -144,9 +154,11 @@ def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world
         not plan.tuner.use_dora and not plan.tuner.init_lora_weights.startswith(FROM_WEIGHTS)
     )
     files = files_of(folder)
-    shapes = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *saved_buffers(model).items())}
+    new = {SCORE: fresh(config, plan.train.seed)} if plan.scored and SCORE not in files else {}
+    tensors = (*model.named_parameters(), *saved_buffers(model).items())
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors if name not in new}
     if own_start and not plan.model.from_scratch and fits(files, shapes):
-        return Files(files, {})
+        return Files(files, new)
 
     def whole() -> nn.Module:
         made = load_model(plan, config, attention, torch.device("cpu"))
@@ -189,7 +201,7 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
     targets = "all-linear" if tuner.target_modules == ("all-linear",) else list(tuner.target_modules)
     initial = {"true": True, "false": False}.get(tuner.init_lora_weights, tuner.init_lora_weights)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if head_of_score(model) is None else "SEQ_CLS",
         r=tuner.rank,
         lora_alpha=tuner.alpha,
         lora_dropout=tuner.dropout,
@@ -216,7 +228,8 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
 def _touches_tied_weights(model: nn.Module, tuner: TunerPlan) -> bool:
     """Are embedding and head one weight, and is either adapted? Then both must be, or they come apart."""
     named = {*tuner.target_modules, *tuner.modules_to_save}
-    return bool(model.config.tie_word_embeddings) and bool(named & {"lm_head", "embed_tokens"})
+    tied = bool(model.config.tie_word_embeddings) and head_of_score(model) is None
+    return tied and bool(named & {"lm_head", "embed_tokens"})
 
 
 def recompute(model: nn.Module, policy: str) -> None:
@@ -243,6 +256,7 @@ def _say_quantised(skeleton: Skeleton, dtype: str, world: World) -> None:
 
 
 DIGESTED = 2**24  # numbers at a time: in float64 they take eight bytes each
+SCORE = f"{HEAD}.weight"
 FROM_WEIGHTS = ("pissa", "olora")  # adapters that are taken out of the weights they sit on
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,9 +84,17 @@ def pair_metrics(
     chosen_rewards: torch.Tensor, rejected_rewards: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor
 ) -> Metrics:
     """Rewards and log-probabilities of both answers, and how often the chosen one is ahead."""
-    better = (chosen_rewards > rejected_rewards).double()
-    shown = {
-        "rewards/chosen": chosen_rewards, "rewards/rejected": rejected_rewards, "rewards/accuracies": better,
-        "logps/chosen": chosen, "logps/rejected": rejected,
-    }  # fmt: skip
+    return {
+        **reward_metrics(chosen_rewards, rejected_rewards),
+        **_means({"logps/chosen": chosen, "logps/rejected": rejected}),
+    }
+
+
+def reward_metrics(chosen: torch.Tensor, rejected: torch.Tensor) -> Metrics:
+    """Rewards of both answers, and how often the chosen one is ahead."""
+    better = (chosen > rejected).double()
+    return _means({"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/accuracies": better})
+
+
+def _means(shown: Mapping[str, torch.Tensor]) -> Metrics:
     return {name: Mean(numbers.detach().sum(), len(numbers)) for name, numbers in shown.items()}

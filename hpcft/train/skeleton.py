@@ -73,9 +73,17 @@ class Skeleton:
 
 def layers_of(model: Any) -> list[nn.Module]:
     """The decoder layers of a transformers model, or of a peft model of one."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body = getattr(base, base.base_model_prefix)
-    return list(next(child for child in body.children() if isinstance(child, nn.ModuleList)))
+    return list(next(child for child in body_of(model).children() if isinstance(child, nn.ModuleList)))
+
+
+def body_of(model: Any) -> Any:
+    """What gives the hidden states of a transformers model, or of a peft model of one."""
+    return getattr(plain(model), plain(model).base_model_prefix)
+
+
+def plain(model: Any) -> Any:
+    """The transformers model itself, whose layers may have adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:

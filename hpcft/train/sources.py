@@ -37,16 +37,17 @@ class Source(Protocol):
 
 
 class Files:
-    """Weights by their names in safetensors files, adapters from what peft made of them."""
+    """Weights by their names in safetensors files. initial: those that are not there, adapters and a new head."""
 
-    def __init__(self, files: Mapping[str, Path], initial: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, files: Mapping[str, Path], initial: dict[str, torch.Tensor]) -> None:
         self.files, self.initial = files, initial
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str, span: Span, out: torch.Tensor) -> None:
-        if name in self.initial:
-            _copy(self.initial[name], span, out)
-            return
+        for known in (name, file_name(name)):
+            if known in self.initial:
+                _copy(self.initial[known], span, out)
+                return
         stored = self._file(self.files[file_name(name)]).get_slice(file_name(name))
         for patch in span.patches():
             run = within(out[patch.at : patch.at + math.prod(patch.shape)].view(patch.shape), patch.inner)

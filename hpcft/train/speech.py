@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.data import tokenizer as tokenizers
+from hpcft.data.documents import Document
 from hpcft.data.encode import Encoder
 from hpcft.data.rows import Row
 from hpcft.errors import refuse
@@ -22,22 +23,32 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cuto
 @dataclass(frozen=True)
 class Speech:
     """stops: text → id of every token that ends generation. learned: those that the training data taught, with how
-    many turns each of them closed (0: not counted, found by writing one turn). dated: the template writes a date."""
+    many turns each of them closed (0: not counted, found by writing one turn). dated: the template writes a date.
+    open: the template does not end the last turn, so that training put the tokenizer's end of text behind it."""
 
     tokenizer: Any
     stops: Mapping[str, int]
     learned: Mapping[str, int]
     generation: Any
     dated: bool
+    open: bool = False
 
     @property
     def has_template(self) -> bool:
         return bool(self.tokenizer.chat_template)
 
-    def write(self, folder: Path) -> None:
-        """Tokenizer, chat template and generation configuration into ``folder``."""
+    @property
+    def padding(self) -> int | None:
+        """The token that may fill up what is scored; None where it also ends a text, whose score would be another."""
+        ends = {self.stops[text] for text in self.learned} or {self.tokenizer.eos_token_id}
+        padding: int | None = self.tokenizer.pad_token_id
+        return None if padding in ends else padding
+
+    def write(self, folder: Path, generates: bool = True) -> None:
+        """Tokenizer and chat template into ``folder``, and the generation configuration of a model that generates."""
         self.tokenizer.save_pretrained(folder)
-        self.generation.save_pretrained(folder)
+        if generates:
+            self.generation.save_pretrained(folder)
 
 
 def speech(plan: Plan, audit: Mapping[str, Any] | None) -> Speech:
@@ -47,13 +58,14 @@ def speech(plan: Plan, audit: Mapping[str, Any] | None) -> Speech:
     """
     tokenizer = tokenizers.load(plan.data, tokenizers.folder_of(plan.data))
     template = tokenizers.Template(tokenizer, plan.data)
-    learned = _audited(tokenizer, audit, plan.data) if audit else _written(tokenizer, template, plan.data)
+    written = _written(tokenizer, template, plan.data)
+    learned = _audited(tokenizer, audit, plan.data) if audit else dict.fromkeys(written.ends if written else (), 0)
     if plan.data.chat_template is not None:
         tokenizer.chat_template = template.text if not template.dated else template.text.split("endmacro -%}", 1)[1]
     generation = _generation(plan, tokenizer, list(learned))
     texts = {str(tokenizer.convert_ids_to_tokens(token)): token for token in generation.eos_token_id or ()}
     counts = {text: learned[token] for text, token in texts.items() if token in learned}
-    return Speech(tokenizer, texts, counts, generation, template.dated)
+    return Speech(tokenizer, texts, counts, generation, template.dated, bool(written and written.end_added))
 
 
 def _audited(tokenizer: Any, audit: Mapping[str, Any], data: DataPlan) -> dict[int, int]:
@@ -68,12 +80,12 @@ def _audited(tokenizer: Any, audit: Mapping[str, Any], data: DataPlan) -> dict[i
     return {int(end["id"]): int(end["turns"]) for end in audit["end_tokens"]}
 
 
-def _written(tokenizer: Any, template: Any, data: DataPlan) -> dict[int, int]:
-    """What closes one turn, written and tokenised by the code that prepared the data."""
+def _written(tokenizer: Any, template: Any, data: DataPlan) -> Document | None:
+    """One turn, written and tokenised by the code that prepared the data; None where there is no such thing."""
     if not template.exists:
-        return {}
+        return None
     document = Encoder(data, tokenizer).documents([Row(messages=PROBE)])[0]
-    return {} if isinstance(document, str) else dict.fromkeys(document.ends, 0)
+    return None if isinstance(document, str) else document
 
 
 def _generation(plan: Plan, tokenizer: Any, learned: Sequence[int]) -> Any:

@@ -9,6 +9,7 @@ and checkpoints see nothing of it but the regions; messages are hooks around the
     mlp         row-parallel linear at the exit
     final norm  gathered, for whoever computes a loss from hidden states
     head        cut by vocabulary           its logits gathered
+    score       whole, on the whole text    each rank takes its share of the gradient
 
 One rule for gradients follows: what is not cut (norms, biases after a sum, LoRA's A before and B behind the cut) sees a
 part of the sequence or of the columns on each rank, so its gradient is the sum over the tensor ranks.
@@ -30,6 +31,8 @@ from torch import nn
 from hpcft.errors import refuse
 from hpcft.run.regions import Region
 from hpcft.train.parameters import replace_parameters
+from hpcft.train.score import head_of_score
+from hpcft.train.skeleton import body_of, plain
 
 COLUMN, ROW = ("colwise", "colwise_gather_output"), ("rowwise", "rowwise_split_input")
 # Linears that are several in one; each part is cut by itself. Parts are in units of these configuration values.
@@ -45,19 +48,20 @@ def cut(model: nn.Module, group: dist.ProcessGroup) -> dict[str, Region]:
     Raises Refusal for a model without a plan of its own, or with parts that the plan does not know.
     """
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body = getattr(base, base.base_model_prefix)
+    base, body = plain(model), body_of(model)
     names = {id(module): name for name, module in model.named_modules()}
     regions: dict[str, Region] = {}
     for module, style in _styled(body):
         _share(names[id(module)], module, style, body.config, ranks, rank, regions)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    for module in (embedding, head):
+    for module in (embedding, head) if head is not None else (embedding,):
         for kind, parameter in module.named_parameters(recurse=False):  # some heads have a bias
             regions[f"{names[id(module)]}.{kind}"] = Region(0, (_part(parameter.shape[0], ranks, rank),))
     _narrow(model, regions)
     _connect(body, group)
     _connect_vocabulary(embedding, head, body.config.get_text_config().vocab_size, group)
+    if head is None:
+        head_of_score(model).register_forward_hook(lambda module, args, output: _Share.apply(output, ranks))
     return _first_names(model, regions)
 
 
@@ -206,7 +210,8 @@ def _connect_vocabulary(embedding: Any, head: Any, vocabulary: int, group: dist.
     embedding.register_forward_pre_hook(remember)
     embedding.register_forward_pre_hook(look)
     embedding.register_forward_hook(found)
-    head.register_forward_hook(lambda module, args, output: _GatherLogits.apply(output, vocabulary, group))
+    if head is not None:
+        head.register_forward_hook(lambda module, args, output: _GatherLogits.apply(output, vocabulary, group))
 
 
 def _gather_entrance(group: dist.ProcessGroup, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -293,6 +298,19 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient, None
+
+
+class _Share(torch.autograd.Function):
+    """What every rank computes of the same numbers: its part of the gradient, which will be summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: torch.Tensor, ranks: int) -> torch.Tensor:
+        ctx.ranks = ranks
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.ranks, None
 
 
 class _GatherLogits(torch.autograd.Function):

@@ -20,10 +20,11 @@ from torch import nn
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.train.facts import same_tensors
-from hpcft.train.model import add_adapters, load_config, load_model, local_folder
+from hpcft.train.model import add_adapters, load_model, local_folder, own_config
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader
+from hpcft.train.score import auto_class, head_of_score, one_label
 
 CPU = torch.device("cpu")
 SHARD = "4GB"  # a file's size; hubs and people's connections like it
@@ -95,12 +96,14 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
     return Written(sum(t.numel() for t in tensors.values()), change, quantised=quantised, warnings=warnings)
 
 
-def write_model(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples) -> Written:
+def write_model(
+    plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, samples: Samples, padding: int | None = None
+) -> Written:
     """A whole model, sharded, with its configuration; one copy of it in ``dtype`` is held. Raises Unfaithful."""
     model = original(plan, dtype)
     fill(model, masters_of(reader), reader)
     trained = logits(model, samples)
-    parameters = save_model(model, folder)
+    parameters = save_model(model, folder, padding)
     del model
     change = compare(trained, logits(reloaded_model(plan, dtype, folder), samples))
     faithful(change, EXACT)
@@ -109,11 +112,9 @@ def write_model(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, sa
 
 def memory(plan: Plan, dtype: torch.dtype) -> int:
     """Bytes of the base model in ``dtype``, from its configuration alone."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            load_config(plan.model), dtype=dtype, trust_remote_code=plan.model.trust_remote_code
+        model = auto_class(plan).from_config(
+            own_config(plan), dtype=dtype, trust_remote_code=plan.model.trust_remote_code
         )
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
@@ -121,7 +122,7 @@ def memory(plan: Plan, dtype: torch.dtype) -> int:
 def original(plan: Plan, dtype: torch.dtype) -> Any:
     """The base model as the run began with it, in ``dtype`` on the CPU. Raises Refusal where it cannot be read."""
     if plan.model.from_scratch:
-        config = load_config(plan.model)
+        config = own_config(plan)
         model = load_model(plan, config, "eager" if plan.model.attention == "eager" else "sdpa", CPU).to(dtype)
         model.config.use_cache = True
         return model
@@ -129,16 +130,17 @@ def original(plan: Plan, dtype: torch.dtype) -> Any:
 
 
 def _pretrained(plan: Plan, folder: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
     revision = plan.model.revision if folder == plan.model.path else None
+    # What was written says so itself; only then does loading it show what a stranger gets.
+    said = one_label(plan) if folder == local_folder(plan.model) else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return auto_class(plan).from_pretrained(
             folder,
             revision=revision,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=plan.model.trust_remote_code,
+            **said,
         )
     except (OSError, ValueError) as error:
         raise refuse(
@@ -183,30 +185,40 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: 
 
 @torch.no_grad()
 def logits(model: nn.Module, samples: Samples) -> list[torch.Tensor]:
-    """float32 [tokens, vocabulary] of each sample, as the model is used: no dropout, no cache."""
+    """float32 [tokens, vocabulary] of each sample, of a reward model its reward [1, 1], as it is used: no dropout."""
     model.eval()
-    return [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float() for ids in samples]
+    found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float() for ids in samples]
+    return [torch.atleast_2d(numbers) for numbers in found]
 
 
 def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Change:
-    """Logits of the same samples twice. Anything that is no number makes the largest difference infinite."""
+    """Logits of the same samples twice. Anything that is no number makes the largest difference infinite.
+
+    A reward below 1 is compared with 1: it is used as a difference in a logistic function, and may well be near 0.
+    """
     pairs = list(zip(before, after, strict=True))
     largest = max(float((a - b).abs().max()) for a, b in pairs)
     finite = all(bool(torch.isfinite(a).all() and torch.isfinite(b).all()) for a, b in pairs)
     return Change(
         largest if finite else math.inf,
-        max(float(a.abs().max()) for a, _ in pairs),
+        max([float(a.abs().max()) for a, _ in pairs] + [1.0] * (pairs[0][0].shape[-1] == 1)),
         sum(len(a) for a, _ in pairs),
         sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs),
     )
 
 
-def save_model(model: Any, folder: Path) -> int:
-    """Weights in shards and the configuration; how many weights. The generation configuration is written elsewhere."""
+def save_model(model: Any, folder: Path, padding: int | None = None) -> int:
+    """Weights in shards and the configuration; how many weights. The generation configuration is written elsewhere.
+
+    padding: what a reward model takes for padding, and so not for the end of a text.
+    """
     from transformers import GenerationConfig
 
     parameters = sum(p.numel() for p in model.parameters())
-    model.generation_config = GenerationConfig()
+    if head_of_score(model) is None:
+        model.generation_config = GenerationConfig()
+    else:
+        model.config.pad_token_id = padding
     model.save_pretrained(folder, max_shard_size=SHARD)
     return parameters
 

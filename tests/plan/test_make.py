@@ -180,7 +180,12 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--time 3-00:00:00", "gpu allows at most 2-00:00:00", ()),
         ("--time 6", "shorter than the warning of 300 s", ()),
         ("--strategy ddpp", "no such value", (*STRATEGIES, "auto")),
-        ("--task rm", "not in this release", tuple(OBJECTIVES)),
+        ("--task ppo", "not in this release", tuple(OBJECTIVES)),
+        ("--task dpo --center_rewards_coefficient 0.1", "task: dpo has no such thing", ()),
+        ("--task rm --beta 0.2", "task: rm has no such thing", ()),
+        ("--task rm --truncation_strategy truncate_right", "scores the end of a text", ("drop", "truncate_left")),
+        ("--task rm --modules_to_save lm_head", "a score in the place of lm_head", ()),
+        ("--task rm --target_modules q_proj lm_head", "a score in the place of lm_head", ()),
         ("--beta 0.2", "task: sft has no such thing", ()),
         ("--task dpo --simpo_gamma 2", "task: dpo has no such thing", ()),
         ("--task cpo --loss_type ipo", "task: cpo has no such loss", ("sigmoid", "hinge")),
@@ -202,7 +207,7 @@ def test_what_does_not_fit_together_is_refused_before_the_queue(line: str, what:
 
 
 def test_every_problem_between_a_run_and_a_cluster_is_reported_at_once() -> None:
-    found = plan_complaints("--nproc_per_node 9 --nodes 99 --partition x --tp 2 --task rm --early_stopping_patience 1")
+    found = plan_complaints("--nproc_per_node 9 --nodes 99 --partition x --tp 2 --task ppo --early_stopping_patience 1")
     assert len(found) == 6
 
 
@@ -269,6 +274,9 @@ def test_a_part_of_a_node_s_memory_that_is_named_is_asked_for() -> None:
         ("--task simpo", {"beta": 2.0, "simpo_gamma": 1.0, "cpo_alpha": 0.0, "reference": "none"}),
         ("--task cpo", {"beta": 0.1, "cpo_alpha": 1.0, "simpo_gamma": 0.0}),
         ("--task orpo --rl_beta 0.2", {"beta": 0.2, "cpo_alpha": 0.0}),
+        ("--task rm", {"beta": 0.0, "center_rewards_coefficient": 0.0, "reference": "none"}),
+        ("--rlhf_type rm --center_rewards_coefficient 0.01", {"center_rewards_coefficient": 0.01}),
+        ("--stage rm", {"loss_type": "none"}),
     ],
 )
 def test_the_objective_s_settings_follow_from_the_task(line: str, expected: dict[str, Any]) -> None:
@@ -283,4 +291,9 @@ def test_pre_training_trains_every_token_with_the_loss_of_fine_tuning() -> None:
 
 
 def test_rows_are_those_that_the_objective_needs() -> None:
-    assert [plan(f"--task {task}").data.rows for task in ("dpo", "kto", "orpo")] == ["pair", "rated", "pair"]
+    assert [plan(f"--task {task}").data.rows for task in ("dpo", "kto", "orpo", "rm")] == [
+        "pair",
+        "rated",
+        "pair",
+        "pair",
+    ]

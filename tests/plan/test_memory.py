@@ -9,6 +9,7 @@ import pytest
 
 from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, gpu_parts, measured, memory_plan
 from hpcft.plan.plan import Plan
+from hpcft.plan.speed import step_flop
 from tests.plan.models import PUBLISHED, shape
 from tests.plan.tiny_shape import ALL, H100S, LAYER, ROOT, TOKENS, on_gpu, on_gpus, on_host, tiny
 
@@ -68,6 +69,18 @@ def test_named_modules_are_counted_alone() -> None:
     named = dataclasses.replace(made.tuner, target_modules=("q_proj", "v_proj"), modules_to_save=("embed_tokens",))
     adapters, embedding = 4 * (128 + 96), 32 * 8
     assert static(dataclasses.replace(made, tuner=named))[2] == 12 * (adapters + embedding)
+
+
+def test_a_reward_model_has_a_score_of_the_model_s_width_and_neither_head_nor_logits() -> None:
+    made = on_gpus()
+    rewarding = dataclasses.replace(made, train=dataclasses.replace(made.train, objective="rm"))
+    assert static(rewarding)[2] == 12 * (2888 - 32 * 8 + 8)
+    assert on_gpu(rewarding)["logits"] == 0
+    adapted = dataclasses.replace(on_gpus(kind="lora"), train=rewarding.train)
+    assert static(adapted)[2] == 12 * (4096 + 8)
+    assert static(adapted)[0] == 2 * (4096 + 8) + 2 * (2888 - 32 * 8 + 8), "peft keeps the score that was there, too"
+    tokens = made.batch.global_windows * 64
+    assert step_flop(made, tiny()) - step_flop(rewarding, tiny()) == 8 * tokens * 32 * 8
 
 
 def test_four_bits_are_four_and_an_eighth_with_their_constants() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from tests.train import small
 
@@ -31,6 +31,7 @@ SIZES: dict[str, Any] = {
 PROMPTS = ([5, 17, 33, 60, 9], [41, 8, 77])
 CHOSEN = ([12, 90, 4, 2], [66, 23, 31, 50, 11, 84, 2])
 REJECTED = ([70, 3, 3, 28, 19, 2], [14, 2])
+MARGINS = (0.5, 0.0)  # what a reward model is to find between the answers of each pair, at least
 SETTINGS: dict[str, dict[str, Any]] = {
     "sigmoid": {},
     "hinge": {},
@@ -56,25 +57,38 @@ ORACLE: dict[str, float] = {
     "cpo hinge": 6.3039308,
     "simpo": 0.9707661,
     "simpo+nll": 5.6082253,
+    "rm": 1.1577641,
+    "rm centred": 1.7215304,
 }
 
 
 def model(seed: int) -> LlamaForCausalLM:
     """Random weights, drawn wider than usual so that the answers differ much."""
     torch.manual_seed(seed)
-    made = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3.0)
-    return made
+    return _widened(LlamaForCausalLM(LlamaConfig(**SIZES)))
+
+
+def reward_model(seed: int) -> LlamaForSequenceClassification:
+    """The same with one score of a text for its head."""
+    torch.manual_seed(seed)
+    return _widened(LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=1)))
+
+
+@torch.no_grad()
+def _widened(made: Any) -> Any:
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(3.0)
+    return made.eval()
 
 
 def windows() -> small.Windows:
     """Each pair as a window of two documents."""
     found = small.Windows()
-    for prompt, good, bad in zip(PROMPTS, CHOSEN, REJECTED, strict=True):
-        found.append(_window(prompt, (good, bad), [1, 2]))
+    for prompt, good, bad, margin in zip(PROMPTS, CHOSEN, REJECTED, MARGINS, strict=True):
+        window = _window(prompt, (good, bad), [1, 2])
+        window.margins = [margin, margin]
+        found.append(window)
     return found
 
 
@@ -100,7 +114,7 @@ def main() -> None:
     import trl
 
     assert trl.__version__ == VERSION, trl.__version__
-    for name, value in {**_dpo(), "kto": _kto(), **_without_reference()}.items():
+    for name, value in {**_dpo(), "kto": _kto(), **_without_reference(), **_rewards()}.items():
         print(f'    "{name}": {value:.7f},')
 
 
@@ -193,6 +207,25 @@ def _without_reference() -> dict[str, float]:
             chosen, rejected, _, _, nll, *_ = CPOTrainer.concatenated_forward(cpo, model(0), batch)
             losses = CPOTrainer.cpo_loss(cpo, chosen, rejected)[0]
             found[name] = float(losses.mean() + cpo.cpo_alpha * nll)
+    return found
+
+
+def _rewards() -> dict[str, float]:
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    rows = [
+        {"chosen_ids": p + c, "rejected_ids": p + r, "margin": margin}
+        for p, c, r, margin in zip(PROMPTS, CHOSEN, REJECTED, MARGINS, strict=True)
+    ]
+    text = Dataset.from_list([{"chosen": "t6", "rejected": "t7"}] * 2)
+    options = {name: value for name, value in OPTIONS.items() if name != "beta"}
+    found = {}
+    for name, weight in (("rm", None), ("rm centred", 0.5)):
+        with tempfile.TemporaryDirectory() as folder:
+            config = RewardConfig(folder, **options, center_rewards_coefficient=weight)
+            trainer = RewardTrainer(reward_model(0), config, train_dataset=text, processing_class=_tokenizer())
+            found[name] = _loss(trainer, rows)
     return found
 
 

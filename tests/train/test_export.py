@@ -17,12 +17,22 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+)
 
+from hpcft.catalog import OBJECTIVES
+from hpcft.data.documents import Document
+from hpcft.data.encode import Encoder
 from hpcft.data.prepare import prepare
+from hpcft.data.rows import Row
 from hpcft.data.shards import open_prepared
 from hpcft.errors import Refusal
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import Plan, Source
 from hpcft.run import manifest as manifests
 from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, merging, weights, world
@@ -30,6 +40,7 @@ from hpcft.train.export import Wish, export, main
 from hpcft.train.metrics import read_metrics
 from hpcft.train.quantise import quantise_now
 from hpcft.train.signals import Signals
+from hpcft.train.speech import speech
 from hpcft.train.weights import Unfaithful
 from tests import plans, tiny
 from tests.train import small
@@ -253,6 +264,105 @@ def test_merging_takes_the_original_base_as_peft_would(site: Path, dtype: str) -
     assert told["merge"]["largest"] < 1e-5 * told["merge"]["scale"]
     assert told["quantised"]["largest"] > 100 * told["merge"]["largest"], "told apart from what merging changes"
     assert "Trained on its base in 4 bits" in (folder / "README.md").read_text()
+
+
+REWARD: dict[str, Any] = {
+    "data": {"train": (Source(path="pairs.jsonl"),), "rows": "pair"},
+    "train": {"objective": "rm", "objective_module": OBJECTIVES["rm"].module},
+}
+# name → base, tuner, the base's form; all of them are exported apart, those with adapters merged too
+REWARD_MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "full": ("tied", {"kind": "full"}, {}),
+    "full-untied": ("untied", {"kind": "full"}, {}),
+    "lora": ("tied", {}, {}),
+    "embedding": ("tied", {"modules_to_save": ("embed_tokens",)}, {}),
+    "pissa": ("untied", {"init_lora_weights": "pissa"}, {}),
+    "scratch": ("untied", {"kind": "full"}, {"from_scratch": True}),
+}
+
+
+def rewarded(site: Path, name: str, base: str, tuner: Any, model: Any, **data: Any) -> Trained:
+    pairs = [
+        {"prompt": "which colour", "chosen": f"{word} or {word}", "rejected": word, "margin": 0.5}
+        for word in (*tiny.WORDS, *(f"old {word}" for word in tiny.WORDS))
+    ]
+    tiny.write_records(site / "pairs.jsonl", pairs)
+    sections = {"data": {**REWARD["data"], **data}, "train": REWARD["train"]}
+    return trained(site, f"rm-{name}", base, tuner=dict(tuner), model=dict(model), **sections)
+
+
+def used(folder: Path, said: list[str]) -> dict[str, Any]:
+    """The card's snippet, run as it stands; what it says goes to ``said``."""
+    snippet = (folder / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    names: dict[str, Any] = {"print": said.append}
+    exec(compile(snippet.replace('folder = "."', f"folder = {str(folder)!r}"), "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("name", REWARD_MODELS)
+def test_a_reward_model_loads_with_plain_transformers_and_peft_and_gives_the_trained_rewards(
+    site: Path, name: str
+) -> None:
+    run, said = rewarded(site, name, *REWARD_MODELS[name]), list[Any]()
+    assert run.logits.shape == (1, 1)
+    names = used(run.export(), said)
+    torch.testing.assert_close(logits(names["model"]), run.logits, rtol=0.0, atol=2e-5)
+    assert said == [names["model"](**names["inputs"]).logits.item()]
+    if run.plan.tuner.kind == "lora":
+        merged = AutoModelForSequenceClassification.from_pretrained(run.export(merge=True), dtype=torch.float32)
+        torch.testing.assert_close(logits(merged), run.logits, rtol=0.0, atol=2e-5)
+
+
+def test_a_reward_model_s_folder_says_what_it_is_and_nothing_of_generation(site: Path) -> None:
+    run, said = rewarded(site, "lora", *REWARD_MODELS["lora"]), list[str]()
+    folder = export(run.paths, Wish(output=site / "rewards"), said.append)
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert "whose last turn `<|im_end|>` ends" in card
+    assert "generat" not in card.lower().replace("generated", "")
+    assert not (folder / "generation_config.json").exists()
+    assert any(line.startswith("loaded back, its rewards are the trained model's") for line in said)
+    assert config_of(folder)["task_type"] == "SEQ_CLS"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert tensors["base_model.model.score.weight"].shape == (1, 32)
+
+
+def test_the_score_of_a_reward_model_is_not_in_four_bits(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = rewarded(site, "nf4", "untied", {}, {"quantization": "nf4"})
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    names = used(run.export(), [])
+    assert names["base"].is_loaded_in_4bit
+    torch.testing.assert_close(logits(names["model"]), run.logits, **TIGHT)
+
+
+def test_texts_of_several_lengths_are_scored_at_once_as_each_alone(site: Path) -> None:
+    run = rewarded(site, "full", *REWARD_MODELS["full"])
+    model, tokenizer = (
+        kind.from_pretrained(run.export()) for kind in (AutoModelForSequenceClassification, AutoTokenizer)
+    )
+    texts = ["which colour<|im_end|>\n", "red<|im_end|>\n"]
+    together = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = [model(**tokenizer(text, return_tensors="pt")).logits for text in texts]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0.0, atol=2e-5)
+
+
+@pytest.mark.parametrize("template", [None, "open.jinja"])
+def test_the_card_scores_a_chat_as_training_wrote_it_to_its_last_token(site: Path, template: str | None) -> None:
+    (site / "open.jinja").write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
+    run = rewarded(site, f"ends-{template}", *REWARD_MODELS["full"], chat_template=template)
+    names = used(run.export(), [])
+    document = Encoder(run.plan.data, names["tokenizer"]).documents([Row(messages=tuple(names["chat"]))])[0]
+    assert isinstance(document, Document)
+    assert document.end_added == bool(template)
+    assert names["inputs"]["input_ids"].tolist() == [document.tokens.tolist()]
+
+
+def test_a_token_that_ends_texts_is_no_padding_of_a_reward_model(site: Path) -> None:
+    run = rewarded(site, "full", *REWARD_MODELS["full"])
+    words = speech(run.plan, None)
+    assert words.padding is not None
+    words.tokenizer.pad_token = "<|im_end|>"
+    assert words.padding is None
 
 
 def test_the_folder_stops_where_the_chats_turns_ended_and_has_the_chat_template(site: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, GraniteConfig
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.errors import Refusal
@@ -16,8 +18,10 @@ from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
 from hpcft.run.manifest import Manifest
 from hpcft.run.paths import RunPaths
+from hpcft.train import world
 from hpcft.train.facts import check_facts
 from hpcft.train.metrics import read_metrics
+from hpcft.train.model import prepare_model
 from tests import plans
 from tests.train import families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
@@ -37,6 +41,8 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "kto full": ("kto", "full", {"reference": "precompute"}),
     "orpo full": ("orpo", "full", {}),
     "simpo full": ("simpo", "full", {"cpo_alpha": 1.0}),
+    "rm full": ("rm", "full", {"center_rewards_coefficient": 0.5}),
+    "rm lora": ("rm", "lora", {}),
 }
 
 
@@ -57,7 +63,7 @@ def _window(draw: np.random.Generator, kinds: list[int]) -> small.Window:
     lengths = [int(n) for n in draw.integers(4, 10, size=len(kinds))]
     trained = np.concatenate([np.arange(n) >= draw.integers(1, n) for n in lengths])
     tokens = draw.integers(0, small.VOCABULARY, size=sum(lengths)).astype(np.int32)
-    return small.Window(tokens, trained, lengths, kinds)
+    return small.Window(tokens, trained, lengths, kinds, [0.25 * (i // 2 + 1) for i in range(len(kinds))])
 
 
 PREPARED = {
@@ -133,6 +139,12 @@ def test_a_strategy_gives_the_losses_norms_and_metrics_of_one_process(
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_score_is_sharded_and_whole_on_tensor_ranks_at_once(alone: Alone, tmp_path: Path, name: str) -> None:
+    here = trained(run(name, alone.model, "fsdp", {"dp": 2, "tp": 2}), tmp_path, prepared(name))
+    assert difference(here, alone.curve(name)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("micro", "accumulation"), [(8, 1), (2, 4), (1, 8)])
 @pytest.mark.parametrize("name", RUNS)
 def test_accumulation_changes_nothing(alone: Alone, tmp_path: Path, name: str, micro: int, accumulation: int) -> None:
@@ -141,7 +153,7 @@ def test_accumulation_changes_nothing(alone: Alone, tmp_path: Path, name: str, m
 
 
 @pytest.mark.parametrize("layout", ["DDP", "FSDP2", "TP"])
-@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "orpo full"])
+@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "orpo full", "rm full", "rm lora"])
 def test_packing_changes_nothing(alone: Alone, tmp_path: Path, name: str, layout: str) -> None:
     plan = run(name, alone.model, *LAYOUTS[layout], data={"packing": False})
     assert difference(trained(plan, tmp_path, prepared(name)), alone.curve(name)) < TOLERANCE
@@ -162,6 +174,51 @@ def test_the_reference_stands_still_while_the_policy_moves(alone: Alone) -> None
     assert abs(lines[-1]["rewards/margins"]) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_reward_model_learns_which_answers_are_chosen(alone: Alone, tmp_path: Path, name: str) -> None:
+    plan = run(name, alone.model, optim={"max_steps": 15, "learning_rate": 3e-3}, train={"eval_steps": -1})
+    trained(plan, tmp_path, prepared(name))
+    first, *_, last = (line for line in metrics(tmp_path) if "loss" in line)
+    assert (last["rewards/accuracies"], last["loss"] < 0.5 * first["loss"]) == (1.0, True)
+    assert last["rewards/margins"] > 1.0
+
+
+@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+def test_a_base_without_a_score_gets_that_of_the_seed_and_one_with_a_score_keeps_it(
+    alone: Alone, tmp_path: Path, name: str
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(alone.model, num_labels=1)
+    model.save_pretrained(tmp_path)
+    first, again, other = (score(run(name, alone.model, train={"seed": seed})) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(score(run(name, tmp_path)), model.score.weight)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_where_adapters_need_the_whole_base_the_score_is_of_the_seed_too(alone: Alone, changes: dict[str, Any]) -> None:
+    plan = run("rm lora", alone.model, tuner={"kind": "lora", **changes})
+    assert torch.equal(score(plan), score(plan))
+
+
+def test_a_family_without_a_score_and_a_base_with_several_are_refused(alone: Alone, tmp_path: Path) -> None:
+    GraniteConfig(vocab_size=small.VOCABULARY, hidden_size=8).save_pretrained(tmp_path / "granite")
+    with pytest.raises(Refusal, match="no score for a model of type granite"):
+        score(run("rm full", tmp_path / "granite"))
+    model = AutoModelForSequenceClassification.from_pretrained(alone.model, num_labels=3)
+    model.save_pretrained(tmp_path / "classes")
+    with pytest.raises(Refusal, match="the base has 3 scores"):
+        score(run("rm full", tmp_path / "classes"))
+
+
+def score(plan: Plan) -> torch.Tensor:
+    """The head that a run begins with."""
+    skeleton = prepare_model(plan, world.join(plan, small.environment(0, 1, 0)))
+    [name] = [name for name in skeleton.trained if "score" in name]
+    skeleton.read(name, found := torch.empty(skeleton.shapes[name]))
+    return found
+
+
 def test_adapters_switched_off_are_the_model_that_a_pass_before_training_sees(alone: Alone, tmp_path: Path) -> None:
     """With adapters that start at nothing both references are the same."""
     curves = []
@@ -172,7 +229,7 @@ def test_adapters_switched_off_are_the_model_that_a_pass_before_training_sees(al
     assert difference(*curves) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full"])
+@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "rm full", "rm lora"])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(alone: Alone, tmp_path: Path, name: str) -> None:
     def watch(step: int, signals: Any, run: Any) -> None:
         if step == 1:
@@ -183,7 +240,11 @@ def test_a_run_that_was_stopped_goes_on_bit_by_bit(alone: Alone, tmp_path: Path,
     [stopped] = small.on_ranks(1, small.train_here, plan, cut, prepared(name), watch)
     kept = [(file, file.stat().st_mtime_ns) for file in cut.glob("reference/*")]
     [result] = small.on_ranks(1, small.train_here, plan, cut, prepared(name), attempt=2)
-    assert (stopped["progress"]["step"], stopped["finished"], len(kept)) == (1, False, 4 * name.endswith("full"))
+    assert (stopped["progress"]["step"], stopped["finished"], len(kept)) == (
+        1,
+        False,
+        4 * (plan.objective.reference == "precompute"),
+    )
     assert result == expected
     assert metrics(cut) == metrics(whole)
     assert [(file, file.stat().st_mtime_ns) for file in cut.glob("reference/*")] == kept

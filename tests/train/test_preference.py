@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from hpcft.catalog import OBJECTIVES
 from hpcft.plan.plan import ObjectivePlan
 from hpcft.train.batches import collate, untrained
 from hpcft.train.protocols import Batch, Loss
+from hpcft.train.score import text_scores
 from hpcft.train.scores import document_scores, in_evaluation, texts, token_scores
 from hpcft.train.windows import mismatched
 from tests import plans
 from tests.train import oracle, small
 
-TASKS = ("dpo", "kto", "orpo", "cpo", "simpo")
+TASKS = ("dpo", "kto", "orpo", "cpo", "simpo", "rm")
 # the oracle's name → task and its settings beside a beta of 0.1
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sigmoid": ("dpo", {}),
@@ -39,7 +41,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cpo hinge": ("cpo", {"cpo_alpha": 1.0, "loss_type": "hinge"}),
     "simpo": ("simpo", {"simpo_gamma": 0.5}),
     "simpo+nll": ("simpo", {"simpo_gamma": 0.5, "cpo_alpha": 1.0}),
+    "rm": ("rm", {}),
+    "rm centred": ("rm", {"center_rewards_coefficient": 0.5}),
 }
+Pair = tuple[torch.nn.Module, torch.nn.Module]
 
 
 def objective(task: str, **settings: Any) -> Any:
@@ -96,18 +101,27 @@ def mean_loss(task: str, batches: list[Batch], policy: torch.nn.Module, referenc
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[torch.nn.Module, torch.nn.Module]:
+def models() -> Pair:
     return oracle.model(0), oracle.model(1)
+
+
+@pytest.fixture(scope="module")
+def reward_model() -> torch.nn.Module:
+    return oracle.reward_model(0)
+
+
+@pytest.fixture
+def models_for(models: Pair, reward_model: torch.nn.Module) -> Callable[[str], Pair]:
+    """Policy and reference of a task."""
+    return lambda task: (reward_model if task == "rm" else models[0], models[1])
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("apart", [False, True], ids=["one batch", "a batch each"])
 @pytest.mark.parametrize("name", CASES)
-def test_the_loss_is_that_of_trl(
-    name: str, apart: bool, packed: bool, models: tuple[torch.nn.Module, torch.nn.Module]
-) -> None:
+def test_the_loss_is_that_of_trl(name: str, apart: bool, packed: bool, models_for: Callable[[str], Pair]) -> None:
     task, settings = CASES[name]
-    loss = mean_loss(task, batches_for(task, packed, apart), *models, **settings)
+    loss = mean_loss(task, batches_for(task, packed, apart), *models_for(task), **settings)
     assert loss.item() == pytest.approx(oracle.ORACLE[name], rel=1e-5)
 
 
@@ -142,15 +156,14 @@ def test_smoothing_is_the_conservative_loss(models: tuple[torch.nn.Module, torch
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_gradient_is_that_of_finite_differences(
-    name: str, models: tuple[torch.nn.Module, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_gradient_is_that_of_finite_differences(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # in float64 throughout, norms too
     norm = lambda self, x: F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)  # noqa: E731
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     torch.set_default_dtype(torch.float64)
     try:
-        _compare_gradients(name, *(oracle.model(seed).double() for seed in (0, 1)))
+        policy: torch.nn.Module = oracle.reward_model(0) if CASES[name][0] == "rm" else oracle.model(0)
+        _compare_gradients(name, policy.double(), oracle.model(1).double())
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -179,16 +192,16 @@ def _compare_gradients(name: str, policy: torch.nn.Module, reference: torch.nn.M
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_with_nothing_to_count_costs_nothing_and_stays_in_the_graph(
-    task: str, models: tuple[torch.nn.Module, torch.nn.Module]
+    task: str, models_for: Callable[[str], Pair]
 ) -> None:
-    one, [batch] = objective(task), batches_for(task)
-    empty = untrained(referenced(batch, models[1]))
-    known = one.ahead(models[0], [empty, referenced(batch, models[1])])
-    loss: Loss = one.loss(models[0], empty, known)
+    one, [batch], (policy, reference) = objective(task), batches_for(task), models_for(task)
+    empty = untrained(referenced(batch, reference))
+    known = one.ahead(policy, [empty, referenced(batch, reference)])
+    loss: Loss = one.loss(policy, empty, known)
     loss.value.backward()
     assert (loss.value.item(), one.count(empty)) == (0.0, 0)
     assert {mean.number for mean in loss.metrics.values()} == {0}
-    assert loss.metrics.keys() == one.loss(models[0], referenced(batch, models[1]), known).metrics.keys()
+    assert loss.metrics.keys() == one.loss(policy, referenced(batch, reference), known).metrics.keys()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -206,6 +219,23 @@ def test_scores_of_documents_are_those_of_each_alone(
     each = [document_scores(models[0], collate([single], packed=False)) for single in singles]
     torch.testing.assert_close(together.policy, torch.cat([one.policy for one in each]), rtol=1e-5, atol=1e-5)
     assert together.counts.tolist() == [4, 6, 7, 2]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_reward_is_the_score_at_the_last_token_of_each_text(packed: bool, reward_model: torch.nn.Module) -> None:
+    batch = _batch(alone(oracle.windows()), [0, 1, 2, 3], packed, "")
+    texts = [torch.tensor([window.tokens.tolist()]) for window in alone(oracle.windows())]
+    expected = torch.cat([reward_model(input_ids=text).logits[0] for text in texts])
+    torch.testing.assert_close(text_scores(reward_model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_that_ends_in_the_padding_token_is_scored_at_its_end(reward_model: torch.nn.Module) -> None:
+    window = small.Window(np.array([5, 9, 0], np.int32), np.ones(3, bool), [3], [1])
+    [score] = text_scores(reward_model, collate([window], packed=True, multiple=8))
+    [alone] = text_scores(reward_model, collate([window], packed=True))
+    hidden = reward_model.get_submodule("model")(input_ids=torch.tensor([[5, 9, 0]])).last_hidden_state
+    expected = reward_model.get_submodule("score")(hidden[0, -1]).item()
+    assert (score.item(), alone.item()) == (pytest.approx(expected, rel=1e-5),) * 2
 
 
 def test_the_scores_of_whole_texts_leave_out_padding_and_first_tokens(

@@ -1,0 +1,91 @@
+"""A score of a text in the place of its next token's probabilities: what makes a reward model of a language model.
+
+It is transformers' model for sequence classification with one label, whose head is a linear without bias on the last
+hidden state. The score of a document is that of its last token, found by its number: transformers looks for the last
+token that is no padding, which a text that ends in the padding token would not survive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpcft.errors import refuse
+from hpcft.plan.plan import Plan
+from hpcft.train.attention import document_arguments
+from hpcft.train.protocols import Batch
+from hpcft.train.scores import per_document
+from hpcft.train.skeleton import body_of, plain, run_inside
+
+HEAD = "score"  # transformers' name of it in every decoder, and one of those that peft trains in full
+
+
+def auto_class(plan: Plan) -> Any:
+    """The class of transformers that makes the run's model."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if plan.scored else AutoModelForCausalLM
+
+
+def one_label(plan: Plan) -> dict[str, Any]:
+    """What the base's configuration must say. Without a padding token a text by itself is scored at its very end."""
+    return {"num_labels": 1, "pad_token_id": None} if plan.scored else {}
+
+
+def check_family(config: Any, plan: Plan) -> None:
+    """Raises Refusal for a base that has no score, or more than one already."""
+    from transformers import AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if kind is None and not getattr(config, "auto_map", None):
+        raise refuse(
+            f"task: transformers has no score for a model of type {config.model_type}",
+            value=plan.train.objective,
+            hint="a base of Llama's, Qwen's, Mistral's, Gemma's or Phi's family",
+        )
+    classes = getattr(config, "architectures", None) or [""]
+    if "SequenceClassification" in classes[0] and config.num_labels != 1:
+        raise refuse(f"task: the base has {config.num_labels} scores already, a reward is one", value=plan.model.path)
+
+
+def check_head(model: Any) -> None:
+    """Raises Refusal for a family whose score is computed in another way."""
+    if not isinstance(getattr(model, HEAD, None), nn.Linear):
+        raise refuse(f"task: {type(model).__name__} has no linear {HEAD}, by which this release trains rewards")
+
+
+def head_of_score(model: Any) -> Any:
+    """The layer that gives a model's scores, a peft model's too; None for a language model."""
+    return getattr(plain(model), HEAD, None)
+
+
+def fresh(config: Any, seed: int) -> torch.Tensor:
+    """float32 [1, width]: the weight of a head that the base does not have, the same for the same seed."""
+    text = config.get_text_config()
+    numbers = torch.Generator().manual_seed(seed)
+    return torch.randn(1, text.hidden_size, generator=numbers) * float(getattr(text, "initializer_range", None) or 0.02)
+
+
+def text_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """float32 [documents]: each one's score at its last token; of none, still attached to the model."""
+    arguments = {"input_ids": batch.tokens, "position_ids": batch.positions, **document_arguments(batch)}
+
+    def last_tokens() -> torch.Tensor:
+        hidden = body_of(model)(**arguments, use_cache=False).last_hidden_state
+        scores: torch.Tensor = head_of_score(model)(hidden.flatten(0, 1)[ends(batch)])
+        return scores.float().squeeze(-1)
+
+    found: torch.Tensor = run_inside(model, last_tokens)
+    return found
+
+
+def ends(batch: Batch) -> torch.Tensor:
+    """int64 [documents]: the flat index of each one's last token, without waiting for the device."""
+    of = batch.documents.flatten()
+    last = (of >= 0) & (of != of.roll(-1))
+    if len(batch.kinds) == 1:  # without padding the last position is followed by the first, of the same document
+        last[-1:] |= of[-1:] >= 0
+    at = torch.arange(of.numel(), device=of.device)
+    return per_document(batch, torch.where(last, of, len(batch.kinds)), at)

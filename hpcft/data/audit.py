@@ -66,11 +66,17 @@ class Audit:
             share = f"{untrained} of {rows} rows ({untrained / rows:.0%}) have no token to train on"
             limit = f"max_untrained_rows allows {data.max_untrained_rows:.0%}"
             trained = f"; train_on is {data.train_on}" if data.rows == "chat" else ""
-            raise self._refusal(UNTRAINED, names, share, limit + trained)
+            raise self._refusal(UNTRAINED, names, share, limit + trained + self._too_short(data))
         if not self.fates[KEPT]:
             longest = f"the shortest row has {min(self.lengths)} tokens"
             hint = f"{longest}; raise max_length or set truncation_strategy"
             raise self._refusal(TOO_LONG, names, "every row is longer than max_length", hint)
+
+    def _too_short(self, data: DataPlan) -> str:
+        """Of the hint: what would have kept rows of which the truncation left nothing to train on."""
+        if not any(data.truncation in why for why in self.why):
+            return ""
+        return f"; raise max_length: {data.max_length} cuts them, the longest row has {max(self.lengths):,} tokens"
 
     def _refusal(self, fate: str, names: Sequence[str], what: str, hint: str) -> Refusal:
         examples = [Problem(why, f"{names[file]}:{line}") for file, line, why in self.examples.get(fate, ())]

@@ -183,6 +183,7 @@ def test_a_pair_from_which_nothing_is_learned_is_dropped_counted_and_refused_whe
         prepared([record] * 2, **changes)
     assert refusal.value.problems[1].where.endswith("rows.jsonl:1")
     assert why in refusal.value.problems[1].what
+    assert ("raise max_length: 80 cuts them" in refusal.value.problems[0].hint) == (policy != "drop")
 
 
 def test_the_validation_split_takes_whole_pairs_and_equal_ones_together(prepared: Preparing) -> None:

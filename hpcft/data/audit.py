@@ -175,6 +175,8 @@ def _notes(audit: dict[str, Any]) -> list[str]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
     if longer := _length_bias(audit["kinds"]):
         notes.append(longer)
+    if lone := _one_sided(audit["kinds"]):
+        notes.append(lone)
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")
     return notes
@@ -189,6 +191,12 @@ def _length_bias(kinds: dict[str, dict[str, float]]) -> str:
                 how = f"{ratio:.1f} times as long as" if ratio > 1 else f"{1 / ratio:.1f} times shorter than"
                 return f"note: {good} answers are {how} {bad} ones, so the model may learn length before anything else"
     return ""
+
+
+def _one_sided(kinds: dict[str, dict[str, float]]) -> str:
+    """A warning where rated answers are all good or all bad: nothing says what they are better or worse than."""
+    rated = [kind for kind in (Kind.DESIRABLE.word, Kind.UNDESIRABLE.word) if kind in kinds]
+    return f"warning: every answer is {rated[0]}, so there is nothing to tell it from" if len(rated) == 1 else ""
 
 
 def _pairs(pairs: dict[str, str]) -> list[str]:

@@ -231,6 +231,13 @@ def test_the_audit_counts_kinds_and_shows_answers_that_are_longer(prepared: Prep
     assert "times as long as rejected ones" in shown
 
 
+@pytest.mark.parametrize("label", [True, False])
+def test_the_audit_warns_of_rated_answers_that_are_all_of_one_kind(label: bool, prepared: Preparing) -> None:
+    warning = f"warning: every answer is {'desirable' if label else 'undesirable'}, so there is nothing to tell it from"
+    assert warning in table(prepared([record | {"label": label} for record in RATED], rows="rated").manifest, ["a"])
+    assert "every answer is" not in table(prepared(RATED, rows="rated").manifest, ["a"])
+
+
 def test_two_workers_write_the_same_bytes_of_pairs_as_one(tmp_path: Path, tokenizer: Tokenizers) -> None:
     path = write_lines(tmp_path / "a.jsonl", PAIRS * 8)
     folders = [

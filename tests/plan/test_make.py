@@ -206,6 +206,7 @@ def test_what_does_not_fit_together_is_refused_before_the_queue(line: str, what:
     ("line", "hint"),
     [
         ("--task dpp", "did you mean dpo?"),
+        ("--task DPO", "did you mean dpo?"),
         ("--task dpo --loss_type ipo --label_smoothing 0.1", "or loss_type: sigmoid or robust or sigmoid_norm"),
         ("--task cpo --loss_type hinge --label_smoothing 0.1", "or loss_type: sigmoid"),
     ],

@@ -12,7 +12,7 @@ from tests.endtoend.scene import Scene, real_records
 from tests.loopback import LoopbackSlurm
 
 PAIRS, RATED = "dpo_en_demo.json", "kto_en_demo.json"
-STEPS = 16
+STEPS = 20
 SHOWN = {"loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"}
 
 # Of dpo with adapters the other test makes two runs.
@@ -75,7 +75,7 @@ def test_a_preemption_leaves_the_curves_of_dpo_as_they_are_to_the_last_bit(prefe
     assert len({line["loss"] for line in calm}) == len(calm) == STEPS
 
     preferences.submit("taken", partition="low", **keys)
-    preferences.wait_for_step("taken", 3)
+    preferences.wait_for_step("taken", 2)
     preferences.preempt()
     assert preferences.wait_for_end("taken") == "finished"
     assert [event["event"] for event in preferences.events("taken")].count("requeued") == 1

@@ -66,9 +66,15 @@ def refuse(
 
 
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known word nearest to ``word``, or an empty string when none is as near as ``cutoff`` (0 to 1)."""
-    matches = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=cutoff)
-    return matches[0] if matches else ""
+    """The known word nearest to ``word``, or an empty string when none is as near as ``cutoff`` (0 to 1).
+
+    Where none is, a word in capitals is looked for in small letters.
+    """
+    words = list(known)
+    for spelt in (word[:100], word[:100].lower()):
+        if matches := difflib.get_close_matches(spelt, words, n=1, cutoff=cutoff):
+            return matches[0]
+    return ""
 
 
 def printable(text: str, limit: int = 200) -> str:

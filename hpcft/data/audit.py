@@ -66,11 +66,17 @@ class Audit:
             share = f"{untrained} of {rows} rows ({untrained / rows:.0%}) have no token to train on"
             limit = f"max_untrained_rows allows {data.max_untrained_rows:.0%}"
             trained = f"; train_on is {data.train_on}" if data.rows == "chat" else ""
-            raise self._refusal(UNTRAINED, names, share, limit + trained)
+            raise self._refusal(UNTRAINED, names, share, limit + trained + self._too_short(data))
         if not self.fates[KEPT]:
             longest = f"the shortest row has {min(self.lengths)} tokens"
             hint = f"{longest}; raise max_length or set truncation_strategy"
             raise self._refusal(TOO_LONG, names, "every row is longer than max_length", hint)
+
+    def _too_short(self, data: DataPlan) -> str:
+        """Of the hint: what would have kept rows of which the truncation left nothing to train on."""
+        if not any(data.truncation in why for why in self.why):
+            return ""
+        return f"; raise max_length: {data.max_length} cuts them, the longest row has {max(self.lengths):,} tokens"
 
     def _refusal(self, fate: str, names: Sequence[str], what: str, hint: str) -> Refusal:
         examples = [Problem(why, f"{names[file]}:{line}") for file, line, why in self.examples.get(fate, ())]
@@ -169,6 +175,8 @@ def _notes(audit: dict[str, Any]) -> list[str]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
     if longer := _length_bias(audit["kinds"]):
         notes.append(longer)
+    if lone := _one_sided(audit["kinds"]):
+        notes.append(lone)
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")
     return notes
@@ -183,6 +191,12 @@ def _length_bias(kinds: dict[str, dict[str, float]]) -> str:
                 how = f"{ratio:.1f} times as long as" if ratio > 1 else f"{1 / ratio:.1f} times shorter than"
                 return f"note: {good} answers are {how} {bad} ones, so the model may learn length before anything else"
     return ""
+
+
+def _one_sided(kinds: dict[str, dict[str, float]]) -> str:
+    """A warning where rated answers are all good or all bad: nothing says what they are better or worse than."""
+    rated = [kind for kind in (Kind.DESIRABLE.word, Kind.UNDESIRABLE.word) if kind in kinds]
+    return f"warning: every answer is {rated[0]}, so there is nothing to tell it from" if len(rated) == 1 else ""
 
 
 def _pairs(pairs: dict[str, str]) -> list[str]:

@@ -25,7 +25,7 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
     ):
         if word in known or (leaf == "strategy" and word == AUTO):
             continue
-        guess = near(word, [*known, *later])
+        guess = near(word, known) or near(word, later)
         hint = f"use {later[word]}" if word in later else f"did you mean {guess}?" if guess else ""
         what = "not in this release" if word in later else "no such value"
         choices = (*known, AUTO) if leaf == "strategy" else tuple(known)

@@ -59,6 +59,10 @@ def _base_is_not_the_start(run: RunConfig) -> str:
     return f"lora_bias: {tuner.lora_bias} trains biases of the model itself" if tuner.lora_bias != "none" else ""
 
 
+def _smoothed(task: str) -> str:
+    return f"or loss_type: {' or '.join(kind for kind in LOSS_TYPES[task] if kind in SMOOTHED)}"
+
+
 def check_objective(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
     """What of section ``objective`` does not go with the task, or with itself."""
     if run.task not in OBJECTIVES:
@@ -86,7 +90,10 @@ def _clashes(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem(what, where.get("loss_type", ""), kind, LOSS_TYPES[run.task], "")
     if "loss_type" in keys and ours.label_smoothing and kind not in SMOOTHED:
         what = f"objective.label_smoothing: loss_type: {kind} is not smoothed"
-        yield Problem(what, where.get("label_smoothing", ""), spoken(ours.label_smoothing), ("0",), "")
+        yield Problem(what, where.get("label_smoothing", ""), spoken(ours.label_smoothing), ("0",), _smoothed(run.task))
+    if "desirable_weight" in keys and not (ours.desirable_weight or ours.undesirable_weight):
+        what = "objective.desirable_weight, undesirable_weight: both are 0, so that no answer is learned from"
+        yield Problem(what, where.get("desirable_weight", ""), "0", (), "raise one of them")
     if OBJECTIVES[run.task].head == "score":
         yield from _clashes_of_scores(run, where)
     if ours.reference == "adapters_off" and "reference" in keys and (why := _base_is_not_the_start(run)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -14,8 +15,12 @@ SHOWN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "k
 
 
 def told_of(line: Mapping[str, Any], prefix: str = "") -> str:
-    """What of an objective's own metrics a person watches: ``  accuracy 0.812  margin 1.320``."""
-    return "".join(f"  {word} {line[prefix + name]:.3f}" for name, word in SHOWN.items() if prefix + name in line)
+    """What of an objective's own metrics a person watches: ``  accuracy 0.812  margin 1.320``.
+
+    A margin has no value in a step whose rated answers are all good or all bad.
+    """
+    numbers = {word: line.get(prefix + name, math.nan) for name, word in SHOWN.items()}
+    return "".join(f"  {word} {number:.3f}" for word, number in numbers.items() if not math.isnan(number))
 
 
 class Console:

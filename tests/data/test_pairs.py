@@ -183,6 +183,7 @@ def test_a_pair_from_which_nothing_is_learned_is_dropped_counted_and_refused_whe
         prepared([record] * 2, **changes)
     assert refusal.value.problems[1].where.endswith("rows.jsonl:1")
     assert why in refusal.value.problems[1].what
+    assert ("raise max_length: 80 cuts them" in refusal.value.problems[0].hint) == (policy != "drop")
 
 
 def test_the_validation_split_takes_whole_pairs_and_equal_ones_together(prepared: Preparing) -> None:
@@ -228,6 +229,13 @@ def test_the_audit_counts_kinds_and_shows_answers_that_are_longer(prepared: Prep
     assert "rejected  4 of 2 trained tokens in the mean" in shown
     assert "8 in 4 pairs" in shown
     assert "times as long as rejected ones" in shown
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_the_audit_warns_of_rated_answers_that_are_all_of_one_kind(label: bool, prepared: Preparing) -> None:
+    warning = f"warning: every answer is {'desirable' if label else 'undesirable'}, so there is nothing to tell it from"
+    assert warning in table(prepared([record | {"label": label} for record in RATED], rows="rated").manifest, ["a"])
+    assert "every answer is" not in table(prepared(RATED, rows="rated").manifest, ["a"])
 
 
 def test_two_workers_write_the_same_bytes_of_pairs_as_one(tmp_path: Path, tokenizer: Tokenizers) -> None:

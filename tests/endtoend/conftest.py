@@ -34,7 +34,8 @@ def scene(slurm: LoopbackSlurm, tmp_path_factory: pytest.TempPathFactory) -> Sce
 def real_scene(slurm: LoopbackSlurm, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """Real instruction records in two languages, and a tokenizer trained on them; where they are not, made ones."""
     place = Scene(tmp_path_factory.mktemp("real"), slurm)
-    sources = real_records() or [str(tiny.write_records(place.folder / "made.jsonl", tiny.records(3000)))]
+    real = real_records("alpaca_en_demo.json", "alpaca_zh_demo.json")
+    sources = real or [str(tiny.write_records(place.folder / "made.jsonl", tiny.records(3000)))]
     texts = [Path(source.partition("#")[0]).read_text(encoding="utf-8") for source in sources]
     place.model([line for text in texts for line in text.splitlines()])
     place.keys |= {"dataset": sources, "split_dataset_ratio": 0.05}

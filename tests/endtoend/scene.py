@@ -171,11 +171,11 @@ def words(keys: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def real_records() -> list[str] | None:
-    """The real records to run on, 500 rows of each file; None where this machine does not have them."""
+def real_records(*names: str, rows: int = 500) -> list[str] | None:
+    """So many rows of each of these real files; None where this machine does not have them."""
     folder = Path(os.environ.get("HPCFT_REAL_DATA", ROOT.parent / "shared" / "data"))
-    files = [folder / "alpaca_en_demo.json", folder / "alpaca_zh_demo.json"]
-    return [f"{file}#500" for file in files] if all(file.is_file() for file in files) else None
+    files = [folder / name for name in names]
+    return [f"{file}#{rows}" for file in files] if all(file.is_file() for file in files) else None
 
 
 def _row(line: str) -> dict[str, Any] | None:

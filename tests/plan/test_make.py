@@ -190,6 +190,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task dpo --simpo_gamma 2", "task: dpo has no such thing", ()),
         ("--task cpo --loss_type ipo", "task: cpo has no such loss", ("sigmoid", "hinge")),
         ("--task dpo --loss_type hinge --label_smoothing 0.1", "is not smoothed", ("0",)),
+        ("--task kto --desirable_weight 0 --undesirable_weight 0", "both are 0", ()),
         ("--task dpo --tuner_type full --reference adapters_off", "has no adapters", ("auto", "precompute")),
         ("--task kto --init_weights pissa --reference adapters_off", "out of the weights", ("auto", "precompute")),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
@@ -204,6 +205,19 @@ def test_what_does_not_fit_together_is_refused_before_the_queue(line: str, what:
     assert problem.choices == choices
     assert problem.where == "command line"
     assert problem.value
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("--task dpp", "did you mean dpo?"),
+        ("--task DPO", "did you mean dpo?"),
+        ("--task dpo --loss_type ipo --label_smoothing 0.1", "or loss_type: sigmoid or robust or sigmoid_norm"),
+        ("--task cpo --loss_type hinge --label_smoothing 0.1", "or loss_type: sigmoid"),
+    ],
+)
+def test_what_a_refusal_proposes_is_what_the_run_may_have(line: str, hint: str) -> None:
+    assert plan_complaints(line)[0].hint == hint
 
 
 def test_every_problem_between_a_run_and_a_cluster_is_reported_at_once() -> None:

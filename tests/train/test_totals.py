@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from hpcft.train.console import Console
+from hpcft.train.console import Console, told_of
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Loss, Mean
 from hpcft.train.report import ROW, Interval, Report
@@ -67,3 +67,7 @@ def test_the_console_shows_what_a_person_watches() -> None:
     line = {"step": 1, "epoch": 0.1, "loss": 0.5, "learning_rate": 1e-4, "tokens_per_second": 10.0}
     Console(True, 0, 9, stream).step({**line, "rewards/accuracies": 0.75, "rewards/margins": 1.5, "logps/chosen": -3.0})
     assert "loss 0.5000  accuracy 0.750  margin 1.500  lr" in stream.getvalue()
+
+
+def test_the_console_leaves_out_the_margin_of_a_step_whose_answers_are_all_good() -> None:
+    assert told_of({"rewards/margins": math.nan, "kl": 0.5}) == "  kl 0.500"

@@ -1,9 +1,9 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
 A unit, one decoder layer or the embedding, is gathered just before it computes and freed after; the rest (norm, head)
-is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the
-compute type, and gradients are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the
-groups are replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the compute type, and gradients
+are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP);
+with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> FullyShardedDataParal
 
 
 def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
-    """One unit per decoder layer, the rest in the root's."""
+    """One unit per decoder layer, one for the embedding, the rest in the root's."""
     dtype = DTYPES[plan.model.dtype]
     axes = ("dp_replicate", "dp") if plan.layout.degree("dp_replicate") > 1 else ("dp",)
     how: dict[str, Any] = {

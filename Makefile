@@ -22,8 +22,9 @@ test: $(READY) check  ## every check and every test, on a real Slurm where it ca
 	@# Whole runs of several ranks spend most of their time waiting for Slurm: two at a time, and nothing beside them.
 	$(PY) -m pytest -n 2 tests/endtoend
 
-campaign: $(READY)  ## the slow proofs: every preemption, and two dozen cancellations at random moments (half an hour)
+campaign: $(READY)  ## the slow proofs: every preemption, two dozen cancellations at random moments, every objective (an hour)
 	@$(PY) -m tests.loopback install
+	HPCFT_CAMPAIGN=1 $(PY) -m pytest -m campaign --ignore=tests/endtoend
 	HPCFT_CAMPAIGN=1 $(PY) -m pytest tests/endtoend -s --durations=0
 
 equivalence: $(READY)  ## every strategy against one process, on eight families of models; writes the table of the docs

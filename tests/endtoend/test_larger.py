@@ -91,6 +91,7 @@ def likelihoods(model: Any, tokenizer: Any, asked: list[Numbers], of: Callable[[
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_dpo_teaches_what_the_pairs_prefer_and_it_holds_for_pairs_never_seen(place: Scene) -> None:
     began = time.monotonic()
     place.submit("sft", dataset="either.jsonl", max_steps=200, learning_rate=4e-3, eval_steps=-1)

@@ -28,7 +28,7 @@ def preempt(scene: Scene, name: str, times: int) -> None:
 def test_preemptions_leave_the_loss_curve_as_it_is_to_the_last_bit(
     real_scene: Scene, tuner: str, thorough: bool
 ) -> None:
-    """Three preemptions, with grace and without; `make test` has the time for one without grace, on LoRA."""
+    """Three preemptions, with grace and without; `make test` has the time for one, with grace for full tuning."""
     scene, keys = real_scene, {**TUNERS[tuner], "max_steps": STEPS, "eval_steps": STEPS // 4}
     scene.submit(f"calm-{tuner}", partition="batch", **keys)
     assert scene.wait_for_end(f"calm-{tuner}") == "finished"
@@ -42,7 +42,7 @@ def test_preemptions_leave_the_loss_curve_as_it_is_to_the_last_bit(
     for partition in partitions:
         name = f"{partition}-{tuner}"
         scene.submit(name, partition=partition, **keys)
-        times = 3 if thorough or partition == "low" else 1
+        times = 3 if thorough else 1
         preempt(scene, name, times)
         assert scene.wait_for_end(name) == "finished"
         taken = [row["step"] for row in scene.metrics(name) if "loss" in row]

@@ -53,7 +53,9 @@ def lines(scene: Scene, name: str, rows: str = "pair") -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task == "kto" else pytest.mark.campaign) for task in RUNS]
+)
 def test_every_objective_trains_on_real_records(preferences: Scene, task: str) -> None:
     records = real(RATED if task == "kto" else PAIRS)
     preferences.submit(task, task=task, dataset=records, max_steps=3, **RUNS[task])

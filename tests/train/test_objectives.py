@@ -126,7 +126,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Alone:
     return Alone(tmp_path_factory.mktemp("alone"), model)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=pytest.mark.campaign if name == "ZeRO-3" else ()) for name in LAYOUTS]
+)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_strategy_gives_the_losses_norms_and_metrics_of_one_process(
     alone: Alone, tmp_path: Path, name: str, layout: str

@@ -73,7 +73,7 @@ def test_models_with_peculiarities_are_cut_right(
     assert difference(here, alone.curve(family, kind)) < TOLERANCE
 
 
-@pytest.mark.parametrize("policy", ["selective", "full"])
+@pytest.mark.parametrize("policy", [pytest.param("selective", marks=pytest.mark.campaign), "full"])
 @pytest.mark.parametrize("layout", ["FSDP2", "FSDP2×TP", "ZeRO-3"])
 def test_recomputation_changes_nothing(alone: Alone, tmp_path: Path, layout: str, policy: str) -> None:
     plan = families.plan_for(alone.model("llama"), layout, "lora", train={"recomputation": policy})
@@ -105,7 +105,7 @@ def test_in_bfloat16_many_micro_batches_are_added_up_in_float32(alone: Alone, tm
     assert difference(curve(strategy), curve("ddp")) < 1e-6
 
 
-@pytest.mark.parametrize("layout", ["FSDP2×TP", "ZeRO-2", "ZeRO-3"])
+@pytest.mark.parametrize("layout", ["FSDP2×TP", "ZeRO-2", pytest.param("ZeRO-3", marks=pytest.mark.campaign)])
 @pytest.mark.parametrize(("kind", "dtype", "allowed"), [("full", "float32", TOLERANCE), ("lora", "bfloat16", 5e-3)])
 def test_weights_that_rank_0_makes_are_those_of_one_process(
     alone: Alone, tmp_path: Path, layout: str, kind: str, dtype: str, allowed: float

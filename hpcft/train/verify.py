@@ -31,7 +31,7 @@ from hpcft.train.main import end, explain, go_offline, lost_peer, say
 from hpcft.train.model import load_config
 from hpcft.train.world import World
 
-ABSENT, DIFFERS, FAILED, OK, TODO = "absent", "differs", "failed", "ok", "not run"
+ABSENT, DIFFERS, FAILED, OK, NOT_RUN = "absent", "differs", "failed", "ok", "not run"
 PATIENCE = 120  # seconds that ranks wait for each other at most: a peer that failed alone is not coming
 
 
@@ -43,7 +43,7 @@ class Row:
     axes: str
     dtype: str
     tolerance: float
-    verdict: str = TODO
+    verdict: str = NOT_RUN
     difference: float | None = None
     note: str = ""
 

@@ -133,6 +133,8 @@ def _rank(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...], env
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(environ)
+    # torch builds its thread pool anew in a forked process, unguarded: two threads that load weights at once may meet none.
+    torch.set_num_threads(1)
     try:
         answer = {"result": work(*arguments)}
     except BaseException:

@@ -22,7 +22,7 @@ Scores = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which of the vocabulary this rank's scores are of: ``length`` tokens from ``start`` on. group: who has the rest."""
+    """Which tokens this rank's scores are of: ``length`` from ``start`` on, of the vocabulary. group: all ranks."""
 
     start: int
     length: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -214,6 +215,7 @@ def main(words: Sequence[str]) -> int:
     given = parser.parse_args(words)
     if unknown := [name for name in given.who if name not in OURS and name not in PEERS]:
         parser.error(f"--who: no contestant {', '.join(unknown)}; there are {', '.join((*OURS, *PEERS))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through finally, which ends the ranks
     given.run = datetime.now(timezone.utc).isoformat(timespec="seconds")
     given.command = command(words, given.folder)
     rows = list(entries(given))

@@ -92,7 +92,7 @@ def read_task(words: Sequence[str]) -> Task:
     return Task(**json.loads(Path(words[0]).read_text()))
 
 
-def make(words: Sequence[str], model: Path, gpus: int, cpu: bool) -> Plan:
+def make(words: Sequence[str], model: Path, gpus: int, cpu: bool, save_steps: int = 0) -> Plan:
     """The Plan, as ``hpcft plan`` makes it for a node of such GPUs. Raises Refusal."""
     from hpcft.config.cluster import ClusterProfile
     from hpcft.config.load import load_run
@@ -100,7 +100,7 @@ def make(words: Sequence[str], model: Path, gpus: int, cpu: bool) -> Plan:
     from hpcft.plan.shape import read_shape
 
     given = ["--model", str(model), "--dataset", "made.jsonl", "--nproc_per_node", str(gpus)]
-    given += ["--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_ratio", "0", *words]
+    given += ["--save_steps", str(save_steps), "--lr_scheduler_type", "constant", "--warmup_ratio", "0", *words]
     kind = None if cpu else device.kind_of(device.gpus()[1])
     profile = ClusterProfile(
         name="here", scheduler="none", accelerator="cpu" if cpu else "cuda", gpu_type=kind,

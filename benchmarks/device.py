@@ -15,18 +15,19 @@ QUERY = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "power.draw", "
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl", "liger-kernel", "deepspeed", "bitsandbytes")
 
 
-def gpu_query(fields: Sequence[str] = QUERY) -> list[dict[str, str]]:
-    """What nvidia-smi says of every GPU, by field; [] where there is none. Nothing is set by it."""
+def gpu_query(fields: Sequence[str] = QUERY, only: str = "") -> list[dict[str, str]]:
+    """What nvidia-smi says of every GPU, or of ``only`` these (0,1), by field; [] where there is none. Sets nothing."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    command += ["-i", only] if only else []
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
     rows = [line.split(", ") for line in answer.stdout.strip().splitlines()]
     return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
 
 
 class Clocks:
-    """SM clock in MHz and power in W of all GPUs, looked at once a second while something is measured."""
+    """SM clock in MHz and power in W of the GPUs in use, looked at once a second while something is measured."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, str]] = []
@@ -37,7 +38,7 @@ class Clocks:
     def _look(self) -> None:
         while not self._over.wait(1.0):
             try:
-                self.seen += gpu_query(("clocks.sm", "power.draw"))
+                self.seen += gpu_query(("clocks.sm", "power.draw"), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             except (OSError, subprocess.SubprocessError):
                 return
 

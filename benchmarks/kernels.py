@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 OPTIMIZER = "optimizer step"  # the name under which its kernels are recorded
 # The first that matches a kernel's name, or on a CPU an operation's, is its group.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|broadcast_kernel|c10d|gloo|AllReduce|AllGather"),
-    ("attention", r"flash|fmha|scaled_dot_product|attention|softmax_warp|pytorch_flash"),
-    ("CE", r"log_?softmax|nll_loss|cross_entropy|CrossEntropy|logsumexp|kernel_cross"),
-    ("optimizer", r"multi_tensor_apply|fused_?adam|adamw?_|Adam|lerp|foreach|clip_grad"),
-    ("GEMM", r"gemm|nvjet|cutlass|cublas|xmma|\bmm\b|addmm|bmm|matmul|linear|splitK|s16816|wgmma"),
-    ("copies", r"memcpy|memset|copy_"),
+    ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|c10d|gloo"),
+    ("CE", r"log_?softmax|cunn_softmax|nll_loss|cross_entropy|crossentropy|logsumexp"),
+    ("elementwise", r"triton_(poi|red|per)_"),  # compiled blocks, whatever they were fused of
+    ("attention", r"flash|fmha|scaled_dot_product|attention"),
+    ("optimizer", r"multi_tensor_apply|adam|foreach|clip_grad"),
+    ("GEMM", r"gemm|gemv|nvjet|cutlass|cublas|xmma|wgmma|matmul|linear|splitk|\b(add|b)?mm\b|_mm_|_mm$"),
+    ("copies and casts", r"memcpy|memset|copy_"),
 )
 OTHER = "elementwise"
-ORDER = ("GEMM", "attention", "elementwise", "CE", "optimizer", "communication", "copies", "idle")
+ORDER = ("GEMM", "attention", "elementwise", "CE", "optimizer", "communication", "copies and casts", "idle")
 
 
 class Kernel(NamedTuple):
@@ -33,7 +34,7 @@ class Kernel(NamedTuple):
 
 def group_of(name: str) -> str:
     """Of a kernel's name; elementwise is what no other group claims: norms, gates, rotations, casts, sums."""
-    return next((group for group, words in GROUPS if re.search(words, name)), OTHER)
+    return next((group for group, words in GROUPS if re.search(words, name, re.IGNORECASE)), OTHER)
 
 
 def shares(kernels: Iterable[Kernel], spans: Iterable[Kernel], wall: float) -> dict[str, float]:

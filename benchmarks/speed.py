@@ -74,11 +74,9 @@ class Entry:
 
 
 def entries(given: argparse.Namespace) -> Iterator[Entry]:
-    """The rows to be made, ours first in each case. Raises SystemExit for a name that is in no table."""
+    """The rows to be made, ours first in each case."""
     table_of = REHEARSAL if given.cpu else CASES
     for name in given.cases or table_of:
-        if name not in EVERY:
-            raise SystemExit(f"--cases: no case {name}; there are {', '.join(EVERY)}")
         case = EVERY[name]
         for gpus in case.gpus:
             others = [who for who in given.who if who in OURS and who not in case.ours]
@@ -112,7 +110,7 @@ def run(entry: Entry, given: argparse.Namespace, limit: float, setting: dict[str
             merged(*base, words, "" if entry.ours else "--gradient_checkpointing full"), model, entry.gpus, given.cpu
         )
     except Refusal as refusal:
-        return {**facts, "failed": f"Refusal: {refusal.problems[0].message}"}
+        return {**facts, "failed": f"Refusal: {refusal.problems[0].what}"}
     end = time.monotonic() + limit
     failed: str | None = None
     for batch in [0] if entry.ours else fitting(task, setting):
@@ -213,6 +211,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--append", type=Path, metavar="FILE", help="add the table to FILE, with date and command")
     parser.add_argument("--cpu", action="store_true", help="rehearse with tiny shapes")
     given = parser.parse_args(words)
+    if unknown := [name for name in given.cases if name not in EVERY]:
+        parser.error(f"--cases: no case {', '.join(unknown)}; there are {', '.join(EVERY)}")
     if unknown := [name for name in given.who if name not in OURS and name not in PEERS]:
         parser.error(f"--who: no contestant {', '.join(unknown)}; there are {', '.join((*OURS, *PEERS))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through finally, which ends the ranks

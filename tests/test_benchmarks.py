@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import kernels, table
+from benchmarks import device, kernels, table
 from benchmarks.cases import CASES, EVERY, OURS, Case, merged
 from benchmarks.kernels import Kernel
 from benchmarks.made import MEAN_DOCUMENT, Windows, document_lengths, prompt_length
@@ -28,6 +29,7 @@ from benchmarks.numbers import (
     token_flop,
 )
 from benchmarks.peers import PEERS, batches
+from benchmarks.speed import fitting
 from benchmarks.stopwatch import FEWEST_TIMED, FEWEST_WARM, Limits, Stopwatch
 from benchmarks.task import Task
 from hpcft.data.kinds import Kind
@@ -180,6 +182,27 @@ def test_a_slow_contestant_is_timed_over_fewer_steps() -> None:
     assert sum(quick.seconds()) <= quick.wall
 
 
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_TNT", "GEMM"),
+        ("void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16>", "GEMM"),
+        ("aten::mm", "GEMM"),
+        ("aten::mul", "elementwise"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<128>>", "attention"),
+        ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float, LogSoftMaxForwardEpilogue>", "CE"),
+        ("triton_red_fused__log_softmax_nll_loss_forward_3", "CE"),
+        ("triton_poi_fused__to_copy_mul_silu_2", "elementwise"),
+        ("triton_tem_fused_mm_4", "GEMM"),
+        ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", "copies and casts"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
+    ],
+)
+def test_a_kernel_is_known_by_its_name(name: str, group: str) -> None:
+    assert kernels.group_of(name) == group
+
+
 def test_time_on_the_device_is_shared_out_once() -> None:
     ran = [
         Kernel("nvjet_tst_192x192", 0.0, 4.0),
@@ -251,3 +274,26 @@ def test_our_side_of_the_harness_runs_and_its_section_says_how(tmp_path: Path) -
     assert "| tiny | us | 1 |" in section
     assert str(tmp_path) not in section
     assert "| GEMM |" in section
+
+
+def test_what_nvidia_smi_says_is_read_and_decides_which_batches_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"name": "NVIDIA H100 80GB HBM3", "driver_version": "580.1", "clocks.sm": "1755", "clocks.max.sm": "1980",
+               "power.draw": "[N/A]", "power.limit": "700.00", "memory.total": "81559"}  # fmt: skip
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nfields = sys.argv[1].split('=')[1].split(',')\n"
+        f"for _ in range(2):\n    print(', '.join({answers!r}[f] for f in fields))\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    setting = device.facts(cpu=False)
+    assert device.said(setting).startswith("2 × NVIDIA H100 80GB HBM3, driver 580.1, at most 1980 MHz and 700.00 W; ")
+    assert device.kind_of(setting["device"]) == "h100"
+    clocks = device.Clocks()
+    clocks.seen += device.gpu_query(("clocks.sm", "power.draw"))
+    assert clocks.ended() == {"clock": 1755.0}  # a card that does not tell its power
+    tried = [fitting(Task("", "7b-lora-short", who, 1, False), setting) for who in ("trl-varlen", "trl-tuned", "trl")]
+    assert tried == [[1], [1], [8, 1]]  # two windows of 8192 take 91 GB
+    assert fitting(Task("", "1.5b-full-short", "trl-varlen", 1, False), setting) == [2, 1]

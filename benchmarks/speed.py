@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -99,7 +100,10 @@ def run(entry: Entry, given: argparse.Namespace, limit: float, setting: dict[str
         return {**facts, "failed": f"needs {entry.gpus} GPUs, there are {setting['count']}"}
     if not entry.ours and (why := missing(PEERS[entry.contestant])):
         return {**facts, "failed": why}
-    model = written(given.folder / case.model, case.model, given.cpu)
+    try:
+        model = written(given.folder / case.model, case.model, given.cpu)
+    except subprocess.CalledProcessError as error:
+        return {**facts, "failed": f"the model could not be written: exit code {error.returncode}"}
     steps = {"warmup": given.warmup, "steps": given.steps, "seconds": given.seconds}
     place = str(given.folder / "runs" / f"{entry.case}-{entry.gpus}-{entry.contestant}")
     task = Task(place, entry.case, entry.contestant, entry.gpus, given.cpu, profile=given.profile, **steps)

@@ -165,8 +165,10 @@ class Train(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this global norm; 0: never.")
-    gradient_checkpointing: Literal["none", "selective", "full"] = Field(
-        "full", description="Recompute activations in the backward pass: less memory, about a third slower when full."
+    gradient_checkpointing: Literal["auto", "none", "selective", "full"] = Field(
+        "auto",
+        description="Recompute activations in the backward pass: less memory, about a third slower when full. "
+        "auto: as little as the GPU's memory allows; full where that or the model is not known.",
     )
     seed: int = Field(42, ge=0, description="Data order, initial adapters and dropout follow from it.")
     deterministic: bool = Field(False, description="Bitwise repeatable on GPUs, at some cost of speed.")

@@ -177,7 +177,8 @@ def _logits(plan: Plan, shape: Shape) -> Part:
     rows = logit_rows(plan, shape)
     if not rows:
         return Part("logits", 0, "none: a text is scored at its last token")
-    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {shape.vocabulary:,} words")
+    columns = shape.vocabulary // plan.layout.degree("tp")
+    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {columns:,} words")
 
 
 def _divided(size: int, among: int) -> int:

@@ -23,6 +23,7 @@ from hpcft.plan.prediction import MemoryPlan
 
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)
+RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ class TrainPlan:
     deepspeed: str  # what a DeepSpeed file of the user's adds to ours, as canonical JSON; "" for none
     seed: int
     deterministic: bool
-    recomputation: str  # none | selective | full
+    recomputation: str  # one of RECOMPUTATION
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never

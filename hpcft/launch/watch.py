@@ -12,6 +12,7 @@ from pathlib import Path
 from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
+from hpcft.launch.startup import Startup, startup_of
 from hpcft.launch.submissions import handed_over, job_in, living
 from hpcft.plan.plan import Plan
 from hpcft.plan.prepared import prepared_facts
@@ -41,6 +42,7 @@ class AttemptStatus:
     ending: str
     why: str
     logs: Path
+    startup: Startup | None
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool
         ending=ending,
         why=why,
         logs=paths.attempt(number),
+        startup=startup_of(events, number),
     )
 
 

@@ -1,7 +1,7 @@
 """Many runs in one script: a Slurm array whose elements have a Plan each, written as one Plan and a table.
 
 The script holds the first run's Plan whole and, for every element, a line with the element's number, the fingerprint of
-its Plan, and the keys in which the runs differ: a thousand runs are some two hundred kilobytes, a person can read which
+its Plan, and the keys in which the runs differ: a thousand runs are some hundred kilobytes, a person can read which
 run does what, and the file alone is all that the job needs. An element's number says which run it is, whatever Slurm
 has done to it meanwhile: requeued, it comes back as itself.
 """

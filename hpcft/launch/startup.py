@@ -26,19 +26,28 @@ class Startup:
     def words(self) -> str:
         """``14.2 s (imports 3.1, weights 6.0, first step 2.0)``; what took no time is left out."""
         shown = [f"{name} {seconds:.1f}" for name, seconds in self.stages if seconds >= SHOWN_SECONDS]
+        if (since := self.seconds - sum(seconds for _, seconds in self.stages)) >= SHOWN_SECONDS:
+            shown.append(f"and {since:.1f} since")
         so_far = "" if self.over else " so far"
         return f"{self.seconds:.1f} s{so_far}" + (f" ({', '.join(shown)})" if shown else "")
 
 
-def startup_of(events: Sequence[Event], attempt: int) -> Startup | None:
-    """The start of ``attempt``; None where it has not begun or nothing of it is known."""
+def startup_of(events: Sequence[Event], attempt: int, now: float | None = None) -> Startup | None:
+    """The start of ``attempt``; None where it has not begun or nothing of it is known.
+
+    now: seconds since the epoch, of an attempt that is alive: what goes on counts too.
+    """
     began = next((e for e in events if e["event"] == "attempt_began" and e["attempt"] == attempt), None)
     if began is None:
         return None
     stages = tuple(_stages(events, began))
     if not stages:
         return None
-    return Startup(sum(seconds for _, seconds in stages), stages, stages[-1][0] == LAST)
+    known, over = sum(seconds for _, seconds in stages), stages[-1][0] == LAST
+    if over or now is None:
+        return Startup(known, stages, over)
+    before = sum(seconds for name, seconds in stages if name == "job")
+    return Startup(max(known, before + now - began["time"]), stages, over)
 
 
 def _stages(events: Sequence[Event], began: Event) -> Iterator[tuple[str, float]]:

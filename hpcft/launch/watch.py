@@ -201,7 +201,7 @@ def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool
         ending=ending,
         why=why,
         logs=paths.attempt(number),
-        startup=startup_of(events, number),
+        startup=startup_of(events, number, time.time() if alive and not ended else None),
     )
 
 

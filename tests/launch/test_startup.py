@@ -56,6 +56,11 @@ def test_a_start_that_goes_on_says_how_far_it_is() -> None:
     assert found is not None
     assert not found.over
     assert found.words().startswith("6.3 s so far (job 2.0")
+    later = startup_of(start(100.0, phases={"python": 0.2, "imports": 3.1}), 1, now=110.0)
+    assert later is not None
+    assert later.words() == (
+        "12.0 s so far (job 2.0, preflight 0.5, launch 0.5, python 0.2, imports 3.1, and 5.7 since)"
+    )
 
 
 def test_nothing_is_said_of_a_start_that_nothing_is_known_of() -> None:

@@ -236,7 +236,6 @@ SET_ASIDE: dict[str, str] = {
         (
             "use_liger_kernel",
             "enable_liger_kernel",
-            "torch_compile",
             "tf32",
             "gradient_checkpointing_kwargs",
             "dataloader_pin_memory",

@@ -170,6 +170,11 @@ class Train(Section):
         description="Recompute activations in the backward pass: less memory, about a third slower when full. "
         "auto: as little as the GPU's memory allows; full where that or the model is not known.",
     )
+    torch_compile: bool = Field(
+        False,
+        description="Compile each decoder layer: faster after a minute at the start, for models and GPUs where it "
+        "pays. Windows are padded to max_length, so pack them.",
+    )
     seed: int = Field(42, ge=0, description="Data order, initial adapters and dropout follow from it.")
     deterministic: bool = Field(False, description="Bitwise repeatable on GPUs, at some cost of speed.")
     nonfinite: Literal["stop", "skip"] = Field(

@@ -36,14 +36,14 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
     found = clashes(
         run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate, tuner=run.tuner.tuner_type,
         target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
-        dtype=run.model.torch_dtype, quantised=run.model.quant_bits is not None,
+        dtype=run.model.torch_dtype, quantised=run.model.quant_bits is not None, compiled=run.train.torch_compile,
     )  # fmt: skip
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
 
 
 def clashes(
     strategy: str, tp: int, dp_replicate: int, *, tuner: str, target_modules: Collection[str],
-    modules_to_save: Collection[str], dtype: str, quantised: bool,
+    modules_to_save: Collection[str], dtype: str, quantised: bool, compiled: bool,
 ) -> Iterator[tuple[str, Problem]]:  # fmt: skip
     """What a strategy cannot do together with what else is asked: the leaf that asks it, and the problem."""
     axes = STRATEGIES[strategy].axes if strategy in STRATEGIES else ("tp", "dp_replicate")
@@ -55,6 +55,8 @@ def clashes(
     if strategy.startswith("zero") and dtype == "float16":
         what = f"model.torch_dtype: float16 needs its losses scaled, which {strategy} does not do here"
         yield "torch_dtype", Problem(what, "", dtype, ("bfloat16", "float32"), "or strategy: fsdp")
+    if compiled:
+        yield from _compiled(strategy, tp)
     if quantised:
         yield from _quantised(strategy, tp, tuner)
     if tp > 1 and tuner == "lora":
@@ -71,6 +73,17 @@ def _quantised(strategy: str, tp: int, tuner: str) -> Iterator[tuple[str, Proble
     ):
         if wrong:
             yield "quant_bits", Problem(f"model.quant_bits: a quantised base {what}", "", "4", ("null",), hint)
+
+
+def _compiled(strategy: str, tp: int) -> Iterator[tuple[str, Problem]]:
+    """What a compiled layer cannot have inside: messages, and weights that come and go."""
+    for wrong, what, hint in (
+        (strategy.startswith("zero3"), f"{strategy} gathers weights inside of layers", "strategy: fsdp"),
+        (tp > 1, f"tp {tp} sends messages inside of layers", "tp: 1, with strategy: fsdp to shard it"),
+    ):
+        if wrong:
+            what = f"train.torch_compile: {what}, which are not compiled in this release"
+            yield "torch_compile", Problem(what, "", "true", ("false",), hint)
 
 
 def _ends(leaf: str, names: Collection[str]) -> Iterator[tuple[str, Problem]]:

@@ -138,6 +138,7 @@ class TrainPlan:
     seed: int
     deterministic: bool
     recomputation: str  # one of RECOMPUTATION
+    compiled: bool  # each decoder layer
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never
@@ -289,7 +290,9 @@ class Plan:
 
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
-_MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
+_MEANT: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"model": {"quantization": "none"}, "train": {"deepspeed": "", "compiled": False}}
+}
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {
     1: {

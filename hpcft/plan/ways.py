@@ -122,11 +122,12 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
     yield Way("fsdp")
     if nodes > 1:
         yield Way("fsdp", dp_replicate=nodes)
-    for tp in range(2, per_node + 1) if full else ():
+    for tp in range(2, per_node + 1) if full and not plan.train.compiled else ():
         if per_node % tp == shape.kv_heads % tp == shape.heads % tp == shape.inner % tp == 0:
             yield Way("fsdp", tp=tp)
     if plan.model.quantization == "none":
-        yield from (Way(name) for name in OFFLOADING if full or "weights" in STRATEGIES[name].shards)
+        able = [name for name in OFFLOADING if not (plan.train.compiled and name.startswith("zero3"))]
+        yield from (Way(name) for name in able if full or "weights" in STRATEGIES[name].shards)
 
 
 def fits(plan: Plan, share: float = HEADROOM) -> bool:

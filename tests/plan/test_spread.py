@@ -187,3 +187,15 @@ def test_a_run_submitted_again_may_be_spread_otherwise_and_computes_the_same(
         assert "strategy" not in str(caught.value)
     else:
         refuse_other_plan(new, paths)
+
+
+@pytest.mark.parametrize("line", ["--strategy zero3", "--strategy zero3_offload", "--strategy ddp --tp 2"])
+def test_layers_with_messages_inside_are_not_compiled(line: str) -> None:
+    assert not plan(line).train.compiled
+    [problem] = plan_complaints(f"{line} --torch_compile true")
+    assert "train.torch_compile" in problem.what
+    assert problem.hint
+
+
+def test_compiled_layers_are_asked_for_in_hugging_face_s_word() -> None:
+    assert plan("--strategy fsdp --torch_compile").train.compiled

@@ -67,6 +67,11 @@ class Model(Section):
     quant_bits: Literal[4] | None = Field(
         None, description="4: the frozen base in 4-bit NormalFloat, for LoRA (QLoRA). null: in torch_dtype."
     )
+    base_precision: Literal["fp8"] | None = Field(
+        None,
+        description="fp8: the frozen base in 8-bit floats, for LoRA on H100 and later: half its memory, and faster. "
+        "null: in torch_dtype.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run code that the model's folder brings. Only with a pinned revision."
     )

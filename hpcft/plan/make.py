@@ -211,7 +211,7 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
         attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
-        quantization="nf4" if model.quant_bits else "none",
+        quantization="nf4" if model.quant_bits else model.base_precision or "none",
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from hpcft.plan.prediction import MemoryPlan
 
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)
+QUANTISED = {"nf4": "4 bits (NormalFloat, double quantisation)", "fp8": "8-bit floats (e4m3, a scale for each row)"}
 RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 
 
@@ -40,7 +41,7 @@ class ModelPlan:
     dtype: str  # bfloat16 | float16 | float32
     attention: str  # auto | sdpa | eager | flash_attention_2
     trust_remote_code: bool
-    quantization: str  # none | nf4: the frozen base as 4-bit NormalFloat with double quantisation (QLoRA)
+    quantization: str  # of the frozen base: none, or one of QUANTISED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,8 @@ def _own_memory(plan: Plan, shape: Shape) -> float:
     shards = plan.layout.degree("tp") * (plan.layout.degree("dp") if "optimizer" in row.shards else 1)
     update = 0.0 if "optimizer" in row.offload else OPTIMIZER_TRAFFIC * weights.trained / shards
     passes = 2 + (1 - kept_layers(plan, shape) / shape.layers)
+    if plan.model.quantization != "nf4":
+        return update / HBM
     unpack = plan.batch.accumulation * passes * NF4_TRAFFIC * weights.quantised / plan.layout.degree("tp")
     return (update + unpack) / HBM
 

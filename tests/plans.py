@@ -117,6 +117,7 @@ def _tiny() -> Plan:
             deterministic=True,
             recomputation="none",
             compiled=False,
+            resharding=True,
             nonfinite="stop",
             logging_steps=1,
             eval_steps=0,

@@ -289,7 +289,7 @@ def _train(run: RunConfig, strategy: str) -> TrainPlan:
         strategy=strategy, strategy_module=STRATEGIES[strategy].module,
         deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=_recomputation(train),
-        compiled=train.torch_compile,
+        compiled=train.torch_compile, resharding=True,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
         dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,

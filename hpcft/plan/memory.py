@@ -9,8 +9,9 @@ zero1    as ddp, optimizer / d                               DeepSpeed keeps com
 zero2    gradients / d too, summed in buckets
 zero3    weights / d too; up to ZERO_LIVE of them are gathered at a time
 fsdp     sharded are the masters themselves, so there are no compute copies but of what is gathered: two layers (the
-         next is fetched while one runs), and embedding, head and last norm, which stay gathered from the forward to
-         the backward pass; beside them the gradients of one unit, in compute type and in float32 for their sum
+         next is fetched while one runs), or all of them where they stay until the backward pass; and embedding, head
+         and last norm, which always do; beside them the gradients of one unit, in compute type and in float32 for
+         their sum
 offload  optimizer and gradients, and with weights these too, lie in the node's memory instead
 """
 
@@ -146,8 +147,12 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
     tp, c = plan.layout.degree("tp"), layer.compute
     unit = max(layer.trained, root.trained)
     if _is_fsdp(plan):
-        size = 2 * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
-        text = f"2 layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, gradients of one"
+        layers = 2 if plan.train.resharding else shape.layers
+        size = layers * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
+        text = (
+            f"{layers} layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, "
+            "gradients of one"
+        )
     elif STRATEGIES[plan.train.strategy].shards:
         whole = all_weights(plan, shape)
         buckets = 2 * c * min(ZERO_BUCKET, whole.trained)

@@ -140,6 +140,7 @@ class TrainPlan:
     deterministic: bool
     recomputation: str  # one of RECOMPUTATION
     compiled: bool  # each decoder layer
+    resharding: bool  # fsdp: layers let their gathered weights go between the forward and the backward pass
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never
@@ -292,7 +293,7 @@ class Plan:
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
 _MEANT: dict[int, dict[str, dict[str, Any]]] = {
-    1: {"model": {"quantization": "none"}, "train": {"deepspeed": "", "compiled": False}}
+    1: {"model": {"quantization": "none"}, "train": {"deepspeed": "", "compiled": False, "resharding": True}}
 }
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {

@@ -41,6 +41,8 @@ def replan(
     tp, dp_replicate = tp or old.degree("tp"), dp_replicate or old.degree("dp_replicate")
     train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
     layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
+    if layout != old or train.strategy != plan.train.strategy:
+        train = dataclasses.replace(train, resharding=True)  # what had room for gathered weights may have none now
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays

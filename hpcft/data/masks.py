@@ -65,7 +65,7 @@ class Masker:
         text = self.render(messages, tools, False)
         spans = []
         for turn, message in enumerate(messages):
-            if message["role"] == "assistant" and message.get("loss", True) and _says_something(message):
+            if message["role"] == "assistant" and message.get("loss", True) and says_something(message):
                 spans.append(self._assistant(text, messages, tools, turn))
             elif message["role"] != "assistant" and message.get("loss"):
                 spans.append(self._substituted(text, messages, tools, turn))
@@ -159,7 +159,8 @@ class Masker:
             return None
 
 
-def _says_something(message: Message) -> bool:
+def says_something(message: Message) -> bool:
+    """Whether an assistant's turn has words or calls a tool."""
     return bool(message["content"].strip() or message.get("tool_calls"))
 
 

@@ -20,13 +20,15 @@ from typing import Any
 from hpcft import disk
 from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.audit import Audit, table
+from hpcft.data.audit import Audit
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Encoders, Task
 from hpcft.data.progress import shown, tell
+from hpcft.data.report import reported
 from hpcft.data.scan import Scan, rows_of, scan
 from hpcft.data.sources import DataFile, data_files
+from hpcft.data.statistics import measured
 from hpcft.data.store import Answer, Input
 from hpcft.data.writer import SplitWriter
 from hpcft.errors import Problem, Refusal, refuse
@@ -125,10 +127,11 @@ class _Preparation:
                 raise tokenizers.no_template(self.data, read.file.shown)
         splits = self._splits(list(self._tasks(choice)), tokenizer, folder)
         fixed_date = tokenizers.FIXED_DATE if template.dated else None
-        counts = ("duplicates", "overlap", "prompts")
+        counts = ("duplicates", "held_duplicates", "overlap", "prompts")
         extra = {**{name: getattr(choice, name) for name in counts}, "fixed_date": fixed_date}
         files = [_file_facts(read, taken) for read, taken in zip(self.reads, self.taken, strict=True)]
-        return {"splits": splits, "files": files, "audit": {**self.audit.facts(tokenizer), **extra}}
+        audit = {**self.audit.facts(tokenizer), **extra}
+        return {"splits": splits, "statistics": measured(self.folder, splits), "files": files, "audit": audit}
 
     def _tasks(self, choice: Choice) -> Iterator[tuple[str, Read, Any]]:
         """(split, file, copies of each of its rows) in the order they are written."""
@@ -215,13 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
-    print(json.dumps(answer.manifest) if given.json else table(answer.manifest, names_of(answer)))
+    print(json.dumps(answer.manifest) if given.json else reported(data, answer))
     return 0
-
-
-def names_of(answer: Answer) -> list[str]:
-    """The data files' paths, in the order of the manifest's ``files``."""
-    return [entry.path for entry in answer.inputs if entry.kind.startswith(("train:", "validation:"))]
 
 
 if __name__ == "__main__":

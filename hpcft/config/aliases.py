@@ -94,6 +94,7 @@ ALIASES: dict[str, str] = {
     "stage": "task",
     "rlhf_type": "task",
     "rl": "task",
+    "task_type": "task",
     "pref_beta": "beta",
     "rl_beta": "beta",
     "dpo_beta": "beta",
@@ -121,7 +122,14 @@ VALUES: dict[str, dict[Any, Any]] = {
     "quant_bits": {"4": 4},
     "strategy": {"fsdp2": "fsdp", "zero0": "ddp"},
     "chat_template": {"tokenizer_default": None},
-    "task": {"pt": "pretrain", "reward": "rm", "reward_model": "rm"},
+    "task": {
+        "pt": "pretrain",
+        "reward": "rm",
+        "reward_model": "rm",
+        "causal_lm": "sft",
+        "CAUSAL_LM": "sft",
+        "SEQ_CLS": "seq_cls",
+    },
     "train_on": {"default": "assistant", "last_round": "last_turn"},
     "target_modules": {"all": "all-linear"},
     "gradient_checkpointing": {True: "full", False: "none"},
@@ -185,12 +193,14 @@ SWITCHES: dict[str, _Switch] = {
     "optim": _ADAMW,
     "optimizer": _ADAMW,
     "precompute_ref_log_probs": {True: ("reference", "precompute"), False: None},
+    "problem_type": {"single_label_classification": None},
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
 # switch → what to use in place of a value that is not in its table
 ALTERNATIVES: dict[str, str] = {
     **dict.fromkeys(("quant_method", "quantization_method"), "name the unquantised base model, with quant_bits: 4"),
+    "problem_type": "this release gives each text one of several classes",
     "bnb_4bit_quant_type": "nf4 is the better of the two for weights: leave it out",
     **dict.fromkeys(("bnb_4bit_use_double_quant", "double_quantization"), "leave it out: the scales are quantised too"),
 }

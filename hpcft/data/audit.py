@@ -56,7 +56,7 @@ class Audit:
                 examples.append((*origin, document.why))
 
     def _count(self, document: Document) -> None:
-        self.ends.update(document.tokens[document.ends].tolist())
+        self.ends.update(document.end_tokens)
         self.turns.update(document.turns)
         self.cut += document.length - len(document.tokens)
         sums = self.kinds.setdefault(document.kind, [0, 0, 0])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data.kinds import Kind
+from hpcft.data.rows import Category
 
 KEPT, TOO_LONG, UNTRAINED = "kept", "too long", "untrained"
 
@@ -42,12 +43,19 @@ class Document:
     ends: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     turns: Counter[str] = field(default_factory=Counter)
     kind: Kind = Kind.CHAT
-    margin: float = 0.0
+    margin: float = 0.0  # of a labelled row, the number of its class
+    category: Category | None = None
     truncated: bool = False
     end_added: bool = False
     end_cut: bool = False  # truncation took the end of a trained turn away
     control: bool = False  # a special token is written out in the row's own words
     rejected: Document | None = None
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The token that closes each trained turn, where one does."""
+        tokens: list[int] = self.tokens[self.ends].tolist()
+        return tokens
 
     @property
     def end_twice(self) -> bool:

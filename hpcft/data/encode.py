@@ -73,6 +73,8 @@ class Encoder:
         if row.rejected:
             both = ((Kind.CHOSEN, row.messages), (Kind.REJECTED, row.rejected))
             return tuple(Part(Row(answering(turns, row.shared), row.tools), kind, "answer") for kind, turns in both)
+        if row.category is not None:
+            return (Part(row, Kind.LABELLED, "all"),)
         if row.label is not None:
             return (Part(row, Kind.DESIRABLE if row.label else Kind.UNDESIRABLE, "last_turn"),)
         return (Part(row, Kind.CHAT, self.data.train_on),)
@@ -85,6 +87,8 @@ class Encoder:
                 return part
             documents.append(part)
         limit, policy = self.data.max_length, self.data.truncation
+        if row.category is not None:
+            return _at_its_end(cut(replace(documents[0], category=row.category), limit, policy))
         if not row.rejected:
             return cut(documents[0], limit, policy)
         if row.shared == len(row.messages):
@@ -97,6 +101,8 @@ class Encoder:
         if row.text is not None:
             return row.text, [Span(0, 0, len(row.text), True)] if row.text.strip() else []
         try:
+            if row.category is not None:  # nothing in it is to be told apart
+                return self.template(row.messages, row.tools, False), []
             return self.masker.spans(row.messages, row.tools)
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
@@ -120,6 +126,8 @@ class Encoder:
     def _document(
         self, part: Part, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]
     ) -> Document | str:
+        if part.kind == Kind.LABELLED:
+            return _labelled(np.array(ids, np.int32))
         row = part.row
         spans = spans if row.text is not None else wanted(spans, row.messages, part.train_on)
         tokens, eos = np.array(ids, np.int32), self.tokenizer.eos_token_id
@@ -164,6 +172,19 @@ class Encoder:
             if first in text
             for special in self.firsts[first]
         )
+
+
+def _labelled(tokens: NDArray[np.int32]) -> Document:
+    """A text that is scored: nothing is added to it, so that it is what a tokenizer makes of it at any time."""
+    if len(tokens) < 2:
+        return Document(UNTRAINED, len(tokens), "the text is empty or one token long", kind=Kind.LABELLED)
+    return Document(KEPT, len(tokens), "", tokens, np.ones(len(tokens), np.bool_), kind=Kind.LABELLED)
+
+
+def _at_its_end(document: Document) -> Document:
+    """Of a labelled text the last token alone is trained: there its scores are."""
+    document.trained[:-1] = False
+    return document
 
 
 def _ends(spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.int64]:

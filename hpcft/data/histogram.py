@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ def draw(path: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
     figure.suptitle(_title(manifest), fontsize=11)
     panels = figure.subplots(len(splits), 1, sharex=True, squeeze=False)[:, 0]
     lengths = {split: Windows(folder, split, facts).records() for split, facts in splits.items()}
-    low = max(1, min(int(numbers.min(initial=limit)) for both in lengths.values() for numbers in both))
+    counted = 1 if manifest["classes"]["names"] else 2  # of a labelled text one token is trained
+    low = max(1, min(int(n.min(initial=limit)) for both in lengths.values() for n in both[:counted]))
     edges = np.unique(np.geomspace(low, max(limit, low + 1), BINS + 1).round())
     for panel, (split, both) in zip(panels, lengths.items(), strict=True):
-        _panel(panel, split, *both, edges)
+        _panel(panel, split, both[:counted], edges)
     panels[-1].set_xlabel("tokens of a record (logarithmic)")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -63,13 +64,12 @@ def _title(manifest: Mapping[str, Any]) -> str:
     return " · ".join([f"{rows['kept']:,} of {rows['read']:,} rows kept", *parts])
 
 
-def _panel(
-    panel: Any, split: str, tokens: NDArray[np.int64], trained: NDArray[np.int64], edges: NDArray[np.float64]
-) -> None:
+def _panel(panel: Any, split: str, lengths: Sequence[NDArray[np.int64]], edges: NDArray[np.float64]) -> None:
+    """lengths: all tokens of each record, and the trained ones where there are several."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     limit, highest = int(edges[-1]), 1
-    for numbers, colour, name in ((tokens, ALL, "all tokens"), (trained, TRAINED, "trained tokens")):
+    for numbers, colour, name in zip(lengths, (ALL, TRAINED), ("all tokens", "trained tokens"), strict=False):
         counts, _ = np.histogram(numbers, edges)
         highest = max(highest, int(counts.max()))
         mean = float(numbers.mean()) if len(numbers) else 0.0
@@ -83,6 +83,6 @@ def _panel(
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value == int(value) else ""))
     panel.set_ylabel("records")
-    panel.set_title(f"{split}: {len(tokens):,} records", fontsize=10)
+    panel.set_title(f"{split}: {len(lengths[0]):,} records", fontsize=10)
     panel.legend(fontsize=8, loc="upper left")
     panel.grid(axis="y", alpha=0.3)

@@ -66,7 +66,11 @@ def _documents(view: View, window: Window, numbers: Sequence[int]) -> Iterator[s
         file, line = windows.origin(number)
         piece = slice(start, start + length)
         shape = prepared.manifest["files"][file]["shape"]
-        what = "" if kind == Kind.CHAT else f" · {Kind(kind).word}" + (f" · margin {margin:g}" if margin else "")
+        what = "" if kind == Kind.CHAT else f" · {Kind(kind).word}"
+        if kind == Kind.LABELLED:
+            what += f" {prepared.classes[int(margin)]}"
+        elif margin:
+            what += f" · margin {margin:g}"
         trained = int(window.trained[piece].sum())
         yield f"\n── {names[file]}:{line} · {shape}{what} · {length:,} tokens, {trained:,} trained"
         yield marked(window.tokens[piece].tolist(), window.trained[piece].tolist(), view.tokenizer, view.marks)

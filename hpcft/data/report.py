@@ -14,6 +14,8 @@ from hpcft.data.store import Answer
 from hpcft.errors import Refusal
 from hpcft.plan.plan import DataPlan
 
+SHOWN_CLASSES = 20
+LOPSIDED = 0.8  # a class with a larger share of the records is worth a note
 BIASED = 1.25  # good answers this much longer than bad ones, or shorter, are worth a note
 TURNS = {
     Turn.TRAINED: "trained",
@@ -49,10 +51,12 @@ def table(manifest: Mapping[str, Any], names: Sequence[str]) -> str:
         lines += ["", "turns", *_pairs({TURNS[t]: f"{audit['turns'][t]:,}" for t in TURNS if t in audit["turns"]})]
     lines += ["", "tokens in a row, before any was dropped or cut"]
     lines += ["  " + " · ".join(f"{name} {n:,}" for name, n in audit["row_tokens"].items())]
-    if any(kind != Kind.CHAT.word for kind in audit["kinds"]):
+    if manifest["classes"]["names"]:
+        lines += ["", *_classes(manifest)]
+    elif any(kind != Kind.CHAT.word for kind in audit["kinds"]):
         lines += ["", "answers", *_pairs({kind: _answers(facts) for kind, facts in audit["kinds"].items()})]
     lines += ["", *_windows(manifest), "", *_lengths(manifest)]
-    return "\n".join([*lines, "", *_notes(audit)])
+    return "\n".join([*lines, "", *_notes(audit), *_class_notes(manifest["classes"])])
 
 
 def _row_counts(audit: Mapping[str, Any]) -> dict[str, str]:
@@ -89,9 +93,33 @@ def _lengths(manifest: Mapping[str, Any]) -> list[str]:
     """How many tokens a record has."""
     rows = [[f"tokens of a {_record(manifest)}", "mean", "p50", "p90", "p99", "max"]]
     for split, facts in manifest["statistics"].items():
-        for name, spread in ((split, facts["tokens"]), (f"{split}, trained", facts["trained"])):
+        trained = [] if manifest["classes"]["names"] else [(f"{split}, trained", facts["trained"])]
+        for name, spread in [(split, facts["tokens"]), *trained]:
             rows.append([name, f"{spread['mean']:,.0f}", *(f"{spread[q]:,}" for q in rows[0][2:])])
     return _aligned(rows)
+
+
+def _classes(manifest: Mapping[str, Any]) -> list[str]:
+    """How many records each class has; of many classes the largest ones."""
+    classes, splits = manifest["classes"], list(manifest["splits"])
+    order = sorted(range(len(classes["names"])), key=lambda n: -sum(classes[split][n] for split in splits))
+    rows = [["class", *splits]]
+    rows += [[classes["names"][n], *(f"{classes[split][n]:,}" for split in splits)] for n in order[:SHOWN_CLASSES]]
+    return [*_aligned(rows), *([f"  … {len(order):,} classes in all"] if len(order) > SHOWN_CLASSES else [])]
+
+
+def _class_notes(classes: Mapping[str, Any]) -> list[str]:
+    """A warning where a class cannot be learned, a note where one is most of the data."""
+    names, train = classes["names"], classes.get("train", [])
+    lost = [name for name, records in zip(names, train, strict=True) if not records] if names else []
+    notes = []
+    if lost:
+        some = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
+        notes.append(f"warning: {len(lost)} of {len(names)} classes have no record in train: {some}")
+    if names and max(train) > LOPSIDED * sum(train):
+        most = f"{names[train.index(max(train))]} is {max(train) / sum(train):.0%} of train"
+        notes.append(f"note: {most}: an accuracy below that is worse than saying it always")
+    return notes
 
 
 def _record(manifest: Mapping[str, Any]) -> str:
@@ -104,7 +132,8 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
         eos = "the tokenizer's EOS" if end["id"] == audit["eos_token"]["id"] else f"EOS is {audit['eos_token']['text']}"
         notes.append(f"end of turn: {end['text']} (id {end['id']}) closes {end['turns']:,} trained turns; {eos}")
     if not audit["end_tokens"]:
-        notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
+        if Kind.LABELLED.word not in audit["kinds"]:
+            notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
     elif unended := audit["turns"].get(Turn.UNENDED, 0):
         notes.append(f"warning: {unended:,} trained turns are closed by no end token: after them it learns to go on")
     if rows["end_twice"]:

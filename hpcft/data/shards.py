@@ -23,7 +23,8 @@ COLUMNS: dict[str, str] = {
     "counts": "<i4",  # trained tokens of each document
     "origins": "<i8",  # [documents, 2]: number of the input file, line in it
     "kinds": "|u1",  # what each document is: kinds.Kind
-    "margins": "<f4",  # by how much the chosen answer is better, on both documents of a pair; 0 where nobody says
+    # by how much the chosen answer is better, on both documents of a pair, 0 where nobody says; or a class's number
+    "margins": "<f4",
     "members": "<i8",  # documents of all windows, one after another
     "windows": "<i8",  # first member of each window, and the end
 }
@@ -38,7 +39,8 @@ def file_name(split: str, column: str) -> str:
 class Window:
     """tokens: int32 [n]; trained: bool [n], False on every document's first token; documents: lengths that sum to n.
 
-    kinds: of each document, a ``Kind``; the one after a chosen one is its rejected one. margins: of each document.
+    kinds: of each document, a ``Kind``; the one after a chosen one is its rejected one. margins: of each document; of
+    a labelled one the number of its class.
     """
 
     tokens: NDArray[np.int32]
@@ -100,6 +102,11 @@ class Windows:
         """How many documents of window ``index`` are of one of ``kinds``, without reading their tokens."""
         return sum(kind in kinds for kind in self._columns["kinds"][self.documents(index)].tolist())
 
+    def margins(self) -> NDArray[np.float32]:
+        """Of every document of the windows, repeats included."""
+        margins: NDArray[np.float32] = self._columns["margins"][self._members]
+        return margins
+
     def firsts(self) -> NDArray[np.int64]:
         """The number of each record's first document; one that is repeated stands here once."""
         return np.flatnonzero(self._columns["kinds"] != Kind.REJECTED)
@@ -127,6 +134,11 @@ class Prepared:
     validation: Windows | None
     manifest: dict[str, Any]
     inputs: tuple[stores.Input, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes of labelled rows, by number."""
+        return tuple(self.manifest["classes"]["names"])
 
 
 def open_prepared(store: Path, data: DataPlan) -> Prepared:

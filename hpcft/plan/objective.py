@@ -14,7 +14,7 @@ from hpcft.plan.plan import ObjectivePlan
 NEUTRAL: dict[str, Any] = {
     "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
     "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
-    "reference": "none",
+    "reference": "none", "labels": (),
 }  # fmt: skip
 # Where a person says nothing: leaf → task → value; "" for any other task.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -94,6 +94,11 @@ def _clashes(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
     if "desirable_weight" in keys and not (ours.desirable_weight or ours.undesirable_weight):
         what = "objective.desirable_weight, undesirable_weight: both are 0, so that no answer is learned from"
         yield Problem(what, where.get("desirable_weight", ""), "0", (), "raise one of them")
+    if run.data.num_labels and OBJECTIVES[run.task].rows != "labelled":
+        what = f"data.num_labels: task: {run.task} has no classes"
+        yield Problem(
+            what, where.get("num_labels", ""), spoken(run.data.num_labels), (), "leave it out, or task: seq_cls"
+        )
     if OBJECTIVES[run.task].head == "score":
         yield from _clashes_of_scores(run, where)
     if ours.reference == "adapters_off" and "reference" in keys and (why := _base_is_not_the_start(run)):
@@ -107,6 +112,6 @@ def _clashes_of_scores(run: RunConfig, where: Mapping[str, str]) -> Iterator[Pro
         if run.tuner.tuner_type == "lora" and "lm_head" in getattr(run.tuner, leaf):
             what = f"tuner.{leaf}: task: {run.task} has a score in the place of lm_head, which is trained in full"
             yield Problem(what, where.get(leaf, ""), "lm_head", (), "leave it out")
-    if run.data.truncation_strategy == "truncate_right":
+    if run.data.truncation_strategy == "truncate_right" and OBJECTIVES[run.task].rows == "pair":
         what = f"data.truncation_strategy: task: {run.task} scores the end of a text, which this cuts off"
         yield Problem(what, where.get("truncation_strategy", ""), "truncate_right", ("drop", "truncate_left"), "")

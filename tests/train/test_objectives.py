@@ -1,4 +1,4 @@
-"""The losses of pairs, answers and labelled texts: one process's on every strategy, for every accumulation, and resumed."""
+"""The losses of pairs, answers and labelled texts: one process's on every strategy, for every accumulation, resumed."""
 
 from __future__ import annotations
 

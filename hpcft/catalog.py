@@ -126,6 +126,9 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }  # fmt: skip
 
+# Files of records that are read; the text kinds may have .gz behind.
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
 # The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first.
 QUERY_WORDS = ("query", "prompt", "input", "instruction", "question", "problem")
 RESPONSE_WORDS = (

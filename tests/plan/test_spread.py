@@ -118,7 +118,7 @@ def test_another_quantisation_is_refused_with_the_one_there_is(line: str, value:
         ("--dp_replicate 2", "parallel.dp_replicate: ddp knows no such axis", ("1",), "fsdp or fsdp_offload"),
         ("--strategy fsdp --tp 3", "tp: 3 does not divide the 8 ranks of a node", ("2", "4"), ""),
         ("--strategy fsdp --tp 16 --nodes 2", "so a tensor group would span nodes", ("8",), ""),
-        ("--strategy fsdp --dp_replicate 99999999999999", "copies do not divide the 8 ranks", ("8",), "copies as nodes"),
+        ("--strategy fsdp --dp_replicate 9999999999", "copies do not divide the 8 ranks", ("8",), "copies as nodes"),
         ("--strategy fsdp --dp_replicate 3", "3 copies do not divide the 8 ranks", ("2", "4"), "copies as nodes"),
         ("--strategy fsdp --tp 2 --dp_replicate 3", "the 8 ranks / tp 2 = 4 ranks", ("2", "4"), ""),
         ("--quant_bits 4 --tuner_type full", "a quantised base is frozen", ("null",), "tuner_type: lora"),

@@ -25,7 +25,7 @@ def hint(error: Exception, text: str, start: int = 0) -> str:
     if not isinstance(error, json.JSONDecodeError):
         deep = isinstance(error, RecursionError)
         return "no record nests so deeply: is the line whole?" if deep else "write a number of so many digits as a text"
-    at, lines = error.pos, start == 0 and not text.startswith("[")
+    at, lines = error.pos, start == 0
     if text.startswith(LFS):
         return "this is Git LFS's pointer to the file: git lfs pull"
     if lines and text.strip() == "{":

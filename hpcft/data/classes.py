@@ -100,13 +100,9 @@ def _mixed(first: Mapping[Category, str]) -> Refusal:
 
 
 def counted(folder: Path, splits: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
-    """names, and for each split how many records of its windows each class has."""
-    return {
-        "names": list(classes.names),
-        **{
-            split: np.bincount(
-                Windows(folder, split, facts).margins().astype(int), minlength=len(classes.names)
-            ).tolist()
-            for split, facts in splits.items()
-        },
-    }
+    """names, and for each split how many records of its windows each class has; of rows without labels no names."""
+    if not classes.names:
+        return {"names": []}
+    numbers = {split: Windows(folder, split, facts).margins().astype(int) for split, facts in splits.items()}
+    counts = {split: np.bincount(found, minlength=len(classes.names)).tolist() for split, found in numbers.items()}
+    return {"names": list(classes.names), **counts}

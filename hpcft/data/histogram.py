@@ -33,7 +33,6 @@ def drawn(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 def draw(path: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
     """A panel for each split: records by their tokens, all and trained, on a logarithmic axis up to the limit."""
-    os.environ.setdefault("MPLBACKEND", "agg")
     from matplotlib.figure import Figure
 
     splits = manifest["splits"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+EXPORTED = "a model that generates is exported with"
 FILES = ("generation_config.json", "config.json")
 
 
@@ -33,7 +34,7 @@ def compared(audit: Mapping[str, Any], folder: Path) -> list[str]:
     shown = " and ".join(f"{texts[token]} (id {token})" if token in texts else f"id {token}" for token in stops)
     missed = " and ".join(text for token, text in ends.items() if token not in stops)
     if not stops:
-        return [f"note: the model's folder does not say where generation stops; hpcft export writes {missed}"]
+        return [f"note: the model's folder does not say where generation stops; {EXPORTED} {missed}"]
     if not missed:
         return [f"generation stops at {shown}, says {file}: every end that is trained"]
-    return [f"note: {file} stops generation at {shown}, not at {missed}, which is trained; hpcft export writes both"]
+    return [f"note: {file} stops generation at {shown}, not at {missed}, which is trained; {EXPORTED} both"]

@@ -186,6 +186,11 @@ def test_a_pair_from_which_nothing_is_learned_is_dropped_counted_and_refused_whe
     assert ("raise max_length: 80 cuts them" in refusal.value.problems[0].hint) == (policy != "drop")
 
 
+def test_a_negative_margin_is_no_class(prepared: Preparing) -> None:
+    shards = prepared([{**pair("what ?", "two", "three"), "margin": -1.5}], rows="pair")
+    assert (shards.train[0].margins, shards.manifest["classes"]) == ([-1.5, -1.5], {"names": []})
+
+
 def test_the_validation_split_takes_whole_pairs_and_equal_ones_together(prepared: Preparing) -> None:
     shards = prepared([*PAIRS, *PAIRS[:10]], rows="pair", validation_ratio=0.2, packing=False)
     assert shards.validation is not None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -24,28 +23,13 @@ from typing import Any
 
 import numpy as np
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-8b": {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "max_position_embeddings": 131072, "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-    },
-    "qwen-7b": {
-        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 3584, "intermediate_size": 18944,
-        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
-        "max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-    },
-    "qwen-1.5b": {
-        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 1536, "intermediate_size": 8960,
-        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936,
-        "max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-    },
-    "tiny": {
-        "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
+from benchmarks import device
+from benchmarks.cases import merged
+from benchmarks.made import MEAN_DOCUMENT, Prepared, Windows
+from benchmarks.ranks import run_ranks
+from benchmarks.shapes import written
+from benchmarks.task import make
+from hpcft.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -89,114 +73,15 @@ REHEARSAL: dict[str, Case] = {
     "tiny-lora-ddp": Case("tiny", 2, f"{LORA} --strategy ddp"),
 }
 LENGTH, WINDOWS = 4096, 8  # tokens in a window, windows of an optimizer step
-MEAN_DOCUMENT = 235
 
 
-class Windows:
-    """Windows of random documents, the same on every rank; nothing is read from disk."""
-
-    def __init__(self, count: int, length: int, vocabulary: int) -> None:
-        self.count, self.length, self.vocabulary = count, length, vocabulary
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        from hpcft.data.shards import Window
-
-        draw = np.random.default_rng(index)
-        lengths = draw.exponential(MEAN_DOCUMENT, self.length).astype(int) + 8
-        used = int(np.searchsorted(np.cumsum(lengths), self.length))
-        documents = [int(n) for n in lengths[:used]]
-        if rest := self.length - sum(documents):
-            documents.append(rest)
-        tokens = draw.integers(0, self.vocabulary, self.length).astype(np.int32)
-        trained = np.ones(self.length, bool)
-        trained[np.cumsum([0, *documents[:-1]])] = False
-        return Window(tokens, trained, documents)
-
-    def trained_tokens(self, index: int) -> int:
-        return int(self[index].trained.sum())
-
-
-@dataclass
-class Prepared:
-    """What ``assemble`` wants of prepared data."""
-
-    train: Windows
-    validation: None = None
-    content: str = "made-for-a-measurement"
-
-
-def write_model(folder: Path, shape: dict[str, Any], device: str) -> Path:
-    """Configuration and random bfloat16 weights, a file a few layers; once."""
-    import torch
-    from accelerate import init_empty_weights
-    from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if (folder / "model.safetensors.index.json").is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**shape, "torch_dtype": "bfloat16"}))
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    model.tie_weights()
-    torch.manual_seed(0)
-    held: dict[str, torch.Tensor] = {}
-    names: dict[str, str] = {}
-
-    def flush() -> None:
-        file = f"model-{len(set(names.values())):05d}.safetensors"
-        save_file(held, folder / file, metadata={"format": "pt"})
-        names.update(dict.fromkeys(held, file))
-        held.clear()
-
-    for name, parameter in model.named_parameters():
-        matrix = parameter.dim() > 1
-        made = torch.randn(parameter.shape, device=device) * 0.02 if matrix else torch.ones(parameter.shape)
-        held[name] = (made if "bias" not in name else made * 0).to(torch.bfloat16).cpu()
-        if sum(t.numel() for t in held.values()) > 1e9:
-            flush()
-    flush()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    return folder
-
-
-def make(case: Case, model: Path, cpu: bool, steps: int) -> Any:
-    """The Plan, as ``hpcft plan`` makes it for a node of such GPUs."""
-    from hpcft.config.cluster import ClusterProfile
-    from hpcft.config.load import load_run
-    from hpcft.plan.make import make_plan
-    from hpcft.plan.shape import read_shape
-
-    words = ["--model", str(model), "--dataset", "made.jsonl", "--nproc_per_node", str(case.gpus)]
-    words += [
-        "--global_batch_size",
-        str(WINDOWS),
-        "--max_steps",
-        str(steps),
-        "--max_length",
-        str(64 if cpu else LENGTH),
-    ]
-    words += ["--save_steps", "0", "--lr_scheduler_type", "constant", "--warmup_ratio", "0", *case.words.split()]
-    words += [] if "--gradient_checkpointing" in case.words else ["--gradient_checkpointing", "full"]
-    profile = ClusterProfile(
-        name="here", scheduler="none", accelerator="cpu" if cpu else "cuda", gpu_type=None if cpu else _gpu_type(),
-        gpus_per_node=0 if cpu else case.gpus, cores_per_node=os.cpu_count() or 1, node_memory=_host_gib(),
-    )  # fmt: skip
-    return make_plan(load_run(words).run, profile, {}, read_shape(str(model)))
-
-
-def _gpu_type() -> str:
-    import torch
-
-    name = torch.cuda.get_device_name(0).lower()
-    return next((kind for kind in ("h100", "h200", "a100", "b200") if kind in name), "h100")
-
-
-def _host_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def plan_of(case: Case, model: Path, cpu: bool, steps: int) -> Plan:
+    """The Plan of a case; every activation recomputed where it does not say otherwise."""
+    words = merged(
+        f"--global_batch_size {WINDOWS} --max_steps {steps} --max_length {64 if cpu else LENGTH}",
+        f"--gradient_checkpointing full {case.words}",
+    )
+    return make(words, model, case.gpus, cpu)
 
 
 @contextmanager
@@ -236,7 +121,6 @@ def rank(file: Path) -> None:
     """One rank of a case: load, train, and rank 0 writes what came of it."""
     import torch
 
-    from hpcft.plan.plan import Plan
     from hpcft.run.paths import RunPaths
     from hpcft.train import assemble, loop, world
     from hpcft.train.signals import Signals
@@ -246,7 +130,8 @@ def rank(file: Path) -> None:
     if here.device.type == "cuda":
         torch.zeros(1, device=here.device)
     vocabulary = json.loads((Path(plan.model.path) / "config.json").read_text())["vocab_size"]
-    prepared = Prepared(Windows(512, plan.data.max_length, vocabulary))
+    documents = max(1, round(plan.data.max_length / MEAN_DOCUMENT))
+    prepared = Prepared(Windows(512, plan.data.max_length, vocabulary, documents))
     loading: dict[str, float] = {}
     with watched(loading):
         run = assemble.assemble(plan, RunPaths(file.parent), here, Signals(), os.environ, prepared=prepared)
@@ -281,30 +166,13 @@ def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, limit: 
     place = folder / "cases" / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "result.json").unlink(missing_ok=True)
-    model = write_model(folder / case.model, SHAPES[case.model], "cpu" if cpu else "cuda")
-    plan = make(case, model, cpu, steps)
+    model = written(folder / case.model, case.model, cpu)
+    plan = plan_of(case, model, cpu, steps)
     (place / "plan.json").write_text(plan.to_json())
-    environ = {
-        **os.environ, "WORLD_SIZE": str(case.gpus), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port()),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
-    }  # fmt: skip
-    logs = [place / f"rank-{n}.log" for n in range(case.gpus)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.strategies", "--rank", str(place / "plan.json")],
-            env={**environ, "RANK": str(n), "LOCAL_RANK": str(n)}, stdout=log.open("w"), stderr=subprocess.STDOUT,
-        )
-        for n, log in enumerate(logs)
-    ]  # fmt: skip
-    end = time.monotonic() + limit
-    while any(p.poll() is None for p in processes) and time.monotonic() < end and not any(p.poll() for p in processes):
-        time.sleep(0.2)
-    for process in processes:
-        process.kill()
+    failed = run_ranks("benchmarks.strategies", ["--rank", str(place / "plan.json")], case.gpus, place, limit)
     result = place / "result.json"
-    if not result.is_file():
-        failed = next((n for n, p in enumerate(processes) if p.poll() not in (0, None, -9)), 0)
-        return {"case": name, "failed": logs[failed].read_text()[-1500:]}
+    if failed or not result.is_file():
+        return {"case": name, "failed": failed or "ended without a result"}
     foretold = plan.memory.allocated if plan.memory else 0
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     facts = {"case": name, "gpus": case.gpus, "foretold": foretold, "size": size, "words": case.words}
@@ -316,14 +184,6 @@ def _foretold_step(plan: Any) -> float:
 
     time_of = step_time(plan, plan.memory.shape, plan.memory.hardware) if plan.memory else None
     return time_of.total if time_of else 0.0
-
-
-def _port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def row(facts: dict[str, Any]) -> str:
@@ -360,7 +220,7 @@ def main(arguments: Sequence[str]) -> int:
         rank(given.rank)
     table = REHEARSAL if given.cpu else CASES
     given.folder.mkdir(parents=True, exist_ok=True)
-    print(f"{versions(given.cpu)}\n\n{HEAD}", flush=True)
+    print(f"{device.said(device.facts(given.cpu))}\n\n{HEAD}", flush=True)
     failed = 0
     for name in given.cases or table:
         facts = run_case(name, table[name], given.folder, given.cpu, given.steps, given.limit)
@@ -369,15 +229,6 @@ def main(arguments: Sequence[str]) -> int:
         print(row(facts), flush=True)
         failed += "failed" in facts
     return int(bool(failed))
-
-
-def versions(cpu: bool) -> str:
-    """Device and software, as every table of measurements says them."""
-    import torch
-    import transformers
-
-    device = "CPU" if cpu else f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
-    return f"{device}; torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ WINDOWS, LENGTH, NODE_GIB = 128, 2048, 1024
 
 HEAD = f"""{GENERATED}# What `strategy: auto` decides
 
-Qwen2.5's shapes, {WINDOWS} windows of {LENGTH:,} tokens an optimizer step, `gradient_checkpointing: full`, LoRA of
+Qwen2.5's shapes, {WINDOWS} windows of {LENGTH:,} tokens an optimizer step, `gradient_checkpointing: auto`, LoRA of
 rank 8 on all linear modules, nodes of eight GPUs with {NODE_GIB} GiB of their own on InfiniBand. A cell names the
-strategy, the predicted GiB of a GPU, and predicted tokens a second and GPU; where nothing fits, in parentheses, the
-fewest GPUs that would hold the run without offloading. Predictions rest on constants that no GPU has confirmed yet.
+strategy, what is recomputed, the predicted GiB of a GPU, and predicted tokens a second and GPU; where nothing fits, in
+parentheses, the fewest GPUs that would hold the run without offloading. Predictions rest on constants that no GPU has
+confirmed yet.
 """
 
 
@@ -55,7 +56,7 @@ def cell(model: str, tuner: str, layout: tuple[int, int], card: str) -> str:
     except Refusal as refusal:
         return _refused(refusal)
     speed = LENGTH / pace(plan) / plan.layout.world_size
-    return f"{named(plan)}, {gib(memory_of(plan).total)}, {speed:,.0f}"
+    return f"{named(plan)}, {plan.train.recomputation}, {gib(memory_of(plan).total)}, {speed:,.0f}"
 
 
 def _refused(refusal: Refusal) -> str:

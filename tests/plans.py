@@ -117,6 +117,7 @@ def _tiny() -> Plan:
             seed=7,
             deterministic=True,
             recomputation="none",
+            compiled=False,
             nonfinite="stop",
             logging_steps=1,
             eval_steps=0,

@@ -243,7 +243,6 @@ SET_ASIDE: dict[str, str] = {
         (
             "use_liger_kernel",
             "enable_liger_kernel",
-            "torch_compile",
             "tf32",
             "gradient_checkpointing_kwargs",
             "dataloader_pin_memory",
@@ -275,7 +274,7 @@ SET_ASIDE: dict[str, str] = {
 
 _AXIS = "this release spreads data, weights (strategy: fsdp, zero3) and tensors (tp)"
 _WINDOW = "this release keeps a window on one rank: a smaller max_length, or truncation_strategy"
-_QUANTISED = "quant_bits: 4 with LoRA, on the unquantised base model"
+_QUANTISED = "quant_bits: 4 or base_precision: fp8, with LoRA, on the unquantised base model"
 _SHARDED = "strategy: fsdp shards over all the ranks that tp and dp_replicate leave"
 _REFERENCE = "the reference is the model as it was before training: leave it out, or reference: precompute"
 

@@ -67,6 +67,11 @@ class Model(Section):
     quant_bits: Literal[4] | None = Field(
         None, description="4: the frozen base in 4-bit NormalFloat, for LoRA (QLoRA). null: in torch_dtype."
     )
+    base_precision: Literal["fp8"] | None = Field(
+        None,
+        description="fp8: the frozen base in 8-bit floats, for LoRA on H100 and later: half its memory, and faster. "
+        "null: in torch_dtype.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run code that the model's folder brings. Only with a pinned revision."
     )
@@ -168,8 +173,15 @@ class Train(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this global norm; 0: never.")
-    gradient_checkpointing: Literal["none", "selective", "full"] = Field(
-        "full", description="Recompute activations in the backward pass: less memory, about a third slower when full."
+    gradient_checkpointing: Literal["auto", "none", "selective", "full"] = Field(
+        "auto",
+        description="Recompute activations in the backward pass: less memory, about a third slower when full. "
+        "auto: as little as the GPU's memory allows; full where that or the model is not known.",
+    )
+    torch_compile: bool = Field(
+        False,
+        description="Compile each decoder layer: faster after a minute at the start, for models and GPUs where it "
+        "pays. Windows are padded to max_length, so pack them.",
     )
     seed: int = Field(42, ge=0, description="Data order, initial adapters and dropout follow from it.")
     deterministic: bool = Field(False, description="Bitwise repeatable on GPUs, at some cost of speed.")

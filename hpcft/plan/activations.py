@@ -19,9 +19,9 @@ from hpcft.plan.plan import Plan
 from hpcft.plan.shape import Shape
 from hpcft.plan.weights import COMPUTE_BYTES, adapted
 
-CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once, as the objective has it
-CHUNK_ROWS = 256  # of logits at least, however large the vocabulary
-LOGIT_COPIES = 3  # log-softmax, its gradient and the gradient before it, all float32
+CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
+TILE = 128  # rows that a matrix product of a GPU works on together
+LOGIT_COPIES = 3  # logits and their gradient in float32; scores and their gradient in two bytes
 
 
 def attention_kind(plan: Plan) -> str:
@@ -96,9 +96,14 @@ def logit_rows(plan: Plan, shape: Shape) -> int:
     """Rows of logits that exist at a time; none where a text is scored at its last token."""
     if plan.scored:
         return 0
-    return min(micro_tokens(plan), max(CHUNK_ROWS, CHUNK_LOGITS // shape.vocabulary))
+    return min(micro_tokens(plan), chunk_rows(shape.vocabulary))
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of logits that exist at a time, in whole tiles; two, however large the vocabulary."""
+    return max(2 * TILE, CHUNK_LOGITS // vocabulary // TILE * TILE)
 
 
 def logit_bytes(plan: Plan, shape: Shape) -> int:
-    """Of one chunk; each is made again in the backward pass, so that there is never more than one."""
-    return LOGIT_COPIES * 4 * logit_rows(plan, shape) * shape.vocabulary
+    """Of one chunk; there is never more than one. Tensor-parallel ranks have some columns each."""
+    return LOGIT_COPIES * 4 * logit_rows(plan, shape) * shape.vocabulary // plan.layout.degree("tp")

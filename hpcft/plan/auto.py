@@ -26,7 +26,7 @@ from hpcft.plan.ways import (
     pace,
 )
 
-TIE = 1.05  # a prediction this much slower is not slower: the simpler way is taken
+TIE = 1.1  # a prediction this much slower is not slower: the simpler way is taken
 SHOWN = 4  # ways that are kept for the page
 LARGEST = 3  # parts that a refusal spells out
 
@@ -68,6 +68,8 @@ def _fastest(question: Question, wanted: Way) -> Plan:
         # Of what offloads to a node of unknown memory it cannot be said by how much it does not fit.
         least = min(weighed, key=lambda plan: (_unknown(plan), memory_of(plan).total))
         raise _does_not_fit(question, least, _with_adapters(question, wanted))
+    # The node's memory and cores are the least certain of all predictions, so they are left alone where they can be.
+    possible = [plan for plan in possible if not STRATEGIES[plan.train.strategy].offload] or possible
     best = min(map(pace, possible))
     chosen = next(plan for plan in possible if pace(plan) <= best * TIE)
     rest = sorted((plan for plan in weighed if plan is not chosen), key=lambda plan: (not fits(plan), pace(plan)))
@@ -111,7 +113,8 @@ def _does_not_fit(question: Question, plan: Plan, instead: Sequence[Plan]) -> Re
     largest = sorted(parts, key=lambda part: -part.bytes)[:LARGEST]
     where = "a node" if on_host else "a GPU"
     total = memory.host if on_host else memory.total
-    choices = [f"{_place(other, plan)}{described(other)}" for other in [*instead, *_smallest(question, plan)]]
+    others = (f"{_place(other, plan)}{described(other)}" for other in [*instead, *_smallest(question, plan)])
+    choices = list(dict.fromkeys(others))
     return refuse(
         f"parallel.strategy: {plan.model.path} ({plan.tuner.kind}) with {named(plan)} does not fit on {layout.nodes} × "
         f"{layout.ranks_per_node} GPUs: {gib(total)} GiB {where} of {gib(has or 0)}",

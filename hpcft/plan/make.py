@@ -25,6 +25,7 @@ from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
 from hpcft.plan.objective import check_objective, plan_objective
 from hpcft.plan.plan import (
+    RECOMPUTATION,
     SCHEMA,
     Budgets,
     CheckpointPlan,
@@ -84,11 +85,13 @@ def _decided(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], 
 
 def question(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], shape: Shape) -> Question:
     """What ``decide`` decides: the run's Plan for any way to spread it, and what it may rest on."""
-    train = run.train
+    train, card = run.train, hardware_of(cluster)
+    known = card.gpu_bytes is not None
     return Question(
         draft=lambda way: _draft(run, cluster, where, way),
-        shape=shape, hardware=hardware_of(cluster),
-        shrinks=train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps is None,
+        shape=shape, hardware=card,
+        spends=known and train.per_device_train_batch_size == "auto" and train.gradient_accumulation_steps is None,
+        recomputation=RECOMPUTATION if known and train.gradient_checkpointing == AUTO else (_recomputation(train),),
         most=(cluster.max_nodes or MOST_NODES, cluster.gpus_per_node or 1),
     )  # fmt: skip
 
@@ -208,7 +211,7 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
         attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
-        quantization="nf4" if model.quant_bits else "none",
+        quantization="nf4" if model.quant_bits else model.base_precision or "none",
     )  # fmt: skip
 
 
@@ -286,11 +289,17 @@ def _train(run: RunConfig, strategy: str) -> TrainPlan:
         objective=run.task, objective_module=OBJECTIVES[run.task].module,
         strategy=strategy, strategy_module=STRATEGIES[strategy].module,
         deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
-        seed=train.seed, deterministic=train.deterministic, recomputation=train.gradient_checkpointing,
+        seed=train.seed, deterministic=train.deterministic, recomputation=_recomputation(train),
+        compiled=train.torch_compile,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
         dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,
     )  # fmt: skip
+
+
+def _recomputation(train: Train) -> str:
+    """What was said; for auto the most, which ``Question.fitted`` lowers where it can."""
+    return RECOMPUTATION[-1] if train.gradient_checkpointing == AUTO else train.gradient_checkpointing
 
 
 def _checkpoint(run: RunConfig) -> CheckpointPlan:

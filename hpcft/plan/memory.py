@@ -25,7 +25,7 @@ from hpcft.plan.hardware import GIB
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
+from hpcft.plan.weights import BYTES, COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
 
 MASTER_AND_MOMENTS, GRADIENT = 12, 4  # bytes of a trained weight, float32
 
@@ -122,7 +122,8 @@ def _weights(plan: Plan, weights: Weights) -> Part:
     if weights.frozen:
         said.append(f"{c} B × {_big(weights.frozen - weights.quantised)} frozen")
     if weights.quantised:
-        said.append(f"4 bits × {_big(weights.quantised)} frozen, and 0.127 whole on every rank")
+        bits, own = (8 * size for size in BYTES[weights.kind])
+        said.append(f"{bits - own:g} bits × {_big(weights.quantised)} frozen, and {own:.3g} whole on every rank")
     size = _divided(c * copies + weights.frozen_bytes - weights.constants, shards) + weights.constants
     return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
 
@@ -161,7 +162,7 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
 
 def _unpacked(plan: Plan, shape: Shape) -> int:
     """The largest matrix in the compute type, while it is multiplied."""
-    if plan.model.quantization == "none":
+    if plan.model.quantization != "nf4":
         return 0
     return COMPUTE_BYTES[plan.model.dtype] * max(i * o for i, o in shape.linears().values())
 
@@ -177,7 +178,8 @@ def _logits(plan: Plan, shape: Shape) -> Part:
     rows = logit_rows(plan, shape)
     if not rows:
         return Part("logits", 0, "none: a text is scored at its last token")
-    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {shape.vocabulary:,} words")
+    columns = shape.vocabulary // plan.layout.degree("tp")
+    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {columns:,} words")
 
 
 def _divided(size: int, among: int) -> int:

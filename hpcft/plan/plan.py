@@ -23,6 +23,8 @@ from hpcft.plan.prediction import MemoryPlan
 
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)
+QUANTISED = {"nf4": "4 bits (NormalFloat, double quantisation)", "fp8": "8-bit floats (e4m3, a scale for each row)"}
+RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class ModelPlan:
     dtype: str  # bfloat16 | float16 | float32
     attention: str  # auto | sdpa | eager | flash_attention_2
     trust_remote_code: bool
-    quantization: str  # none | nf4: the frozen base as 4-bit NormalFloat with double quantisation (QLoRA)
+    quantization: str  # of the frozen base: none, or one of QUANTISED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,8 @@ class TrainPlan:
     deepspeed: str  # what a DeepSpeed file of the user's adds to ours, as canonical JSON; "" for none
     seed: int
     deterministic: bool
-    recomputation: str  # none | selective | full
+    recomputation: str  # one of RECOMPUTATION
+    compiled: bool  # each decoder layer
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never
@@ -305,7 +308,11 @@ class Plan:
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
 _MEANT: dict[int, dict[str, dict[str, Any]]] = {
-    1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}, "data": {"num_labels": 0}}
+    1: {
+        "model": {"quantization": "none"},
+        "train": {"deepspeed": "", "compiled": False},
+        "data": {"num_labels": 0},
+    }
 }
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {

@@ -71,7 +71,8 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     tuner, model = plan.tuner, plan.model
     problems = clashes(
         strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
-        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantised=model.quantization != "none",
+        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantization=model.quantization,
+        compiled=plan.train.compiled,
     )  # fmt: skip
     if found := [problem for _, problem in problems]:
         raise Refusal(found)

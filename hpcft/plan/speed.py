@@ -2,7 +2,7 @@
 
 FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token forward, 2 for the gradient of the
       inputs, 2 for that of the weights, which frozen ones need not: 6 for full, 4 for LoRA; 2 more where a layer is
-      recomputed, and for each forward pass that a preference objective needs beside. The head is recomputed always.
+      recomputed, and for each forward pass that a preference objective needs beside, whose head also runs twice.
       Causal attention: 2·q·S per token, layer and pass, three passes (the backward one is two), over whole windows:
       packed short records take less.
 traffic  of a collective over n ranks that moves Ψ bytes: Ψ·(n−1)/n for a gather or a scatter, twice that for a sum
@@ -66,8 +66,13 @@ def step_flop(plan: Plan, shape: Shape) -> float:
     attention = 2 * shape.query * plan.data.max_length
     layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
     beside = forwards_beside(plan) * (shape.layers * (2 * shape.active + attention) + 2 * shape.embedding)
-    head = 0 if plan.scored else shape.embedding * (work + 2)
+    head = 0 if plan.scored else shape.embedding * (work + (2 if _head_runs_twice(plan) else 0))
     return tokens * (layers + head + beside)
+
+
+def _head_runs_twice(plan: Plan) -> bool:
+    """Not where the loss is a plain sum of log-probabilities, and its gradient known in the forward pass."""
+    return plan.data.rows != "chat" or plan.model.dtype == "float16" or plan.train.strategy.startswith("zero3")
 
 
 def forwards_beside(plan: Plan) -> int:
@@ -83,6 +88,8 @@ def _own_memory(plan: Plan, shape: Shape) -> float:
     shards = plan.layout.degree("tp") * (plan.layout.degree("dp") if "optimizer" in row.shards else 1)
     update = 0.0 if "optimizer" in row.offload else OPTIMIZER_TRAFFIC * weights.trained / shards
     passes = 2 + (1 - kept_layers(plan, shape) / shape.layers)
+    if plan.model.quantization != "nf4":
+        return update / HBM
     unpack = plan.batch.accumulation * passes * NF4_TRAFFIC * weights.quantised / plan.layout.degree("tp")
     return (update + unpack) / HBM
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from hpcft.catalog import STRATEGIES
 from hpcft.errors import Refusal
 from hpcft.plan.memory import memory_plan
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import BatchPlan, Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
 from hpcft.plan.speed import step_time
 
 HEADROOM = 0.95  # of a GPU that may be planned for: predictions err, and the constants are not calibrated yet
+SPENT = 0.9  # of a GPU that is planned for where more could be recomputed
+MOST_TOKENS = 16384  # of one forward pass, where nobody says how many windows it has: more is no faster
 CLEARLY = 1.05  # of a GPU: a named strategy is refused only when predicted so far beyond it
 OFFLOADING = ("fsdp_offload", "zero2_offload", "zero3_offload")
 
@@ -42,27 +44,48 @@ Draft = Callable[[Way], Plan]  # the Plan of a way, without its memory; raises R
 class Question:
     """What is to be decided.
 
-    shrinks: fewer windows may go through one forward pass, because nobody has said how many. most: (nodes, ranks of a
-    node) that may be had.
+    spends: as many windows may go through one forward pass as memory allows, because nobody has said how many.
+    recomputation: what may be recomputed, the least first. most: (nodes, ranks of a node) that may be had.
     """
 
     draft: Draft
     shape: Shape
     hardware: Hardware
-    shrinks: bool
+    spends: bool
+    recomputation: tuple[str, ...]
     most: tuple[int, int]
 
     def fitted(self, plan: Plan) -> Plan:
-        """``plan`` with its prediction, and with as many windows in a forward pass as fit, at least one."""
-        plan = self._foretold(plan)
-        most, per_rank = plan.batch.micro_windows, plan.batch.micro_windows * plan.batch.accumulation
-        for micro in range(most - 1, 0, -1) if self.shrinks else ():
-            if fits(plan):
+        """``plan`` with its prediction, and with what it may choose: the fastest that fits, else what takes the least.
+
+        Of each level of recomputation the most windows in a forward pass that fit are weighed.
+        """
+        levels = [self._filled(plan, recomputation) for recomputation in self.recomputation]
+        possible = [level for level in levels if fits(level, self._share(level))]
+        return min(possible, key=pace) if possible else levels[-1]
+
+    def _filled(self, plan: Plan, recomputation: str) -> Plan:
+        """``plan`` with so much recomputation, and with as many windows in a forward pass as fit, at least one."""
+        train = dataclasses.replace(plan.train, recomputation=recomputation)
+        for batch in self._batches(plan):
+            foretold = self._foretold(dataclasses.replace(plan, train=train, batch=batch))
+            if fits(foretold, self._share(foretold)):
                 break
+        return foretold
+
+    def _share(self, plan: Plan) -> float:
+        return HEADROOM if plan.train.recomputation == self.recomputation[-1] else SPENT
+
+    def _batches(self, plan: Plan) -> Iterator[BatchPlan]:
+        """The same optimizer step in fewer and fewer windows a forward pass."""
+        per_rank = plan.batch.micro_windows * plan.batch.accumulation
+        if not self.spends:
+            yield plan.batch
+            return
+        most = max(plan.batch.micro_windows, MOST_TOKENS // plan.data.max_length)
+        for micro in range(min(most, per_rank), 0, -1):
             if per_rank % micro == 0:
-                batch = dataclasses.replace(plan.batch, micro_windows=micro, accumulation=per_rank // micro)
-                plan = self._foretold(dataclasses.replace(plan, batch=batch))
-        return plan
+                yield dataclasses.replace(plan.batch, micro_windows=micro, accumulation=per_rank // micro)
 
     def _foretold(self, plan: Plan) -> Plan:
         return dataclasses.replace(plan, memory=memory_plan(plan, self.shape, self.hardware))
@@ -99,17 +122,18 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
     yield Way("fsdp")
     if nodes > 1:
         yield Way("fsdp", dp_replicate=nodes)
-    for tp in range(2, per_node + 1) if full else ():
+    for tp in range(2, per_node + 1) if full and not plan.train.compiled else ():
         if per_node % tp == shape.kv_heads % tp == shape.heads % tp == shape.inner % tp == 0:
             yield Way("fsdp", tp=tp)
     if plan.model.quantization == "none":
-        yield from (Way(name) for name in OFFLOADING if full or "weights" in STRATEGIES[name].shards)
+        able = [name for name in OFFLOADING if not (plan.train.compiled and name.startswith("zero3"))]
+        yield from (Way(name) for name in able if full or "weights" in STRATEGIES[name].shards)
 
 
-def fits(plan: Plan) -> bool:
-    """Into the GPU but for HEADROOM, and what is offloaded into the node's memory, which then must be known."""
+def fits(plan: Plan, share: float = HEADROOM) -> bool:
+    """Into that share of the GPU, and what is offloaded into the node's memory, which then must be known."""
     memory = memory_of(plan)
-    return _holds(memory, HEADROOM) and not (_offloads(plan) and (host_unknown(memory) or host_overflows(memory)))
+    return _holds(memory, share) and not (_offloads(plan) and (host_unknown(memory) or host_overflows(memory)))
 
 
 def clearly_too_large(plan: Plan) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.errors import printable
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import QUANTISED, Plan
 from hpcft.run import manifest as manifests
 from hpcft.train.pick import ADAPTER, MERGED, MODEL
 from hpcft.train.score import HEAD
@@ -217,7 +217,7 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
         )
     if cost := told["quantised"]:
         notes.append(
-            f"Trained on its base in 4 bits (NormalFloat, double quantisation). Beside the original base the "
+            f"Trained on its base in {QUANTISED[plan.model.quantization]}. Beside the original base the "
             f"{_change(plan, cost)}."
         )
     return [f"- {note}" for note in notes]
@@ -299,7 +299,7 @@ def _tuning(plan: Plan) -> str:
         return "every weight"
     extras = [word for word, on in (("rsLoRA", tuner.use_rslora), ("DoRA", tuner.use_dora)) if on]
     extras += [f"trained in full: {', '.join(tuner.modules_to_save)}"] if tuner.modules_to_save else []
-    extras += ["base in 4 bits (QLoRA)"] if plan.model.quantization == "nf4" else []
+    extras += [f"base in {QUANTISED[plan.model.quantization]}"] if plan.model.quantization != "none" else []
     return f"LoRA, rank {tuner.rank}, alpha {tuner.alpha:g}, on {', '.join(tuner.target_modules)}" + "".join(
         f"; {extra}" for extra in extras
     )

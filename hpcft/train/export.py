@@ -24,7 +24,7 @@ from typing import Any
 
 from hpcft import disk
 from hpcft.errors import EXIT_REFUSED, Refusal, refuse
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import QUANTISED, Plan
 from hpcft.run.expand import store_folder
 from hpcft.run.folder import read_plan
 from hpcft.run.manifest import Manifest
@@ -114,8 +114,8 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
         )
     if cost := written.quantised:
         yield (
-            f"it was trained on a base in 4 bits; beside the original base the largest-changed {number} differs by "
-            f"{cost.largest:.3g} (largest {number} {cost.scale:.3g})"
+            f"it was trained on a base in {QUANTISED[plan.model.quantization]}; beside the original base the "
+            f"largest-changed {number} differs by {cost.largest:.3g} (largest {number} {cost.scale:.3g})"
             + ("" if plan.scored else f", and the {_likeliest(cost)}")
         )
     if not plan.scored:

@@ -14,27 +14,54 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from hpcft.plan.activations import chunk_rows
+from hpcft.train.cross_entropy import Columns, Scaling, log_probabilities, summed_in_chunks
 from hpcft.train.skeleton import plain, run_inside
 
-CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
 PROBE_LENGTH = 8
 
 
 @dataclass(frozen=True)
 class Head:
-    """A language model in two parts: ``body`` gives hidden states, ``output`` logits before scaling."""
+    """A language model in two parts: ``body`` gives hidden states, ``output`` scores, ``scaling`` makes them logits.
+
+    chunk: how many rows of scores exist at a time. columns: of which tokens they are here; None: of all.
+    """
 
     body: nn.Module
     output: nn.Module
-    multiplier: float
-    softcap: float | None
+    scaling: Scaling
     chunk: int
+    columns: Columns | None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 [n, vocabulary]"""
-        scores = self.output(hidden).float() * self.multiplier
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+        return self.scaling.logits(self.output(hidden))
+
+    def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """float32 [n]. hidden: [n, width]; targets: int64 [n]. Each chunk is computed again in the backward pass."""
+
+        def of(rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return log_probabilities(self._scores(rows), labels, self.scaling, self.columns)
+
+        parts = zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True)
+        return torch.cat([checkpoint(of, *part, use_reentrant=False) for part in parts])
+
+    def summed(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Their sum, float32; each chunk is computed once where that can be."""
+        if not self._at_once(hidden):
+            return self.log_probabilities(hidden, targets).sum()
+        return summed_in_chunks(hidden, targets, self.output, self._scores, self.scaling, self.columns, self.chunk)
+
+    def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, columns of this rank]: tensor parallelism's hook, which gathers the others', is passed by."""
+        return self.output(hidden) if self.columns is None else self.output.forward(hidden)
+
+    def _at_once(self, hidden: torch.Tensor) -> bool:
+        """Not where DeepSpeed takes the weights away after each use; nor in float16, before its scale is applied."""
+        return hidden.dtype is not torch.float16 and not any(hasattr(p, "ds_id") for p in self.output.parameters())
 
 
 HEADS: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
@@ -60,8 +87,9 @@ def _split(model: Any) -> Head | None:
         return None
     text = body.config.get_text_config()
     multiplier = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    softcap = getattr(text, "final_logit_softcapping", None)
-    return Head(body, output, multiplier, softcap, max(256, CHUNK_LOGITS // text.vocab_size))
+    scaling = Scaling(multiplier, getattr(text, "final_logit_softcapping", None))
+    columns = getattr(output, "columns", None)
+    return Head(body, output, scaling, chunk_rows(text.vocab_size), columns)
 
 
 @torch.no_grad()

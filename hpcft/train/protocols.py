@@ -71,6 +71,7 @@ class Batch:
     documents: int64 [rows, length], the document that a token belongs to, counted through the micro batch; -1 in the
     padding. kinds, margins: of each. reference: the log-probability of its trained tokens before training, where that
     was computed beforehand. others: for rated answers, each prompt with another's answer, as a batch of its own.
+    few_shapes: shapes are those of other batches wherever they can be, for programs that are compiled for each.
     """
 
     tokens: torch.Tensor
@@ -85,6 +86,7 @@ class Batch:
     margins: tuple[float, ...] = ()
     reference: tuple[float, ...] | None = None
     others: Batch | None = None
+    few_shapes: bool = False
 
 
 class Mean(NamedTuple):

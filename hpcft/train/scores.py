@@ -1,27 +1,24 @@
 """What a model says of the tokens: their log-probabilities, never with the logits of all of them alive at once.
 
-Each chunk's logits are made again in the backward pass. Where a frozen reference is wanted too, it is the same model
-with its adapters switched off, in the same forward pass: strategies gather weights around a whole forward pass only.
+Where a frozen reference is wanted too, it is the same model with its adapters switched off, in the same forward pass:
+strategies gather weights around a whole forward pass only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from hpcft.train.attention import document_arguments
-from hpcft.train.head import head_of
+from hpcft.train.cross_entropy import Scaling, log_probabilities
+from hpcft.train.head import Head, head_of
 from hpcft.train.protocols import CHOSEN, Batch
 from hpcft.train.skeleton import run_inside
-
-Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,28 +43,46 @@ class Documents:
 
 def token_scores(model: nn.Module, batch: Batch, everywhere: bool = False, reference: bool = False) -> Tokens:
     """The scores of the trained tokens; everywhere: of the token after every position, trained or not."""
-    labels = batch.tokens.flatten().roll(-1) if everywhere else batch.labels.flatten()[batch.trained]
-    at = None if everywhere else batch.trained
     head = head_of(model, batch.tokens.device)
-    arguments = {"input_ids": batch.tokens, "position_ids": batch.positions, **document_arguments(batch)}
-
-    def chosen(out: torch.Tensor) -> torch.Tensor:
-        return out.flatten(0, 1) if at is None else out.flatten(0, 1)[at]
-
-    def whole() -> torch.Tensor:
-        if head is None:
-            return _log_probabilities(chosen(model(**arguments, use_cache=False).logits), labels)
-        hidden = head.body(**arguments, use_cache=False).last_hidden_state
-        return in_chunks(chosen(hidden), labels, head.logits, head.chunk)
 
     def both() -> tuple[torch.Tensor, torch.Tensor | None]:
         before = None
         if reference:
             with as_before_training(model):
-                before = whole()
-        return whole(), before
+                before = _log_probabilities(model, head, batch, everywhere)
+        return _log_probabilities(model, head, batch, everywhere), before
 
     return Tokens(*(both() if head is None else run_inside(model, both)))
+
+
+def total_score(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """The sum of the trained tokens' scores, float32; no logits are computed twice for its gradient."""
+    head = head_of(model, batch.tokens.device)
+    if head is None:
+        return _log_probabilities(model, head, batch).sum()
+    return run_inside(model, lambda: head.summed(*_hidden(head, batch)))
+
+
+def _log_probabilities(model: nn.Module, head: Head | None, batch: Batch, everywhere: bool = False) -> torch.Tensor:
+    if head is not None:
+        return head.log_probabilities(*_hidden(head, batch, everywhere))
+    logits = model(**_inputs(batch), use_cache=False).logits
+    return log_probabilities(*_chosen(logits, batch, everywhere), Scaling())
+
+
+def _hidden(head: Head, batch: Batch, everywhere: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    return _chosen(head.body(**_inputs(batch), use_cache=False).last_hidden_state, batch, everywhere)
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {"input_ids": batch.tokens, "position_ids": batch.positions, **document_arguments(batch)}
+
+
+def _chosen(out: torch.Tensor, batch: Batch, everywhere: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, …] of [rows, length, …], and the tokens that follow, int64 [n]."""
+    if everywhere:
+        return out.flatten(0, 1), batch.tokens.flatten().roll(-1)
+    return out.flatten(0, 1)[batch.trained], batch.labels.flatten()[batch.trained]
 
 
 def document_scores(model: nn.Module, batch: Batch, reference: bool = False) -> Documents:
@@ -106,20 +121,6 @@ def pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = torch.tensor([i for i, kind in enumerate(batch.kinds) if kind == CHOSEN], dtype=torch.int64)
     chosen = chosen.to(batch.tokens.device, non_blocking=True)
     return chosen, chosen + 1
-
-
-def in_chunks(hidden: torch.Tensor, labels: torch.Tensor, logits: Logits, chunk: int) -> torch.Tensor:
-    """float32 [n]. hidden: [n, width]; labels: int64 [n]; ``chunk`` rows of logits exist at a time."""
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    return torch.cat([checkpoint(_chunk, rows, targets, logits, use_reentrant=False) for rows, targets in parts])
-
-
-def _chunk(rows: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
-    return _log_probabilities(logits(rows), targets)
-
-
-def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ and checkpoints see nothing of it but the regions; messages are hooks around the
     attention,  gathered at the entrance, heads or columns cut inside, summed and cut again by the
     mlp         row-parallel linear at the exit
     final norm  gathered, for whoever computes a loss from hidden states
-    head        cut by vocabulary           its logits gathered
+    head        cut by vocabulary           a loss sums over the ranks; logits are gathered for whoever asks for them
     score       whole, on the whole text    each rank takes its share of the gradient
 
 One rule for gradients follows: what is not cut (norms, biases after a sum, LoRA's A before and B behind the cut) sees a
@@ -30,6 +30,7 @@ from torch import nn
 
 from hpcft.errors import refuse
 from hpcft.run.regions import Region
+from hpcft.train.cross_entropy import Columns
 from hpcft.train.parameters import replace_parameters
 from hpcft.train.score import head_of_score
 from hpcft.train.skeleton import body_of, plain
@@ -211,6 +212,7 @@ def _connect_vocabulary(embedding: Any, head: Any, vocabulary: int, group: dist.
     embedding.register_forward_pre_hook(look)
     embedding.register_forward_hook(found)
     if head is not None:
+        head.columns = Columns(start, length, group)
         head.register_forward_hook(lambda module, args, output: _GatherLogits.apply(output, vocabulary, group))
 
 

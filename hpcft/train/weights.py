@@ -59,7 +59,7 @@ class Change:
 @dataclass(frozen=True)
 class Written:
     """What a writer wrote. reloaded: the folder against the trained model; merged: the merged model, in the type it is
-    written in, against base and adapter apart; quantised: the adapter beside the 4-bit base that it was trained on
+    written in, against base and adapter apart; quantised: the adapter beside the quantised base that it was trained on
     against the same beside the original, which is what quantisation costs."""
 
     parameters: int
@@ -78,7 +78,7 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
     fill(model, masters.items(), reader)
     beside_original = trained = logits(model, samples)
     if is_quantised(plan):
-        quantise_now(model, compute)
+        quantise_now(model, plan.model.quantization, compute)
         trained = logits(model, samples)
     tensors = _adapter_tensors(model, {**masters, **_subtracted(masters, initial)})
     warnings = check_adapter(tensors)
@@ -156,8 +156,8 @@ def adapted(plan: Plan, dtype: torch.dtype) -> Any:
 
 
 def is_quantised(plan: Plan) -> bool:
-    """Was the adapter trained on a base in 4 bits?"""
-    return plan.model.quantization == "nf4"
+    """Was the adapter trained on a base in fewer bits?"""
+    return plan.model.quantization != "none"
 
 
 def masters_of(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -231,7 +231,7 @@ def reloaded_model(plan: Plan, dtype: torch.dtype, folder: Path) -> Any:
 
 
 def _reloaded_adapter(plan: Plan, compute: torch.dtype, folder: Path, tensors: dict[str, torch.Tensor]) -> Any:
-    """Base and adapter as peft loads them, the base in 4 bits where it was in training; every tensor in its place."""
+    """Base and adapter as peft loads them, the base quantised where it was in training; every tensor in its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
     stored = load_file(folder / ADAPTER)
@@ -244,7 +244,7 @@ def _reloaded_adapter(plan: Plan, compute: torch.dtype, folder: Path, tensors: d
         if not torch.equal(stored[name].to(loaded[name].dtype), loaded[name]):
             raise Unfaithful(f"{name} is not what was written once peft has loaded it")
     if is_quantised(plan):
-        quantise_now(model, compute)
+        quantise_now(model, plan.model.quantization, compute)
     return model
 
 

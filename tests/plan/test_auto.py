@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal
 from hpcft.plan.auto import TIE
 from hpcft.plan.explain import explain
 from hpcft.plan.make import make_plan
-from hpcft.plan.plan import Plan
-from hpcft.plan.prediction import MemoryPlan
+from hpcft.plan.plan import RECOMPUTATION, Plan
+from hpcft.plan.prediction import MemoryPlan, Option
 from hpcft.plan.replan import replan
 from hpcft.plan.ways import fits, pace, ways
 from tests.decisions import CARDS, LAYOUTS, MODELS, TUNERS, decided
@@ -36,6 +37,10 @@ def refused(line: str, name: str = "Qwen2.5-7B", **profile_says: Any) -> Problem
         planned(line, name, **profile_says)
     (problem,) = caught.value.problems
     return problem
+
+
+def offloads(option: Option) -> bool:
+    return bool(STRATEGIES[option.strategy].offload)
 
 
 def memory(plan: Plan) -> MemoryPlan:
@@ -76,8 +81,10 @@ def test_whatever_is_decided_fits_and_nothing_that_fits_is_much_faster(tuner: st
                 continue
             assert fits(made)
             chosen, *others = memory(made).options
-            batches = [other.seconds for other in others if other.fits and other.seconds]
+            alike = [other for other in others if offloads(chosen) or not offloads(other)]
+            batches = [other.seconds for other in alike if other.fits and other.seconds]
             assert chosen.seconds is not None
+            assert not offloads(chosen) or not any(other.fits and not offloads(other) for other in others)
             assert chosen.seconds <= min(batches, default=chosen.seconds) * TIE * 1.001
             assert made.layout.ranks_per_node % made.layout.degree("tp") == 0
 
@@ -163,8 +170,9 @@ def test_without_full_recomputation_that_is_the_hint() -> None:
 
 
 def test_a_named_strategy_that_is_hardly_too_large_is_let_through_and_the_page_says_so() -> None:
-    full = memory(planned("--tuner_type full", gpu_memory=500)).total / 2**30 / 0.985
-    made = planned("--tuner_type full", gpu_memory=full / 1.03)
+    line = "--tuner_type full --gradient_checkpointing full"
+    full = memory(planned(line, gpu_memory=500)).total / 2**30 / 0.985
+    made = planned(line, gpu_memory=full / 1.03)
     assert made.train.strategy == "ddp"
     assert "close, and predictions err" in explain(made, None, {})
     refused("--tuner_type full", gpu_memory=full / 1.10)
@@ -191,7 +199,7 @@ def test_offloading_to_a_node_of_unknown_memory_is_done_when_asked_for_and_never
 def test_fewer_windows_go_through_a_forward_pass_where_they_do_not_fit() -> None:
     line = "--nproc_per_node 1 --global_batch_size 8 --gradient_checkpointing none --max_length 4096"
     roomy, tight = planned(line, gpu_memory=200), planned(line, gpu_memory=60)
-    assert (roomy.batch.micro_windows, roomy.batch.accumulation) == (2, 4)
+    assert (roomy.batch.micro_windows, roomy.batch.accumulation) == (4, 2)
     assert (tight.batch.micro_windows, tight.batch.accumulation) == (1, 8)
     assert roomy.batch.global_windows == tight.batch.global_windows
     assert fits(tight)
@@ -261,3 +269,21 @@ def test_choosing_takes_a_moment() -> None:
     started = time.perf_counter()
     planned("--strategy auto --tuner_type full --nodes 2", "Qwen2.5-72B")
     assert time.perf_counter() - started < 0.3
+
+
+def test_as_little_is_recomputed_as_the_card_allows() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --max_length 4096 --global_batch_size 16"
+    levels = [planned(line, gpu_memory=gib).train.recomputation for gib in (141, 60, 45, 32)]
+    assert levels[0] == "none"
+    assert levels[-1] == "full"
+    assert levels == sorted(levels, key=RECOMPUTATION.index)
+
+
+def test_a_level_that_was_said_is_kept_whatever_the_card() -> None:
+    for level in RECOMPUTATION:
+        assert planned(f"--gradient_checkpointing {level}", gpu_memory=141).train.recomputation == level
+
+
+def test_where_the_card_is_not_known_everything_is_recomputed_and_the_batch_is_the_usual_one() -> None:
+    made = planned("--max_length 4096 --global_batch_size 64", gpu_type="unknown")
+    assert (made.train.recomputation, made.batch.micro_windows) == ("full", 2)

@@ -133,7 +133,7 @@ def _rank(sender: Any, work: Callable[..., Any], arguments: tuple[Any, ...], env
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(environ)
-    # torch builds its thread pool anew in a forked process, unguarded: two threads that load weights at once may meet none.
+    # A forked process's first use of torch's thread pool makes a new one, unguarded: a second thread may meet none.
     torch.set_num_threads(1)
     try:
         answer = {"result": work(*arguments)}

@@ -239,10 +239,10 @@ def test_an_adapter_of_a_base_in_four_bits_gives_the_trained_logits_and_says_wha
     assert error > 0.01, "the base was another one in training"
     assert 0.1 * error < told["quantised"]["largest"] < 10 * error
     assert any(f"differs by {told['quantised']['largest']:.3g}" in sentence for sentence in said)
-    quantise_now(apart, torch.float32)
+    quantise_now(apart, "nf4", torch.float32)
     torch.testing.assert_close(logits(apart), run.logits, **TIGHT)
     card = (folder / "README.md").read_text()
-    assert "base in 4 bits (QLoRA)" in card
+    assert "base in 4 bits (NormalFloat, double quantisation)" in card
     assert f"{told['quantised']['largest']:.3g}" in card
     snippet = card.split("```")[1].removeprefix("python\n").replace('folder = "."', f"folder = {str(folder)!r}")
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its kernels want rows of 64
@@ -250,6 +250,22 @@ def test_an_adapter_of_a_base_in_four_bits_gives_the_trained_logits_and_says_wha
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["base"].is_loaded_in_4bit
     torch.testing.assert_close(logits(names["model"]), run.logits, **TIGHT)
+
+
+def test_an_adapter_of_a_base_in_eight_bits_says_what_those_cost(site: Path) -> None:
+    said: list[str] = []
+    run = trained(site, "fp8", model={"quantization": "fp8"})
+    folder = export(run.paths, Wish(), said.append)
+    told = facts_of(folder)
+    apart = PeftModel.from_pretrained(base_of(run), folder)
+    error = float((logits(apart) - run.logits).abs().max())
+    assert 0.1 * error < told["quantised"]["largest"] < 10 * error
+    assert any("trained on a base in 8-bit floats" in sentence for sentence in said)
+    quantise_now(apart, "fp8", torch.float32)
+    torch.testing.assert_close(logits(apart), run.logits, **TIGHT)
+    card = (folder / "README.md").read_text()
+    assert "base in 8-bit floats" in card
+    assert "four_bits" not in card
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

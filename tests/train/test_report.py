@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hpcft.plan import activations
-from hpcft.train import head
 from hpcft.train.progress import Progress
 from hpcft.train.report import ROW, Interval, Report
 from hpcft.train.stopping import Asked
@@ -23,10 +21,6 @@ def test_the_peak_of_memory_is_the_fullest_ranks_over_the_whole_attempt() -> Non
         interval.add(report(*peaks))
         interval.line(report(*peaks), 0.0, 1.0)
     assert interval.peak == 9
-
-
-def test_memory_is_foretold_for_the_chunks_of_logits_that_the_objective_makes() -> None:
-    assert activations.CHUNK_LOGITS == head.CHUNK_LOGITS
 
 
 def test_the_windows_of_a_bad_loss_are_those_that_its_rank_read() -> None:

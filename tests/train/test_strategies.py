@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcft.errors import Refusal
+from hpcft.train.head import Head
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
 from tests.train.resume_matrix import Matrix
@@ -95,7 +96,12 @@ def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str, de
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])
-def test_in_bfloat16_many_micro_batches_are_added_up_in_float32(alone: Alone, tmp_path: Path, strategy: str) -> None:
+def test_in_bfloat16_many_micro_batches_are_added_up_in_float32(
+    alone: Alone, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Under zero3 the head rounds gradients after they were scaled, elsewhere before; that is not what is compared.
+    monkeypatch.setattr(Head, "_at_once", lambda head, hidden: strategy != "zero3")
+
     def curve(name: str) -> Curve:
         batch = {"global_windows": 64, "micro_windows": 1}
         how = {"dtype": "bfloat16"}

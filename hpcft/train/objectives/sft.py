@@ -13,7 +13,7 @@ from torch import nn
 
 from hpcft.plan.plan import ObjectivePlan
 from hpcft.train.protocols import Batch, Loss, Windows
-from hpcft.train.scores import token_scores
+from hpcft.train.scores import total_score
 
 
 def build(plan: ObjectivePlan) -> Supervised:
@@ -38,4 +38,4 @@ class Supervised:
 
     def loss(self, model: nn.Module, batch: Batch, known: Sequence[float] = ()) -> Loss:
         """Cross entropy summed over ``batch.trained``; still attached to the model when there is none."""
-        return Loss(-token_scores(model, batch).policy.sum())
+        return Loss(-total_score(model, batch))

@@ -1,0 +1,65 @@
+"""The processes of one measurement: started with torchrun's variables, ended together, with a limit of time."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+STARTED = "BENCHMARK_STARTED"  # seconds since 1970 at which the ranks were started
+
+
+def run_ranks(
+    module: str, words: Sequence[str], ranks: int, place: Path, limit: float, extra: Mapping[str, str] | None = None
+) -> str | None:
+    """Run ``python -m module words`` as ``ranks`` processes with their logs in ``place``; None when all ended well.
+
+    Else the end of the log of the first that failed. Ends every rank after ``limit`` seconds, or as soon as one fails.
+    """
+    logs = [place / f"rank-{n}.log" for n in range(ranks)]
+    environ = {
+        **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
+        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", STARTED: repr(time.time()), **(extra or {}),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, *words],
+            env={**environ, "RANK": str(n), "LOCAL_RANK": str(n), "LOCAL_WORLD_SIZE": str(ranks)},
+            stdout=log.open("w"), stderr=subprocess.STDOUT,
+        )
+        for n, log in enumerate(logs)
+    ]  # fmt: skip
+    end = time.monotonic() + limit
+    try:
+        while any(p.poll() is None for p in processes) and time.monotonic() < end:
+            if any(p.poll() for p in processes):
+                break
+            time.sleep(0.1)
+    finally:
+        codes = [process.poll() for process in processes]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+    if failed := [n for n, code in enumerate(codes) if code]:
+        return logs[failed[0]].read_text(errors="replace")[-3000:] or f"rank {failed[0]} ended with {codes[failed[0]]}"
+    return f"not done after {limit:.0f} s" if None in codes else None
+
+
+def visible(gpus: int) -> dict[str, str]:
+    """The first of the GPUs that this process may use, as many as are needed: others would tempt a Trainer."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    named = listed if listed != [""] else [str(n) for n in range(gpus)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(named[:gpus])}
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

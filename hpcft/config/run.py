@@ -106,6 +106,9 @@ class Data(Section):
     max_untrained_rows: Fraction = Field(
         0.05, description="Refuse data where more than this share of rows has nothing to train on."
     )
+    num_labels: int | None = Field(
+        None, ge=2, le=4096, description="seq_cls: how many classes there are. null: as many as the data's labels name."
+    )
     model_name: Line | None = Field(None, description="Replaces {{NAME}} in records (self-cognition data).")
     model_author: Line | None = Field(None, description="Replaces {{AUTHOR}} in records (self-cognition data).")
     data_seed: int | None = Field(None, ge=0, description="Seed of sampling and packing. null: `seed`.")

@@ -111,11 +111,13 @@ def check_mesh(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]
     ranks, tp, copies = (run.slurm.nodes or 1) * per_node, run.parallel.tp, run.parallel.dp_replicate
     if per_node % tp:
         what = f"parallel.tp: {tp} does not divide the {per_node} ranks of a node, so a tensor group would span nodes"
-        return [Problem(what, where.get("tp", ""), str(tp), _dividing(per_node, tp))]
+        hint = "more ranks share a model that is too large with strategy: fsdp"
+        return [Problem(what, where.get("tp", ""), str(tp), _dividing(per_node, tp), hint)]
     if (ranks // tp) % copies:
         rest = f"{ranks} ranks / tp {tp} = {ranks // tp} ranks" if tp > 1 else f"{ranks} ranks"
         what = f"parallel.dp_replicate: {copies} copies do not divide the {rest}"
-        return [Problem(what, where.get("dp_replicate", ""), str(copies), _dividing(ranks // tp, copies))]
+        hint = "each copy is sharded over its share of the ranks: as many copies as nodes is usual, 1 is no copy at all"
+        return [Problem(what, where.get("dp_replicate", ""), str(copies), _dividing(ranks // tp, copies), hint)]
     return []
 
 

@@ -238,7 +238,8 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
         truncation=data.truncation_strategy, packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
-        max_untrained_rows=data.max_untrained_rows, rows=rows, workers=data.dataset_num_proc,
+        max_untrained_rows=data.max_untrained_rows, rows=rows, num_labels=data.num_labels or 0,
+        workers=data.dataset_num_proc,
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def assemble(
     cannot be used.
     """
     prepared = prepared or open_data(plan, environ)
+    plan = plan.with_labels(prepared.classes) if plan.labelled else plan
     phase("data")
     make_reproducible(plan)
     skeleton = prepare_model(plan, world, paths.recorded)

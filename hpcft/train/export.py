@@ -58,6 +58,7 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
     kind = kind_of(plan, wish.merge)
     check_base(plan, paths)
     manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
+    plan = plan.with_labels(manifest.facts["objective"]["labels"]) if plan.labelled else plan
     check_facts(manifest, plan, manifest.data)
     identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
     target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()
@@ -104,7 +105,7 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
     """What came out, one sentence each; warnings last."""
     steps = told["training"]["total_steps"]
     again = written.reloaded
-    number = "reward" if plan.scored else "logit"
+    number = plan.number
     yield f"loaded back, its {number}s are the trained model's (difference {again.largest:.2g} of {again.scale:.3g})"
     if change := written.merged:
         yield (

@@ -24,7 +24,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
-from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, one_label
+from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, said_of_scores
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -86,7 +86,7 @@ def own_config(plan: Plan) -> Any:
     config = load_config(plan.model)
     if plan.scored:
         check_family(config, plan)
-    for key, value in one_label(plan).items():
+    for key, value in said_of_scores(plan).items():
         setattr(config, key, value)
     return config
 

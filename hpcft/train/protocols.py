@@ -17,13 +17,14 @@ from hpcft.train.precision import LossScale
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
-CHAT, CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE = Kind
+CHAT, CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE, LABELLED = Kind
 
 
 class Window(Protocol):
     """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n.
 
-    kinds and margins: one for each document; a chosen document is followed by its rejected one.
+    kinds and margins: one for each document; a chosen document is followed by its rejected one, and the margin of a
+    labelled one is the number of its class.
     """
 
     @property

@@ -24,7 +24,7 @@ from hpcft.train.model import add_adapters, load_model, local_folder, own_config
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader
-from hpcft.train.score import auto_class, head_of_score, one_label
+from hpcft.train.score import auto_class, head_of_score, said_of_scores
 
 CPU = torch.device("cpu")
 SHARD = "4GB"  # a file's size; hubs and people's connections like it
@@ -132,7 +132,7 @@ def original(plan: Plan, dtype: torch.dtype) -> Any:
 def _pretrained(plan: Plan, folder: str, dtype: torch.dtype) -> Any:
     revision = plan.model.revision if folder == plan.model.path else None
     # What was written says so itself; only then does loading it show what a stranger gets.
-    said = one_label(plan) if folder == local_folder(plan.model) else {}
+    said = said_of_scores(plan) if folder == local_folder(plan.model) else {}
     try:
         return auto_class(plan).from_pretrained(
             folder,
@@ -185,7 +185,7 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: 
 
 @torch.no_grad()
 def logits(model: nn.Module, samples: Samples) -> list[torch.Tensor]:
-    """float32 [tokens, vocabulary] of each sample, of a reward model its reward [1, 1], as it is used: no dropout."""
+    """float32 [tokens, vocabulary] of each sample, or [1, scores] of its text, as it is used: no dropout."""
     model.eval()
     found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float() for ids in samples]
     return [torch.atleast_2d(numbers) for numbers in found]
@@ -194,14 +194,14 @@ def logits(model: nn.Module, samples: Samples) -> list[torch.Tensor]:
 def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Change:
     """Logits of the same samples twice. Anything that is no number makes the largest difference infinite.
 
-    A reward below 1 is compared with 1: it is used as a difference in a logistic function, and may well be near 0.
+    Scores below 1 are compared with 1: differences of them are used, in exponentials, and they may well be near 0.
     """
     pairs = list(zip(before, after, strict=True))
     largest = max(float((a - b).abs().max()) for a, b in pairs)
     finite = all(bool(torch.isfinite(a).all() and torch.isfinite(b).all()) for a, b in pairs)
     return Change(
         largest if finite else math.inf,
-        max([float(a.abs().max()) for a, _ in pairs] + [1.0] * (pairs[0][0].shape[-1] == 1)),
+        max([float(a.abs().max()) for a, _ in pairs] + [1.0] * (len(pairs[0][0]) == 1)),
         sum(len(a) for a, _ in pairs),
         sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs),
     )
@@ -210,7 +210,7 @@ def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Ch
 def save_model(model: Any, folder: Path, padding: int | None = None) -> int:
     """Weights in shards and the configuration; how many weights. The generation configuration is written elsewhere.
 
-    padding: what a reward model takes for padding, and so not for the end of a text.
+    padding: what a model that scores takes for padding, and so not for the end of a text.
     """
     from transformers import GenerationConfig
 

@@ -23,7 +23,7 @@ def run(task: Task) -> None:
     here = world.join(plan, os.environ)
     phases: dict[str, float] = {}
 
-    def phase(name: str) -> None:
+    def phase(name: str, seconds: float | None = None) -> None:
         phases[name] = since_start()
 
     phase("rendezvous")

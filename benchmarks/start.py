@@ -24,10 +24,10 @@ from benchmarks.shapes import written
 from benchmarks.task import RESULT, Task, make
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-PHASES = ("rendezvous", "data", "model", "checkpoint")
+PHASES = ("rendezvous", "data", "model", "strategy", "checkpoint")
 HEAD = (
-    "| case | | imports, rendezvous | data | model | checkpoint | first step | in all |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| case | | imports, rendezvous | data | model | weights, strategy | checkpoint | first step | in all |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -52,7 +52,7 @@ def measured(name: str, words: str, folder: Path, cpu: bool, limit: float) -> It
         environ = {**visible(gpus), **{variable: str(caches / variable) for variable in CACHES}}
         failed = run_ranks("benchmarks.ours", [str(task.write(plan))], gpus, task.place, limit, environ)
         if failed:
-            yield f"| {name} | {temperature} | failed: {failed.strip().splitlines()[-1][:100]} | | | | | |"
+            yield f"| {name} | {temperature} | failed: {failed.strip().splitlines()[-1][:100]} | | | | | | |"
             continue
         facts = json.loads((task.place / RESULT).read_text())
         ends = [facts["phases"][phase] for phase in PHASES] + [facts["first_step"]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpcft.config.load import load_cluster, load_run
 from hpcft.config.reference import catalog_page, cluster_page, run_page
-from hpcft.launch.render import render
+from hpcft.launch.array import arrays
+from hpcft.launch.render import render, render_array
 from hpcft.plan.make import make_plan
+from hpcft.plan.plan import Plan
 from tests import decisions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +24,9 @@ SCRIPTS = {
     "loopback": ("tiny",),
 }
 
+# Which starters are rendered as an array, and with which words: an example of a sweep.
+SWEEPS = {"cloud-spot": ("lora", {"learning_rate": ("5e-5", "1e-4", "2e-4"), "lora_rank": ("8", "32")})}
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/run.md": run_page,
     "docs/reference/cluster.md": cluster_page,
@@ -31,9 +37,31 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def script(cluster: str, run: str) -> str:
     """What `hpcft render templates/runs/RUN.yaml --cluster CLUSTER` prints."""
-    loaded = load_run([str(ROOT / "templates" / "runs" / f"{run}.yaml"), "--name", run])
+    return render(plan(cluster, run, "--name", run))
+
+
+def sweep(cluster: str) -> str:
+    """The array of all combinations of a sweep's values."""
+    run, keys = SWEEPS[cluster]
+    plans = [
+        plan(
+            cluster,
+            run,
+            "--name",
+            "-".join(values),
+            *(f"{key}={value}" for key, value in zip(keys, values, strict=True)),
+        )
+        for values in itertools.product(*keys.values())
+    ]
+    (array,) = arrays("sweep", plans)
+    return render_array(array)
+
+
+def plan(cluster: str, run: str, *words: str) -> Plan:
+    """The plan of a starter and further words on a profile."""
+    loaded = load_run([str(ROOT / "templates" / "runs" / f"{run}.yaml"), *words])
     profile, _ = load_cluster(str(ROOT / "templates" / "clusters" / f"{cluster}.yaml"))
-    return render(make_plan(loaded.run, profile, loaded.origins))
+    return make_plan(loaded.run, profile, loaded.origins)
 
 
 def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
@@ -41,6 +69,8 @@ def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
     for cluster, runs in SCRIPTS.items():
         for run in runs:
             yield ROOT / "sbatch" / cluster / f"{run}.sbatch", lambda c=cluster, r=run: script(c, r)  # type: ignore[misc]
+    for cluster in SWEEPS:
+        yield ROOT / "sbatch" / cluster / "sweep.sbatch", lambda c=cluster: sweep(c)  # type: ignore[misc]
     for name, page in PAGES.items():
         yield ROOT / name, page
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import ROOT, SCRIPTS, goldens
+from tests.golden import ROOT, goldens
 
-SCRIPT_FILES = [ROOT / "sbatch" / cluster / f"{run}.sbatch" for cluster, runs in SCRIPTS.items() for run in runs]
+SCRIPT_FILES = [path for path, _ in goldens() if path.suffix == ".sbatch"]
 
 
 @pytest.mark.parametrize(("path", "text"), [pytest.param(p, t, id=str(p.relative_to(ROOT))) for p, t in goldens()])

@@ -51,6 +51,8 @@ def _page(now: RunStatus) -> str:
         + (f", newest checkpoint at step {now.saved:,}" if now.saved is not None else ""),
         f"folder      {now.run}",
     ]
+    if now.attempts and (startup := now.attempts[-1].startup):
+        lines.append(f"start       {startup.words()}")
     for attempt in now.attempts:
         ended = attempt.ended or time.time()
         words = [f"{ended - attempt.began:.0f} s on {', '.join(attempt.nodes) or 'this machine'}"]

@@ -1,14 +1,18 @@
 """The first helper of the batch script: the Plan from the script into the run folder, and the run into our hands.
 
+In an array, with ``--element NUMBER --runs FOLDER``, the Plan is that element's, and the run's folder is printed.
 Exit code 0: go on; 3: the run is finished already; 2: refused (another plan is there, or a live job holds the run).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from hpcft.launch.array import element
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -34,8 +38,27 @@ def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
     return EXIT_GO_ON
 
 
+def accept_element(script: str, number: str, runs: Path, environ: Mapping[str, str]) -> int:
+    """The same for element ``number`` of an array, whose Plan says which folder under ``runs`` is its own."""
+    text = element(script, number)
+    paths = RunPaths((runs / Plan.from_json(text, where=f"element {number} of the array").name).absolute())
+    code = accept(text, paths, environ)
+    print(paths.root)
+    return code
+
+
+def _arguments(words: Sequence[str]) -> tuple[str, Path]:
+    parser = argparse.ArgumentParser(prog="hpcft.launch.accept")
+    parser.add_argument("--element", required=True)
+    parser.add_argument("--runs", required=True, type=Path)
+    found = parser.parse_args(words)
+    return found.element, found.runs
+
+
 def main() -> int:
     text = sys.stdin.buffer.read().decode("utf-8")
+    if sys.argv[1:]:
+        return accept_element(text, *_arguments(sys.argv[1:]), os.environ)
     return accept(text, RunPaths.from_environment(), os.environ)
 
 

@@ -37,8 +37,8 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
         raise refuse(f"this machine is one node, the plan has {plan.layout.nodes}", hint="slurm.nodes: 1")
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.replace(paths.script, script)
-    disk.replace(paths.jobs / "plan.json", plan.to_json())
-    environ = {**job_environment(plan, paths.root, paths.root), RUN_VARIABLE: str(paths.root)}
+    disk.replace(paths.handed_over, plan.to_json())
+    environ = {**job_environment(plan), RUN_VARIABLE: str(paths.root)}
     log = os.open(paths.jobs / "background.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         done = subprocess.run(

@@ -43,9 +43,10 @@ class Attempt:
         return f"{self.number} {self.address} {self.port} {self.logs}"
 
 
-def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
-    """Open the next attempt of the run in ledger and lease. Raises Refusal where another incarnation holds
-    the run, the job was cancelled, or a budget is used up.
+def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str], job_began: float | None = None) -> Attempt:
+    """Open the next attempt of the run in ledger and lease. job_began: when Slurm started the job, for the ledger.
+
+    Raises Refusal where another incarnation holds the run, the job was cancelled, or a budget is used up.
     """
     events = read_events(paths)
     if (why := over(events, plan, job_of(environ))) is not None:
@@ -67,6 +68,7 @@ def begin(plan: Plan, paths: RunPaths, environ: Mapping[str, str]) -> Attempt:
         plan=plan.fingerprint,
         launcher=plan.resources.launcher,
         master=f"{address}:{port}",
+        job_began=job_began,
     )
     return Attempt(number, address, port, logs)
 
@@ -83,14 +85,19 @@ def over(events: Sequence[Event], plan: Plan, job: str | None) -> str | None:
     return spent(events, plan.budgets, job)
 
 
-def late(plan: Plan, environ: Mapping[str, str]) -> bool:
-    """Has Slurm's warning before the time limit been? Ranks that start after it would hear of the end only by KILL."""
+def late(plan: Plan, end: float | None) -> bool:
+    """Has Slurm's warning before the job's end been? Ranks that start after it would hear of the end only by KILL."""
+    return end is not None and end - time.time() < plan.resources.signal_lead
+
+
+def job_times(environ: Mapping[str, str]) -> tuple[float | None, float | None]:
+    """When Slurm started this job and when it will end it; None where it cannot say."""
     job = own_job_id(environ)
     try:
-        end = show_job(job).end_time if job else None
+        facts = show_job(job) if job else None
     except (SlurmAway, JobUnknown):
-        return False
-    return end is not None and end - time.time() < plan.resources.signal_lead
+        facts = None
+    return (facts.start_time, facts.end_time) if facts else (None, None)
 
 
 def allocated_nodes(environ: Mapping[str, str]) -> list[str]:
@@ -101,8 +108,9 @@ def allocated_nodes(environ: Mapping[str, str]) -> list[str]:
 def main() -> int:
     paths = RunPaths.from_environment()
     plan = read_plan(paths)
-    print(begin(plan, paths, os.environ).line())
-    return EXIT_LATE if late(plan, os.environ) else 0
+    began, end = job_times(os.environ)
+    print(begin(plan, paths, os.environ, began).line())
+    return EXIT_LATE if late(plan, end) else 0
 
 
 if __name__ == "__main__":

@@ -93,9 +93,8 @@ def main() -> int:
     stop = Stop()
     stop.listen()
     paths = RunPaths.from_environment()
-    handed_over = paths.jobs / "plan.json"
-    text = (handed_over if handed_over.exists() else paths.plan).read_text(encoding="utf-8")
-    plan = Plan.from_json(text, where=str(handed_over))
+    text = (paths.handed_over if paths.handed_over.exists() else paths.plan).read_text(encoding="utf-8")
+    plan = Plan.from_json(text, where=str(paths.handed_over))
     say(f"run {plan.name} on this machine, {plan.layout.world_size} ranks, process {os.getpid()}")
     return run_here(plan, text, paths, stop)
 

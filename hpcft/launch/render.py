@@ -16,13 +16,15 @@ from typing import Any
 import jinja2
 
 from hpcft.clock import clock
-from hpcft.errors import Refusal, printable, refuse
+from hpcft.errors import Problem, Refusal, printable, refuse
+from hpcft.launch.array import Array
 from hpcft.plan.plan import Plan, Resources, Variable
 from hpcft.resources import templates
 from hpcft.run.expand import REFERENCE
 
 TERMINATOR = "HPCFT_PLAN"
 TEMPLATE = "train.sbatch.j2"
+ARRAY_TEMPLATE = "array.sbatch.j2"
 
 # What sbatch takes literally on a directive line: no space, quote, backslash, $, #, or anything that ends a line.
 _WORD = re.compile(r"[A-Za-z0-9._,:=@%+/&|*!()\[\]-]+")
@@ -68,18 +70,36 @@ def render(plan: Plan, template: Path | None = None) -> str:
     Raises Refusal where a value cannot stand in a script, or the template names something that does not exist.
     """
     _refuse_unfit(plan)
+    return _rendered(_facts(plan), template, TEMPLATE)
+
+
+def render_array(array: Array, template: Path | None = None) -> str:
+    """The sbatch script of all runs of ``array``; raises as ``render`` does."""
+    first, table = array.plans[0], "\n".join(array.rows)
+    names = [_tried(_one_name, name) for name in (array.name, *(plan.name for plan in array.plans[1:]))]
+    if problems := [*_unfit(first), *(p for refusal in (*names, _tried(_unicode, table)) for p in _problems(refusal))]:
+        raise Refusal(problems)
+    facts = _facts(first) | {
+        "array": array,
+        "job_name": array.name,
+        "log": "%x-%A_%a.log",
+        "runs_folder": _under_submit(first.folders.runs),
+        "table": table,
+    }
+    return _rendered(facts, template, ARRAY_TEMPLATE)
+
+
+def _rendered(facts: dict[str, Any], template: Path | None, ours: str) -> str:
     environment = _environment(template)
-    name = template.name if template else TEMPLATE
+    name = template.name if template else ours
     try:
-        text = environment.get_template(name).render(_facts(plan))
+        text = environment.get_template(name).render(facts)
     except jinja2.TemplateSyntaxError as error:
         raise refuse(f"template: {error.message}", where=f"{error.filename or error.name}:{error.lineno}") from error
     except jinja2.TemplateNotFound as error:
-        raise refuse(f"template: {error.name} is not there", where=str(template or TEMPLATE)) from error
+        raise refuse(f"template: {error.name} is not there", where=str(template or ours)) from error
     except jinja2.UndefinedError as error:
-        raise refuse(
-            f"template: {error.message}", where=str(template or TEMPLATE), choices=sorted(_facts(plan))
-        ) from error
+        raise refuse(f"template: {error.message}", where=str(template or ours), choices=sorted(facts)) from error
     return text.rstrip("\n") + "\n"
 
 
@@ -99,10 +119,13 @@ def _environment(template: Path | None) -> jinja2.Environment:
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    """Everything a template may name."""
+    """Everything a template may name; an array's has ``runs_folder`` and ``table`` too."""
     r = plan.resources
     return {
         "plan": plan,
+        "array": None,
+        "job_name": r.job_name,
+        "log": "%x-%j.log",
         "resources": r,
         "layout": plan.layout,
         "tasks_per_node": 1 if r.launcher == "torchrun" else r.tasks_per_node,
@@ -180,19 +203,22 @@ def _under_submit(folder: str, name: str = "") -> str:
 
 
 def _refuse_unfit(plan: Plan) -> None:
-    """Everything in the Plan that would not survive the way through a shell script."""
-    problems = [
-        problem
-        for refusal in (
-            _tried(_one_name, plan.name),
-            _tried(_plan_fits, plan),
-            *(_tried(_variable, v) for v in plan.environment),
-        )
-        if refusal
-        for problem in refusal.problems
-    ]
-    if problems:
+    """Raises Refusal with everything in the Plan that would not survive the way through a shell script."""
+    if problems := _unfit(plan):
         raise Refusal(problems)
+
+
+def _unfit(plan: Plan) -> list[Problem]:
+    tried = (
+        _tried(_one_name, plan.name),
+        _tried(_plan_fits, plan),
+        *(_tried(_variable, v) for v in plan.environment),
+    )
+    return [problem for refusal in tried for problem in _problems(refusal)]
+
+
+def _problems(refusal: Refusal | None) -> list[Problem]:
+    return list(refusal.problems) if refusal else []
 
 
 def _tried(check: Any, value: Any) -> Refusal | None:
@@ -222,11 +248,15 @@ def _variable(variable: Variable) -> None:
 def _plan_fits(plan: Plan) -> None:
     """The Plan's text must come out of the here-document as it went in."""
     text = plan.to_json()
+    _unicode(text)
+    if TERMINATOR in text.splitlines() or json.loads(text)["name"] != plan.name:
+        raise refuse(f"the Plan holds the line {TERMINATOR}, which ends it inside the script")
+
+
+def _unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise refuse(
             "the Plan holds a character that is not Unicode text", value=ascii(error.object[error.start])
         ) from error
-    if TERMINATOR in text.splitlines() or json.loads(text)["name"] != plan.name:
-        raise refuse(f"the Plan holds the line {TERMINATOR}, which ends it inside the script")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hpcft.run import lease
 from hpcft.run.ledger import Event, read_events
@@ -13,10 +14,25 @@ from hpcft.slurm.states import State
 LIVES = ("accepted", "attempt_began")
 
 
-def living(paths: RunPaths) -> dict[str, State]:
+SUBMITTED = "_submission.sh"  # submitit's own ending; before it stands the job's id
+
+
+def living(paths: RunPaths, ask: Callable[[str], State] | None = None) -> dict[str, State]:
     """Jobs of the run that wait or run, oldest first; also those of which Slurm cannot say, as State.UNKNOWN."""
-    states = {job: job_state(job) for job in unended(paths)}
+    states = {job: (ask or job_state)(job) for job in unended(paths)}
     return {job: state for job, state in states.items() if state.alive or state is State.UNKNOWN}
+
+
+def handed_over(paths: RunPaths) -> list[Path]:
+    """The files that say which jobs were handed to Slurm for this run, oldest first; see ``job_in``."""
+    # A run without Slurm leaves an empty file under the id of its process, which may be the number of a job.
+    files = [file for file in paths.jobs.glob(f"*{SUBMITTED}") if file.stat().st_size]
+    return sorted(files, key=lambda file: file.stat().st_mtime)
+
+
+def job_in(file: Path) -> str:
+    """The job that a file of ``handed_over`` is about: 12, or 12_3 for the element of an array."""
+    return file.name.removesuffix(SUBMITTED)
 
 
 def unended(paths: RunPaths) -> list[str]:
@@ -25,9 +41,7 @@ def unended(paths: RunPaths) -> list[str]:
     Those that ended are not asked about: after years Slurm gives their numbers to other jobs.
     """
     events = read_events(paths)
-    # A run without Slurm leaves an empty file under the id of its process, which may be the number of a job.
-    files = [file for file in paths.jobs.glob("*_submission.sh") if file.stat().st_size]
-    handed = [file.name.partition("_")[0] for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+    handed = [job_in(file) for file in handed_over(paths)]
     began = [str(event["job"]) for event in events if event["event"] in LIVES and event["job"]]
     jobs = dict.fromkeys([*handed, *(job for job in began if not job.startswith(lease.LOCAL))])
     return [job for job in jobs if not _ended(events, job)]

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from hpcft.run import lease
 from hpcft.run.expand import run_folder
 from hpcft.run.folder import make_folder, refuse_other_plan
 from hpcft.run.ledger import JOB_VARIABLE, is_finished, read_events
-from hpcft.run.paths import RUN_VARIABLE, STORE_VARIABLE, RunPaths
+from hpcft.run.paths import RUN_VARIABLE, RUNS_VARIABLE, STORE_VARIABLE, RunPaths
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import scrubbed
+from hpcft.slurm.states import State
 
 # What sbatch says → what to do about it. The first that is in its words counts.
 HINTS = {
@@ -63,9 +64,10 @@ class Submitted:
 class ScriptExecutor(SlurmExecutor):
     """submitit's Slurm executor with our script for its own; only ``_submit_command`` is ever called."""
 
-    def __init__(self, folder: Path, script: str, plan: Plan) -> None:
+    def __init__(self, folder: Path, script: str, plan: Plan, options: Sequence[str] = ()) -> None:
+        """options: of sbatch, for what only the machine that submits can know."""
         super().__init__(folder)
-        self.script = script
+        self.script, self.options = script, options
         r = plan.resources
         self.parameters.update(time=r.time_minutes, nodes=r.nodes, ntasks_per_node=r.tasks_per_node)
 
@@ -73,7 +75,7 @@ class ScriptExecutor(SlurmExecutor):
         return self.script
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["sbatch", "--kill-on-invalid-dep=yes", str(submission_file_path)]
+        return ["sbatch", "--kill-on-invalid-dep=yes", *self.options, str(submission_file_path)]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: bytes | str) -> str:
@@ -100,16 +102,16 @@ def submit(plan: Plan, script: str, run: Path | None = None) -> Submitted:
     refuse_unsubmittable(plan, paths)
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.replace(paths.script, script)
-    with _clean(job_environment(plan, paths.root, default)):
-        _test(paths.script)
-        job_id = _hand_over(ScriptExecutor(paths.jobs, script, plan))
+    with clean(job_environment(plan, None if paths.root == default else paths.root)):
+        try_out(paths.script)
+        job_id = hand_over(ScriptExecutor(paths.jobs, script, plan))
     return Submitted(job_id, paths.root, "slurm")
 
 
 def check(script: Path) -> str:
     """What Slurm says of ``script`` without taking it: when and where it would start. Raises Refusal, as ``submit``."""
-    with _clean(scrubbed(os.environ)):
-        return _test(script)
+    with clean(scrubbed(os.environ)):
+        return try_out(script)
 
 
 def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
@@ -120,11 +122,16 @@ def refuse_unsubmittable(plan: Plan, paths: RunPaths) -> None:
         raise refuse(
             f"run {plan.name} is finished", where=str(paths.root), hint="export it, or give the new run a name"
         )
+    if job := holding(paths):
+        raise refuse(f"job {job} has this run already", where=str(paths.root), hint=_about(paths, job))
+
+
+def holding(paths: RunPaths, ask: Callable[[str], State] | None = None) -> str | None:
+    """The job that has the run or waits for it. Raises Refusal where that cannot be found out."""
     holder = lease.holder(paths)
-    held = [holder.job] if holder is not None and lease.alive(holder) else []
-    waits = [job for job, state in living(paths).items() if state.alive]  # it has no lease before it starts
-    if jobs := held or waits:
-        raise refuse(f"job {jobs[0]} has this run already", where=str(paths.root), hint=_about(paths, jobs[0]))
+    if holder is not None and lease.alive(holder, ask):
+        return holder.job
+    return next((job for job, state in living(paths, ask).items() if state.alive), None)  # no lease before it starts
 
 
 def _about(paths: RunPaths, job: str) -> str:
@@ -134,12 +141,15 @@ def _about(paths: RunPaths, job: str) -> str:
     return f"follow it: hpcft logs -f {paths.root}; end it: hpcft cancel {paths.root}"
 
 
-def job_environment(plan: Plan, run: Path, default: Path) -> dict[str, str]:
-    """This process's environment without any trace of a job, and what the script cannot know by itself."""
+def job_environment(plan: Plan, run: Path | None = None) -> dict[str, str]:
+    """This process's environment without any trace of a job, and what the script cannot know by itself.
+
+    run: the run's folder where it is not the one in the plan.
+    """
     environ = scrubbed(os.environ)
-    for name in (RUN_VARIABLE, JOB_VARIABLE, STORE_VARIABLE):
+    for name in (RUN_VARIABLE, RUNS_VARIABLE, JOB_VARIABLE, STORE_VARIABLE):
         environ.pop(name, None)
-    if run != default:
+    if run is not None:
         environ[RUN_VARIABLE] = str(run)
     # Without setup lines nothing in the job says which Python has hpcft: it is the one that submits.
     if not plan.resources.setup:
@@ -147,7 +157,8 @@ def job_environment(plan: Plan, run: Path, default: Path) -> dict[str, str]:
     return environ
 
 
-def _hand_over(executor: ScriptExecutor) -> str:
+def hand_over(executor: ScriptExecutor) -> str:
+    """The id of the job that sbatch made of it. Raises Refusal with sbatch's words."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what we are about to say
             return str(executor._submit_command("").job_id)
@@ -155,7 +166,8 @@ def _hand_over(executor: ScriptExecutor) -> str:
         raise _refused(str(error)) from error
 
 
-def _test(script: Path) -> str:
+def try_out(script: Path) -> str:
+    """When and where ``script`` would start, in Slurm's words. Raises Refusal where it would never."""
     try:
         answer = call(["sbatch", "--test-only", "--kill-on-invalid-dep=yes", str(script)])
     except SlurmAway as error:
@@ -173,7 +185,7 @@ def _refused(words: str) -> Refusal:
 
 
 @contextlib.contextmanager
-def _clean(environ: Mapping[str, str]) -> Iterator[None]:
+def clean(environ: Mapping[str, str]) -> Iterator[None]:
     """While sbatch runs: this environment, and a umask that makes the job's log its owner's alone."""
     before, umask = dict(os.environ), os.umask(0o077)
     os.environ.clear()

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
-from hpcft.launch.submissions import living
+from hpcft.launch.startup import Startup, startup_of
+from hpcft.launch.submissions import handed_over, job_in, living
 from hpcft.plan.plan import Plan
 from hpcft.plan.prepared import prepared_facts
 from hpcft.plan.steps import total_steps
 from hpcft.run import lease
+from hpcft.run.folder import is_run
 from hpcft.run.ledger import JOB_VARIABLE, Event, Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import requeue
 from hpcft.slurm.commands import SlurmAway
-from hpcft.slurm.job import job_state
+from hpcft.slurm.job import job_state, job_states
 from hpcft.slurm.states import State
 
 
@@ -40,6 +42,7 @@ class AttemptStatus:
     ending: str
     why: str
     logs: Path
+    startup: Startup | None
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,36 @@ ENDED = ("finished", "cancelled", "stopped")
 def status(folder: Path) -> RunStatus:
     """The status of the run in ``folder``. Raises Refusal where there is no run."""
     paths = RunPaths(folder.absolute())
-    events = read_events(paths)
-    submitted = next(
-        iter(sorted(paths.jobs.glob("*_submission.sh"), key=lambda p: p.stat().st_mtime, reverse=True)), None
-    )
-    if not paths.plan.exists() and not events and submitted is None and not paths.script.exists():
+    found = _Read.of(paths)
+    if not is_run(folder) and not found.events and found.job is None:
         raise refuse("no run is here", where=str(folder), hint="hpcft list shows the runs of this folder")
+    return _status(found, job_state)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the disk says of a run. job: the newest."""
+
+    paths: RunPaths
+    events: Sequence[Event]
+    job: str | None
+
+    @classmethod
+    def of(cls, paths: RunPaths) -> _Read:
+        events = read_events(paths)
+        return cls(paths, events, _newest_job(events, paths))
+
+    @property
+    def slurm_job(self) -> str | None:
+        """The job to ask Slurm about, where its answer counts."""
+        finished = any(event["event"] == "finished" for event in self.events)
+        return None if finished or (self.job or "").startswith(lease.LOCAL) else self.job
+
+
+def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
+    paths, events, job = found.paths, found.events, found.job
     plan = _plan(paths)
-    job = _newest_job(events, paths, submitted)
-    state, why = state_of(paths, events, job)
+    state, why = state_of(paths, events, job, ask)
     return RunStatus(
         name=plan.name if plan else paths.root.name,
         run=paths.root,
@@ -96,14 +120,19 @@ def status(folder: Path) -> RunStatus:
 
 
 def runs(folder: Path) -> list[RunStatus]:
-    """The runs in ``folder``, newest first; what begins with a dot is a verification's."""
-    there = folder.iterdir() if folder.is_dir() else ()
-    places = [path for path in there if path.is_dir() and not path.name.startswith(".")]
-    marked = [path for path in places if (path / "plan.json").exists() or (path / "job.sbatch").exists()]
-    return [status(path) for path in sorted(marked, key=lambda path: path.stat().st_mtime, reverse=True)]
+    """The runs in ``folder``, newest first; what begins with a dot is a verification's or an array's."""
+    there = folder.absolute().iterdir() if folder.is_dir() else ()
+    places = [path for path in there if not path.name.startswith(".") and is_run(path)]
+    newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [_Read.of(RunPaths(path)) for path in newest]
+    # A sweep has a thousand runs, and Slurm is asked once.
+    states = job_states({run.slurm_job for run in found if run.slurm_job})
+    return [_status(run, lambda job: states.get(job, State.UNKNOWN)) for run in found]
 
 
-def state_of(paths: RunPaths, events: Sequence[Event], job: str | None) -> tuple[str, str]:
+def state_of(
+    paths: RunPaths, events: Sequence[Event], job: str | None, ask: Callable[[str], State] | None = None
+) -> tuple[str, str]:
     """The state in one word, and why the last attempt ended. The ledger's last word counts before Slurm's."""
     if any(event["event"] == "finished" for event in events):
         return "finished", ""
@@ -113,19 +142,19 @@ def state_of(paths: RunPaths, events: Sequence[Event], job: str | None) -> tuple
     if ended is not None and ended["decision"] == "stop" and not _begun_since(mine, ended):
         cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value
         return ("cancelled" if cancelled else "stopped"), str(ended["why"])
-    asked = _asked(paths, job)
+    asked = _asked(paths, job, ask or job_state)
     if cancelled:  # its ranks save before they end, and until then nothing else may hold the run
         return ("cancelled" if asked in (*ENDED, "unknown") else "cancelling"), "cancelled"
     return asked, str(ended["why"]) if ended else ""
 
 
-def _asked(paths: RunPaths, job: str | None) -> str:
+def _asked(paths: RunPaths, job: str | None, ask: Callable[[str], State]) -> str:
     if job is None:
         return "new"
     if job.startswith(lease.LOCAL):
         holder = lease.holder(paths)
         return "running" if holder is not None and lease.alive(holder) else "stopped"
-    state = job_state(job)
+    state = ask(job)
     words = {State.UNKNOWN: "unknown", State.FORGOTTEN: "stopped", State.COMPLETED: "stopped"}
     return words.get(state, "stopped" if state.finished and state is not State.CANCELLED else state.name.lower())
 
@@ -134,11 +163,12 @@ def _begun_since(events: Sequence[Event], ended: Event) -> bool:
     return any(e["event"] in ("accepted", "attempt_began") and e["time"] > ended["time"] for e in events)
 
 
-def _newest_job(events: Sequence[Event], paths: RunPaths, submitted: Path | None) -> str | None:
+def _newest_job(events: Sequence[Event], paths: RunPaths) -> str | None:
     """The job that was submitted or began last."""
+    submitted = next(reversed(handed_over(paths)), None)
     began = next((event for event in reversed(events) if event["event"] in ("accepted", "attempt_began")), None)
     if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
-        return submitted.name.partition("_")[0]
+        return job_in(submitted)
     return began["job"] if began else None
 
 
@@ -171,6 +201,7 @@ def _attempt(paths: RunPaths, events: Sequence[Event], began: Event, alive: bool
         ending=ending,
         why=why,
         logs=paths.attempt(number),
+        startup=startup_of(events, number),
     )
 
 
@@ -216,8 +247,8 @@ def wait_until_ended(folder: Path, seconds: float) -> RunStatus:
 
 
 def _plan(paths: RunPaths) -> Plan | None:
-    for file in (paths.plan, paths.jobs / "plan.json"):
-        if file.exists():
+    for file in (paths.plan, paths.handed_over):
+        if file.exists() and file.stat().st_size:
             return Plan.from_json(file.read_text(encoding="utf-8"), str(file))
     return None
 

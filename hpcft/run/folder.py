@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hpcft import disk
 from hpcft.errors import near, refuse
+from hpcft.plan.difference import differing
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 
@@ -31,6 +29,12 @@ def read_plan(paths: RunPaths) -> Plan:
         guess = near(paths.root.name, known)
         hint = f"did you mean {paths.root.parent / guess}?" if guess else "a run's folder holds plan.json"
         raise refuse("no such run", value=paths.root, choices=known[:12], hint=hint) from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is that of a run: begun, or handed over and waiting."""
+    paths = RunPaths(folder)
+    return any(file.is_file() for file in (paths.plan, paths.script, paths.handed_over))
 
 
 def make_folder(root: Path) -> None:
@@ -57,19 +61,6 @@ def refuse_other_plan(new: Plan, paths: RunPaths) -> None:
             value=f"plan {new.fingerprint} in the script, {old.fingerprint} in the folder",
             hint="give this run a name of its own, or remove the folder if its results are not wanted",
         )
-
-
-def differing(new: Plan, old: Plan) -> list[str]:
-    """The dotted keys in which two plans differ, in the order of the Plan."""
-    return list(_differing(dataclasses.asdict(new), dataclasses.asdict(old), ""))
-
-
-def _differing(new: Any, old: Any, key: str) -> Iterator[str]:
-    if isinstance(new, dict) and isinstance(old, dict):
-        for name in new | old:
-            yield from _differing(new.get(name), old.get(name), f"{key}.{name}" if key else name)
-    elif new != old:
-        yield key
 
 
 def keep_plan(text: str, paths: RunPaths) -> None:

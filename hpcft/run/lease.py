@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,11 +92,11 @@ def release(paths: RunPaths, environ: Mapping[str, str]) -> None:
             paths.lease.unlink(missing_ok=True)
 
 
-def alive(who: Holder) -> bool:
+def alive(who: Holder, ask: Callable[[str], State] | None = None) -> bool:
     """Is the holder's job queued or running, or its process there? Raises Refusal where that cannot be found out."""
     if who.local:
         return _process_alive(who)
-    state = job_state(who.job)
+    state = (ask or job_state)(who.job)
     if state is State.UNKNOWN:
         raise refuse(f"the run is held by job {who.job}, and Slurm cannot be asked whether that job still lives")
     return state.alive

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.run.paths import RunPaths
-from hpcft.slurm.environment import restart_count
+from hpcft.slurm.environment import own_job_id, restart_count
 
 ATTEMPT_VARIABLE = "HPCFT_ATTEMPT"
 JOB_VARIABLE = "HPCFT_JOB"
@@ -22,8 +22,8 @@ Event = dict[str, Any]
 
 
 def job_of(environ: Mapping[str, str]) -> str | None:
-    """Slurm's job id, or the name a run without Slurm goes by; None outside a job."""
-    return environ.get(JOB_VARIABLE) or environ.get("SLURM_JOB_ID") or None
+    """Slurm's job id (``12_3`` in an array), or the name a run without Slurm goes by; None outside a job."""
+    return environ.get(JOB_VARIABLE) or own_job_id(environ)
 
 
 def attempt_of(environ: Mapping[str, str]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_VARIABLE = "HPCFT_RUN"
+RUNS_VARIABLE = "HPCFT_RUNS"  # the folder of an array's runs, each under its name
 STORE_VARIABLE = "HPCFT_STORE"
 
 
@@ -39,6 +40,11 @@ class RunPaths:
     def jobs(self) -> Path:
         """submitit's own files."""
         return self.root / "jobs"
+
+    @property
+    def handed_over(self) -> Path:
+        """The plan as it was handed over, where no script in the folder carries it; the job writes ``plan``."""
+        return self.jobs / "plan.json"
 
     @property
     def lease(self) -> Path:

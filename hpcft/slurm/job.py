@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hpcft.slurm.commands import SlurmAway, call
@@ -53,7 +55,7 @@ def show_job(job_id: str, timeout: float = 30) -> JobFacts:
     line = answer.out.partition("\n")[0]
     if answer.rc != 0 or not line.startswith("JobId="):
         # Only these words mean that the job is gone; after any other failure somebody may still be running it.
-        if "invalid job id" in answer.err.lower():
+        if "invalid job id" in answer.err.lower() or answer.out.startswith(f"Job {job_id} not found"):
             raise JobUnknown(f"Slurm does not know job {job_id}")
         raise SlurmAway(answer.err.strip() or f"scontrol show job {job_id} ended with {answer.rc}")
     return parse_job(line)
@@ -111,6 +113,43 @@ def job_state(job_id: str, timeout: float = 30) -> State:
     except SlurmAway:
         return otherwise
     return otherwise if recorded is State.UNKNOWN else recorded
+
+
+def job_states(job_ids: Collection[str], timeout: float = 30) -> dict[str, State]:
+    """The states of many jobs and array elements in two calls at most, whatever their number; as ``job_state``."""
+    if not job_ids:
+        return {}
+    otherwise = State.FORGOTTEN
+    try:
+        found = _queue(_jobs(job_ids), timeout)
+    except SlurmAway:
+        found, otherwise = {}, State.UNKNOWN
+    rest = [job_id for job_id in job_ids if found.get(job_id, State.UNKNOWN) is State.UNKNOWN]
+    with suppress(SlurmAway):
+        recorded = _recorded(_jobs(rest), timeout) if rest else {}
+        found |= {job_id: recorded[job_id] for job_id in rest if job_id in recorded}
+    return {job_id: found.get(job_id, otherwise) for job_id in job_ids}
+
+
+def _jobs(job_ids: Iterable[str]) -> str:
+    """For --jobs: arrays by their own number, since a thousand elements may not fit on a command line."""
+    return ",".join(dict.fromkeys(job_id.partition("_")[0] for job_id in job_ids))
+
+
+def _queue(jobs: str, timeout: float) -> dict[str, State]:
+    args = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i|%T"]
+    return _states(call(args, timeout).out)
+
+
+def _recorded(jobs: str, timeout: float) -> dict[str, State]:
+    args = ["sacct", "-D", "-X", "--noheader", "--parsable2", f"--jobs={jobs}", "--format=JobID,State"]
+    return _states(call(args, timeout).out)
+
+
+def _states(text: str) -> dict[str, State]:
+    """``12_3|RUNNING`` line by line; of several lines of one job the last counts."""
+    rows = [line.split("|") for line in text.split("\n") if "|" in line]
+    return {row[0].strip(): State.parse(row[1]) for row in rows}
 
 
 def _from_squeue(job_id: str, timeout: float) -> State:

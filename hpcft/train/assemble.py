@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +36,15 @@ from hpcft.train.signals import Signals
 from hpcft.train.stopping import Stopping
 from hpcft.train.world import World
 
-Phase = Callable[[str], None]
+
+class Phase(Protocol):
+    """See ``timeline``."""
+
+    def __call__(self, name: str, seconds: float | None = None) -> None: ...
+
+
+def untold(name: str, seconds: float | None = None) -> None:
+    """Nobody wants to know."""
 
 
 def assemble(
@@ -45,7 +53,7 @@ def assemble(
     world: World,
     signals: Signals,
     environ: Mapping[str, str],
-    phase: Phase = lambda name: None,
+    phase: Phase = untold,
     prepared: Any = None,
 ) -> Run:
     """Everything the loop needs, resumed where there is a checkpoint. phase: told when a part is done.
@@ -58,13 +66,15 @@ def assemble(
     phase("data")
     make_reproducible(plan)
     skeleton = prepare_model(plan, world, paths.recorded)
+    phase("model")
     sharded = importlib.import_module(plan.train.strategy_module).build(skeleton, plan, world)
     skeleton.source.close()
+    phase("weights", skeleton.reading)
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
     if not plan.scored:
         head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
-    phase("model")
+    phase("strategy")
     if plan.objective.reference == "precompute":
         prepared = with_references(plan, paths, world, sharded, prepared)
         phase("reference")

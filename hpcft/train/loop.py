@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import tee
 
@@ -53,8 +53,11 @@ class Run:
         return self.progress.step >= self.total_steps or self.evaluation.hopeless
 
 
-def train(run: Run) -> bool:
-    """True when the run is finished and its last checkpoint published; False when it was stopped, saved or not."""
+def train(run: Run, stepped: Callable[[], None] | None = None) -> bool:
+    """True when the run is finished and its last checkpoint published; False when it was stopped, saved or not.
+
+    stepped: called once, when the first step has been taken.
+    """
     asked = run.stopping.look()  # a signal may have come while the model was loaded
     while not at_edge(run, asked):
         if run.finished:
@@ -62,6 +65,9 @@ def train(run: Run) -> bool:
             return True
         report = optimizer_step(run, next(run.steps))
         record(run, report)
+        if stepped is not None:
+            stepped()
+            stepped = None
         asked = report.asked
     return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +23,7 @@ from hpcft.run.ledger import Ledger
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.environment import own_job_id
 from hpcft.train.signals import SIGNALS
+from hpcft.train.timeline import Timeline
 
 if TYPE_CHECKING:
     from hpcft.train.loop import Run
@@ -63,20 +63,21 @@ def stop_seconds(plan: Plan, environ: Mapping[str, str]) -> tuple[float, float]:
 
 def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, str]) -> int:
     """Import, meet, assemble, train."""
-    clock = Timeline(ledger)
+    clock = Timeline(ledger, place_from_environment(environ, plan.layout).rank)
     go_offline()
-    from hpcft.train import assemble, loop, world
+    from hpcft.train import assemble, libraries, loop, world
 
-    clock.phase("import")
+    libraries.import_libraries(plan)
+    clock("imports")
     here = world.join(plan, environ)
-    clock.phase("rendezvous")
-    run = assemble.assemble(plan, paths, here, SIGNALS, environ, clock.phase)
+    clock("process group")
+    run = assemble.assemble(plan, paths, here, SIGNALS, environ, clock)
     if here.first:
         resumed = run.progress.step
         checkpoint = paths.checkpoint(resumed).name if resumed else None
         ledger.write("started", step=resumed, checkpoint=checkpoint, world=here.size, phases=clock.phases)
         run.console.say(opening(run))
-    finished = loop.train(run)
+    finished = loop.train(run, lambda: clock("first step"))
     if foretold := measured(plan, run.interval.peak):
         run.console.say(foretold)
     run.metrics.close()
@@ -86,20 +87,6 @@ def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, 
         print(f"finished at step {run.progress.step}; next: hpcft export {paths.root}", flush=True)
     here.barrier()
     return EXIT_FINISHED if finished else EXIT_STOPPED
-
-
-class Timeline:
-    """Where the start-up time went: seconds per phase, in one event and one line each."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.phases = ledger, dict[str, float]()
-        self._since = time.perf_counter()
-
-    def phase(self, name: str) -> None:
-        """The phase ``name`` is over."""
-        now = time.perf_counter()
-        self.phases[name], self._since = round(now - self._since, 3), now
-        self.ledger.write("phase", name=name, seconds=self.phases[name])
 
 
 def opening(run: Run) -> str:

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ class Metrics:
 
     def __init__(self, paths: RunPaths | None, step: int, attempt: int) -> None:
         self._stream = _open(paths.metrics) if paths else None
-        self._board = _board(paths.tensorboard, step) if paths else None
+        # Opened with the first line of a step: its imports would keep all ranks from their first one.
+        self._open_board = partial(_board, paths.tensorboard, step) if paths else None
+        self._board: Any = None
         self._attempt = attempt
         self.write({RESUMED: step})
 
@@ -36,7 +39,11 @@ class Metrics:
         clean = {key: _finite(value) for key, value in {**line, "attempt": self._attempt}.items()}
         self._stream.write(json.dumps(clean) + "\n")
         self._stream.flush()
-        if self._board is not None and "step" in line:
+        if "step" not in line:
+            return
+        if self._open_board is not None:
+            self._board, self._open_board = self._open_board(), None
+        if self._board is not None:
             for key, value in line.items():
                 if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(_tag(key), value, line["step"])
@@ -45,7 +52,7 @@ class Metrics:
         for sink in (self._stream, self._board):
             if sink is not None:
                 sink.close()
-        self._stream = self._board = None
+        self._stream = self._board = self._open_board = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

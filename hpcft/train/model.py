@@ -20,6 +20,7 @@ from hpcft.errors import refuse
 from hpcft.plan.plan import QUANTISED, ModelPlan, Plan, TunerPlan
 from hpcft.run.regions import Span
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
+from hpcft.train.libraries import absent
 from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
@@ -196,7 +197,8 @@ def _is_adapter(name: str) -> bool:
 
 def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
     """Freeze the model and add LoRA as peft makes it; adapters are float32 and the same for the same seed."""
-    from peft import LoraConfig, get_peft_model
+    with absent("bitsandbytes"):
+        from peft import LoraConfig, get_peft_model
 
     targets = "all-linear" if tuner.target_modules == ("all-linear",) else list(tuner.target_modules)
     initial = {"true": True, "false": False}.get(tuner.init_lora_weights, tuner.init_lora_weights)
@@ -216,7 +218,7 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
         config.ensure_weight_tying = True
     torch.manual_seed(seed)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), absent("bitsandbytes"):
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers renames
             return get_peft_model(model, config)
     except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ class Skeleton:
     """model: parameters on meta, buffers real. source: where numbers come from. shapes: of the whole parameters.
 
     regions: what tensor parallelism left of a parameter on this rank; a name that is absent: all of it.
-    packs: of parameters that are kept in another form, what makes it of the whole parameter.
+    packs: of parameters that are kept in another form, what makes it of the whole parameter. reading: seconds that
+    went into it so far.
     """
 
     model: nn.Module
@@ -33,6 +35,7 @@ class Skeleton:
     shapes: Mapping[str, tuple[int, ...]]
     regions: Mapping[str, Region] = field(default_factory=dict)
     packs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
+    reading: float = 0.0
 
     def span(self, name: str, offset: int = 0, length: int | None = None) -> Span:
         """``length`` numbers from ``offset`` on of what this rank's tensor group left of a parameter; None: all."""
@@ -41,12 +44,14 @@ class Skeleton:
 
     def read(self, name: str, out: torch.Tensor, offset: int = 0) -> None:
         """Fill ``out`` with the numbers of a parameter from ``offset`` on, as they are kept."""
+        began = time.perf_counter()
         if (pack := self.packs.get(name)) is None:
             self.source.read(name, self.span(name, offset, out.numel()), out.view(-1))
-            return
-        whole = torch.empty(self.shapes[name], dtype=out.dtype)
-        self.source.read(name, self.span(name), whole.view(-1))
-        out.copy_(pack(whole).flatten()[offset : offset + out.numel()].view(out.shape))
+        else:
+            whole = torch.empty(self.shapes[name], dtype=out.dtype)
+            self.source.read(name, self.span(name), whole.view(-1))
+            out.copy_(pack(whole).flatten()[offset : offset + out.numel()].view(out.shape))
+        self.reading += time.perf_counter() - began
 
     @property
     def trained(self) -> dict[str, tuple[int, ...]]:

@@ -19,8 +19,8 @@ from hpcft.launch.begin import EXIT_LATE, begin
 from hpcft.launch.begin import main as begin_main
 from hpcft.launch.decide import Action
 from hpcft.launch.logs import clean
+from hpcft.plan.difference import differing
 from hpcft.run import lease
-from hpcft.run.folder import differing
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands

@@ -210,6 +210,5 @@ def test_hints_name_something_to_do() -> None:
 
 def test_the_python_that_submits_runs_the_job_unless_the_profile_sets_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HPCFT_PYTHON", raising=False)
-    here = Path("/x")
-    assert transport.job_environment(plan(), here, here)["HPCFT_PYTHON"] == sys.executable
-    assert "HPCFT_PYTHON" not in transport.job_environment(plan(resources={"setup": ("module load a",)}), here, here)
+    assert transport.job_environment(plan())["HPCFT_PYTHON"] == sys.executable
+    assert "HPCFT_PYTHON" not in transport.job_environment(plan(resources={"setup": ("module load a",)}))

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from hpcft.slurm.job import JobUnknown, job_state, parse_job, show_job
+from hpcft.slurm.job import JobUnknown, job_state, job_states, parse_job, show_job
 from hpcft.slurm.limits import limits, parse_limits
 from hpcft.slurm.partitions import partitions
+from hpcft.slurm.requeue import cancel
 from hpcft.slurm.states import State
 from tests.loopback import LoopbackSlurm
 
@@ -112,3 +113,25 @@ def test_both_names_of_the_user_signal_option_are_known(line: str) -> None:
 def test_requeue_exit_codes_are_read() -> None:
     assert parse_limits("RequeueExit             = 99,100\nRequeueExitHold = 98").requeue_exit == (99, 100)
     assert parse_limits("RequeueExit             = (null)").requeue_exit == ()
+
+
+def test_the_states_of_many_jobs_and_elements_are_asked_for_at_once(slurm: LoopbackSlurm) -> None:
+    ended, array = slurm.submit("exit 1"), slurm.submit("sleep 300", "--array=0-3", "--hold")
+    slurm.wait_for(ended, State.FAILED)
+    cancel(f"{array}_2")
+    asked = [f"{array}_1", "999999", f"{array}_2", f"{array}_77", ended]
+    found = {job: state.name for job, state in job_states(asked).items()}
+    assert found == dict(zip(asked, ["PENDING", "FORGOTTEN", "CANCELLED", "FORGOTTEN", "FAILED"], strict=True))
+    assert found == {job: job_state(job).name for job in asked}
+    assert job_states([]) == {}
+    slurm.stop_controller()
+    try:
+        assert set(job_states(asked).values()) == {State.UNKNOWN}
+    finally:
+        slurm.start_controller()
+
+
+def test_an_array_is_no_larger_than_any_of_the_limits() -> None:
+    text = "MaxArraySize = 1001\nSchedulerParameters = bf_interval=1,max_array_tasks=500,max_script_size=99"
+    assert (parse_limits(text).max_array_size, parse_limits(text).script_bytes) == (500, 99)
+    assert (parse_limits("").max_array_size, parse_limits("").script_bytes) == (1001, 4 * 2**20)

@@ -50,7 +50,8 @@ def test_a_finished_run_exits_0_and_says_so_once(root: Path, capfd: pytest.Captu
     assert [e["step"] for e in events(root, "finished")] == [3]
     [started] = events(root, "started")
     assert (started["step"], started["checkpoint"], started["world"]) == (0, None, 2)
-    assert list(started["phases"]) == ["import", "rendezvous", "data", "model", "checkpoint"]
+    phases = ["python", "imports", "process group", "data", "model", "weights", "strategy", "checkpoint"]
+    assert list(started["phases"]) == phases
     assert capfd.readouterr().out.count("hpcft export") == 1
 
 

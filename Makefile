@@ -42,7 +42,7 @@ check: $(READY)  ## style, types, import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-golden: $(READY)  ## write the scripts in sbatch/ and the reference pages anew; then read the diff
+golden: $(READY)  ## write the scripts in sbatch/, the reference pages and tests/data/masks anew; then read the diff
 	$(PY) -m tests.golden
 
 slurm-up: $(READY)  ## start a private four-node Slurm on this machine, to try hpcft on

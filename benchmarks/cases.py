@@ -15,9 +15,12 @@ OURS: dict[str, tuple[str, float]] = {
     "us-defaults": ("", 0.5),
     "us-fsdp": ("--gradient_checkpointing none --strategy fsdp --tp 1", 0.7),
     "us-full-recompute": ("--gradient_checkpointing full", 0.5),
+    "us-compiled": ("--gradient_checkpointing none --torch_compile true", 0.8),
+    "us-fp8": ("--gradient_checkpointing none --torch_compile true --base_precision fp8", 0.9),
 }
 FULL = "--tuner_type full --learning_rate 1e-5"
 LORA = "--tuner_type lora --lora_dropout 0 --learning_rate 1e-4"
+BOTH, ALL = ("us", "us-compiled"), ("us", "us-compiled", "us-fp8")
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,18 @@ assert abs(SHORT["length"] / SHORT["documents"] / MEAN_DOCUMENT - 1) < 0.05
 SFT_PEERS = ("trl-varlen", "trl-tuned", "trl", "hf")
 
 CASES: dict[str, Case] = {
-    "7b-lora-short": Case("qwen-7b", f"{LORA} --lora_rank 8", windows=2, rank=8, peers=SFT_PEERS, **SHORT),
+    "7b-lora-short": Case("qwen-7b", f"{LORA} --lora_rank 8", windows=2, rank=8, peers=SFT_PEERS, ours=ALL, **SHORT),
     "1.5b-full-short": Case(
-        "qwen-1.5b", FULL, windows=2, peers=("trl-varlen", "trl-varlen-bf16", "trl-tuned", "trl", "hf"), **SHORT
+        "qwen-1.5b", FULL, windows=2, peers=("trl-varlen", "trl-varlen-bf16", "trl-tuned", "trl", "hf"), ours=BOTH,
+        **SHORT,
     ),
-    "8b-lora-4096": Case("llama-8b", f"{LORA} --lora_rank 16", 4096, 1, 4, SFT_PEERS, rank=16),
-    "0.5b-full-2048": Case("qwen-0.5b", FULL, 2048, 1, 8, SFT_PEERS),
+    "8b-lora-4096": Case("llama-8b", f"{LORA} --lora_rank 16", 4096, 1, 4, SFT_PEERS, ALL, rank=16),
+    "0.5b-full-2048": Case("qwen-0.5b", FULL, 2048, 1, 8, SFT_PEERS, BOTH),
     "8b-qlora": Case(
         "llama-8b", f"{LORA} --lora_rank 16 --quant_bits 4", 4096, 1, 4, ("trl-varlen", "trl"), rank=16, quantised=True
     ),
     "8b-full-fsdp-4096": Case(
-        "llama-8b", f"{FULL} --strategy fsdp", 4096, 1, 2, ("trl-varlen", "trl", "hf", "hf-zero3"), gpus=(4,),
+        "llama-8b", f"{FULL} --strategy fsdp", 4096, 1, 2, ("trl-varlen", "trl", "hf", "hf-zero3"), BOTH, (4,),
         spread="fsdp", shards=True,
     ),
     "7b-lora-ddp-scaling": Case(

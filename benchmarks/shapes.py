@@ -36,8 +36,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096, "tie_word_embeddings": False, "hidden_act": "silu",
     },
 }  # fmt: skip
-for _shape in SHAPES.values():
-    _shape.setdefault("hidden_act", "silu")  # by which hpcft.plan.shape knows a feed-forward with a gate
 
 INDEX = "model.safetensors.index.json"  # written last
 FILE_NUMBERS = 5e8  # weights in one file

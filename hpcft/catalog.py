@@ -32,7 +32,7 @@ class Strategy:
 class Objective:
     """What is minimised. rows: the kind of prepared row it needs; keys: what of section ``objective`` it looks at.
 
-    head: what the model says: probabilities of tokens, or one score of a text.
+    head: what the model says: probabilities of tokens, or scores of a text.
     """
 
     name: str
@@ -119,8 +119,15 @@ OBJECTIVES: dict[str, Objective] = {
             "rm", _OBJECTIVES + "rm", "pair", "a reward model: a score of a whole text, higher for the chosen one",
             ("center_rewards_coefficient",), "score",
         ),
+        Objective(
+            "seq_cls", _OBJECTIVES + "seq_cls", "labelled", "the class of a whole text, one of those in the labels",
+            head="score",
+        ),
     )
 }  # fmt: skip
+
+# Files of records that are read; the text kinds may have .gz behind.
+DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 # The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first.
 QUERY_WORDS = ("query", "prompt", "input", "instruction", "question", "problem")
@@ -135,7 +142,7 @@ CHOSEN_AND_REJECTED = (
     ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"),
 )  # fmt: skip
 _TURNS = ("messages", "conversations", "conversation")
-_RATED = "hpcft.data.formats.rated"
+_RATED, _LABELLED = "hpcft.data.formats.rated", "hpcft.data.formats.labelled"
 
 
 def _sets(*choices: tuple[str | tuple[str, ...], ...]) -> tuple[frozenset[str], ...]:
@@ -149,9 +156,11 @@ KINDS_OF_ROWS = {
     "chat": "turns whose answers are all to be learned, or raw text",
     "pair": "a prompt with a chosen and a rejected answer",
     "rated": "a prompt with one answer and a label, true or false",
+    "labelled": "a text or turns with a label, the name or the number of a class",
 }
 
-# The first row whose keys a record has is its shape, so the particular ones come before the general ones.
+# The first row whose keys a record has is its shape, so the particular ones come before the general ones. Labelled
+# rows have the keys of others and one more: only a run that needs them looks for them, and then first.
 FORMATS: dict[str, Format] = {
     row.name: row
     for row in (
@@ -259,6 +268,30 @@ FORMATS: dict[str, Format] = {
             (frozenset({"text"}),),
             '{"text": "Any text at all."}',
             "raw text: no chat template, every token is trained, the end-of-text token included",
+        ),
+        Format(
+            "labelled_messages",
+            _LABELLED,
+            _sets(_TURNS, ("label",)),
+            '{"messages": [{"role": "user", "content": "Two and two is 4."}], "label": "true"}',
+            "messages or conversations, of any length, and the label of the whole",
+            "labelled",
+        ),
+        Format(
+            "labelled_text",
+            _LABELLED,
+            _sets(("text",), ("label",)),
+            '{"text": "Two and two is 5.", "label": 0}',
+            "raw text and its label: no chat template, nothing added but what the tokenizer adds",
+            "labelled",
+        ),
+        Format(
+            "labelled_query",
+            _LABELLED,
+            _sets(QUERY_WORDS, ("label",)),
+            '{"query": "Is two and two 4?", "label": "question"}',
+            "query or one of ms-swift's other words for it, and the label; optional response, system and history",
+            "labelled",
         ),
     )
 }

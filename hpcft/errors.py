@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 EXIT_REFUSED = 2
 LONGEST = 2000  # characters of one line of a complaint
@@ -75,6 +76,13 @@ def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
         if matches := difflib.get_close_matches(spelt, words, n=1, cutoff=cutoff):
             return matches[0]
     return ""
+
+
+def near_file(name: str, there: Iterable[str]) -> str:
+    """The file nearest to ``name`` by what stands before the extensions, which alone make no two names alike."""
+    stems = {PurePath(other.removesuffix(".gz")).stem: other for other in sorted(there, reverse=True)}
+    found = near(PurePath(name.removesuffix(".gz")).stem, stems)
+    return stems[found] if found else ""
 
 
 def printable(text: str, limit: int = 200) -> str:

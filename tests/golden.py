@@ -76,8 +76,10 @@ def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
 
 
 def main() -> None:
-    """Write them all."""
-    for path, text in goldens():
+    """Write them all, and the texts that show what is trained."""
+    from tests.data import masked
+
+    for path, text in (*goldens(), *masked.goldens()):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = text()
         if not path.is_file() or path.read_text(encoding="utf-8") != new:

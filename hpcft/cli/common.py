@@ -75,6 +75,7 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     """
     from hpcft.config.load import load_cluster, load_run
     from hpcft.plan.make import make_plan
+    from hpcft.plan.objective import notes
 
     loaded = load_run(words)
     if loaded.run.name is None and loaded.file is not None and loaded.file.stem not in ("run", "hpcft"):
@@ -82,7 +83,10 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
-    return Planned(loaded, cluster, shown, make_plan(loaded.run, cluster, loaded.origins, _shape(loaded, cluster, hub)))
+    plan = make_plan(loaded.run, cluster, loaded.origins, _shape(loaded, cluster, hub))
+    for note in notes(plan):
+        click.echo(f"note: {note}", err=True)
+    return Planned(loaded, cluster, shown, plan)
 
 
 def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
@@ -135,13 +139,19 @@ def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
 
 
 def _missing(leaf: str, name: str, where: str) -> Problem:
-    from hpcft.errors import Problem, near
+    from hpcft.errors import Problem, near_file
 
     folder = Path(name).expanduser().parent
-    there = [str(folder / path.name) for path in folder.iterdir()] if folder.is_dir() else []
-    guess = near(name, there)
-    hint = f"did you mean {guess}?" if guess else "paths are relative to the folder you call hpcft in"
+    there = [path.name for path in folder.iterdir() if _readable(path)] if folder.is_dir() else []
+    guess = near_file(Path(name).name, there)
+    hint = f"did you mean {folder / guess}?" if guess else "paths are relative to the folder you call hpcft in"
     return Problem(f"{leaf}: no such file", where, name, hint=hint)
+
+
+def _readable(path: Path) -> bool:
+    from hpcft.catalog import DATA_FILES
+
+    return path.is_file() and path.name.removesuffix(".gz").endswith(DATA_FILES)
 
 
 def find_run(name: str) -> RunPaths:

@@ -185,12 +185,19 @@ SWITCHES: dict[str, _Switch] = {
     "optim": _ADAMW,
     "optimizer": _ADAMW,
     "precompute_ref_log_probs": {True: ("reference", "precompute"), False: None},
+    "task_type": {
+        **dict.fromkeys(("seq_cls", "SEQ_CLS"), ("task", "seq_cls")),
+        **dict.fromkeys(("causal_lm", "CAUSAL_LM")),
+    },
+    "problem_type": {"single_label_classification": None},
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
 # switch → what to use in place of a value that is not in its table
 ALTERNATIVES: dict[str, str] = {
     **dict.fromkeys(("quant_method", "quantization_method"), "name the unquantised base model, with quant_bits: 4"),
+    "task_type": "this release trains no embeddings and rerankers; task names what it does",
+    "problem_type": "this release gives each text one of several classes",
     "bnb_4bit_quant_type": "nf4 is the better of the two for weights: leave it out",
     **dict.fromkeys(("bnb_4bit_use_double_quant", "double_quantization"), "leave it out: the scales are quantised too"),
 }
@@ -236,7 +243,6 @@ SET_ASIDE: dict[str, str] = {
         (
             "use_liger_kernel",
             "enable_liger_kernel",
-            "torch_compile",
             "tf32",
             "gradient_checkpointing_kwargs",
             "dataloader_pin_memory",
@@ -268,7 +274,7 @@ SET_ASIDE: dict[str, str] = {
 
 _AXIS = "this release spreads data, weights (strategy: fsdp, zero3) and tensors (tp)"
 _WINDOW = "this release keeps a window on one rank: a smaller max_length, or truncation_strategy"
-_QUANTISED = "quant_bits: 4 with LoRA, on the unquantised base model"
+_QUANTISED = "quant_bits: 4 or base_precision: fp8, with LoRA, on the unquantised base model"
 _SHARDED = "strategy: fsdp shards over all the ranks that tp and dp_replicate leave"
 _REFERENCE = "the reference is the model as it was before training: leave it out, or reference: precompute"
 
@@ -346,7 +352,7 @@ def _switched(word: str, value: Any) -> tuple[tuple[str, Any], ...]:
         return ()
     key = _switch(value) if True in table else value
     if not _plain(key) or key not in table:
-        said = tuple(str(choice).lower() for choice in table)
+        said = tuple(dict.fromkeys(str(choice).lower() for choice in table))
         raise refuse(f"{word}: no such value in this release", value=value, choices=said,
                      hint=ALTERNATIVES.get(word, ""))  # fmt: skip
     ours = table[key]

@@ -67,6 +67,11 @@ class Model(Section):
     quant_bits: Literal[4] | None = Field(
         None, description="4: the frozen base in 4-bit NormalFloat, for LoRA (QLoRA). null: in torch_dtype."
     )
+    base_precision: Literal["fp8"] | None = Field(
+        None,
+        description="fp8: the frozen base in 8-bit floats, for LoRA on H100 and later: half its memory, and faster. "
+        "null: in torch_dtype.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run code that the model's folder brings. Only with a pinned revision."
     )
@@ -100,6 +105,9 @@ class Data(Section):
     )
     max_untrained_rows: Fraction = Field(
         0.05, description="Refuse data where more than this share of rows has nothing to train on."
+    )
+    num_labels: int | None = Field(
+        None, ge=2, le=4096, description="seq_cls: how many classes there are. null: as many as the data's labels name."
     )
     model_name: Line | None = Field(None, description="Replaces {{NAME}} in records (self-cognition data).")
     model_author: Line | None = Field(None, description="Replaces {{AUTHOR}} in records (self-cognition data).")
@@ -169,6 +177,11 @@ class Train(Section):
         "auto",
         description="Recompute activations in the backward pass: less memory, about a third slower when full. "
         "auto: as little as the GPU's memory allows; full where that or the model is not known.",
+    )
+    torch_compile: bool = Field(
+        False,
+        description="Compile each decoder layer: faster after a minute at the start, for models and GPUs where it "
+        "pays. Windows are padded to max_length, so pack them.",
     )
     seed: int = Field(42, ge=0, description="Data order, initial adapters and dropout follow from it.")
     deterministic: bool = Field(False, description="Bitwise repeatable on GPUs, at some cost of speed.")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcft.data.rows import Message, Row
+from hpcft.data.rows import Category, Message, Row
 from hpcft.data.turns import Unusable, conversation, kind_of, message, tools, with_system, words
 
 LABELS = {"true": True, "false": False, "1": True, "0": False}
@@ -76,6 +76,24 @@ def label(record: Mapping[str, Any]) -> bool:
             hint="true: a good answer, false: a bad one",
         )
     return bool(known)
+
+
+def category(record: Mapping[str, Any]) -> Category:
+    """The label of the record's class: a name, or a number of at least 0. Raises Unusable for anything else."""
+    value = record["label"]
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():  # a column of numbers with a hole in it
+        value = int(value)
+    if isinstance(value, str) and value.strip():
+        return words({"label": value.strip()}, "label")
+    if isinstance(value, int) and value >= 0:
+        return value
+    several = isinstance(value, list | tuple | Mapping)
+    raise Unusable(
+        f"`label` is {json.dumps(value, ensure_ascii=False, default=str)}, which names no class",
+        hint="this release gives a text one class" if several else "write a class's name, or its number from 0 on",
+    )
 
 
 def margin(record: Mapping[str, Any]) -> float | None:

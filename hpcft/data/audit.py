@@ -1,7 +1,11 @@
-"""The label audit: what became of every row, in counts; the refusals that follow from it; the table people read."""
+"""The label audit: what became of every row and turn, in counts, and the refusals that follow from it.
+
+``report`` shows it to people, ``statistics`` measures what was kept.
+"""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,39 +13,42 @@ from typing import Any
 
 import numpy as np
 
-from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document
+from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
-BIASED = 1.25  # good answers this much longer than bad ones, or shorter, are worth a note
+FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
 @dataclass
 class Audit:
-    """Counts of rows by fate, gathered document by document. A row that is repeated counts once."""
+    """Counts of rows by fate, gathered document by document. A row that is repeated counts once.
+
+    ends: token → trained turns that it closes. cut: tokens that truncation took away. lengths: of rows before that.
+    """
 
     fates: Counter[str] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     ends: Counter[int] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)
+    cut: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("q"))
     kinds: dict[Kind, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
 
     def add(self, document: Document, origin: tuple[int, int]) -> None:
         """Count one row; origin: the number of its file, and its line."""
         self.fates[document.fate] += 1
         self.lengths.append(sum(part.length for part in document.both))
-        flags = ("truncated", "end_added", "control")
-        self.flags.update(name for name in flags if any(getattr(part, name) for part in document.both))
-        for part in document.both:
-            self.ends.update(part.ends)
-            if part.fate == KEPT:
+        if document.fate == KEPT:
+            self.flags.update(name for name in FLAGS if any(getattr(part, name) for part in document.both))
+            for part in document.both:
                 self._count(part)
-        if document.fate != KEPT:
+        else:
             reason = document.why if document.fate == UNTRAINED else document.fate
             self.why[reason] += 1
             examples = self.examples.setdefault(document.fate, [])
@@ -49,6 +56,9 @@ class Audit:
                 examples.append((*origin, document.why))
 
     def _count(self, document: Document) -> None:
+        self.ends.update(document.end_tokens)
+        self.turns.update(document.turns)
+        self.cut += document.length - len(document.tokens)
         sums = self.kinds.setdefault(document.kind, [0, 0, 0])
         for n, more in enumerate((1, len(document.tokens), int(document.trained.sum()))):
             sums[n] += more
@@ -98,8 +108,12 @@ class Audit:
                 "untrained": self.fates[UNTRAINED],
                 "truncated": self.flags["truncated"],
                 "end_added": self.flags["end_added"],
+                "end_cut": self.flags["end_cut"],
+                "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
             },
+            "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
+            "tokens_cut": self.cut,
             "kinds": {
                 kind.word: {"documents": n, "mean_tokens": round(tokens / n, 1), "mean_trained": round(trained / n, 1)}
                 for kind, (n, tokens, trained) in sorted(self.kinds.items())
@@ -111,94 +125,3 @@ class Audit:
             "end_tokens": ends,
             "eos_token": {"id": tokenizer.eos_token_id, "text": tokenizer.eos_token},
         }
-
-
-def table(manifest: dict[str, Any], names: Sequence[str]) -> str:
-    """The audit for a person. names: the data files' paths in the order of the manifest's ``files``."""
-    audit = manifest["audit"]
-    lines = [f"prepared data {manifest['content']}", "", "files"]
-    for file, name in zip(manifest["files"], names, strict=True):
-        unread = ", ".join(f"{key} ({count:,})" for key, count in file["unread"].items())
-        lines.append(
-            f"  {name}: {file['rows']:,} rows of shape {file['shape']}, {file['taken']:,} taken"
-            + (f"; keys not read: {unread}" if unread else "")
-        )
-    lines += ["", "rows", *_pairs(_row_counts(audit))]
-    dropped = [example for examples in audit["examples"].values() for example in examples]
-    lines += [f"  for example {names[file]}:{line}: {why}" for file, line, why in dropped]
-    lines += ["", "tokens in a row", "  " + " · ".join(f"{name} {n:,}" for name, n in audit["row_tokens"].items())]
-    if any(kind != Kind.CHAT.word for kind in audit["kinds"]):
-        lines += ["", "answers", *_pairs({kind: _answers(facts) for kind, facts in audit["kinds"].items()})]
-    for split, facts in manifest["splits"].items():
-        lines += ["", split, *_pairs(_split_counts(facts))]
-    return "\n".join([*lines, "", *_notes(audit)])
-
-
-def _row_counts(audit: dict[str, Any]) -> dict[str, str]:
-    rows = audit["rows"]
-    counts = {"read": rows["read"], "kept": rows["kept"]}
-    counts |= {f"dropped: {why}": count for why, count in audit["dropped"].items()}
-    optional = {
-        "truncated": rows["truncated"],
-        "equal to an earlier row": audit["duplicates"],
-        "in train and in validation": audit["overlap"],
-        "whose prompt is in train and in validation": audit["prompts"] - audit["overlap"],
-    }
-    return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
-
-
-def _answers(facts: dict[str, Any]) -> str:
-    means = f"{facts['mean_trained']:,.0f} trained tokens in the mean, {facts['mean_tokens']:,.0f} with the prompt"
-    return f"{facts['documents']:,} of {means}"
-
-
-def _split_counts(facts: dict[str, Any]) -> dict[str, str]:
-    documents = sum(facts["kinds"].values())
-    return {
-        "documents": f"{documents:,}" + (f" in {facts['rows']:,} pairs" if Kind.CHOSEN.word in facts["kinds"] else ""),
-        "windows": f"{facts['windows']:,} of at most {facts['max_length']:,} tokens, {facts['filled']:.1%} filled",
-        "tokens": f"{facts['tokens']:,}",
-        "trained tokens": f"{facts['trained_tokens']:,} ({facts['trained_tokens'] / max(1, facts['tokens']):.0%})",
-    }
-
-
-def _notes(audit: dict[str, Any]) -> list[str]:
-    notes = []
-    for end in audit["end_tokens"]:
-        eos = "the tokenizer's EOS" if end["id"] == audit["eos_token"]["id"] else f"EOS is {audit['eos_token']['text']}"
-        notes.append(f"end of turn: {end['text']} (id {end['id']}) closes {end['turns']:,} trained turns; {eos}")
-    if not audit["end_tokens"]:
-        notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
-    if added := audit["rows"]["end_added"]:
-        notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
-    if control := audit["rows"]["control_words"]:
-        notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
-    if longer := _length_bias(audit["kinds"]):
-        notes.append(longer)
-    if lone := _one_sided(audit["kinds"]):
-        notes.append(lone)
-    if audit["fixed_date"]:
-        notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")
-    return notes
-
-
-def _length_bias(kinds: dict[str, dict[str, float]]) -> str:
-    """A note where good answers are much longer or shorter than bad ones: a model learns that sooner than quality."""
-    for good, bad in ((Kind.CHOSEN.word, Kind.REJECTED.word), (Kind.DESIRABLE.word, Kind.UNDESIRABLE.word)):
-        if good in kinds and bad in kinds:
-            ratio = kinds[good]["mean_trained"] / kinds[bad]["mean_trained"]
-            if not 1 / BIASED < ratio < BIASED:
-                how = f"{ratio:.1f} times as long as" if ratio > 1 else f"{1 / ratio:.1f} times shorter than"
-                return f"note: {good} answers are {how} {bad} ones, so the model may learn length before anything else"
-    return ""
-
-
-def _one_sided(kinds: dict[str, dict[str, float]]) -> str:
-    """A warning where rated answers are all good or all bad: nothing says what they are better or worse than."""
-    rated = [kind for kind in (Kind.DESIRABLE.word, Kind.UNDESIRABLE.word) if kind in kinds]
-    return f"warning: every answer is {rated[0]}, so there is nothing to tell it from" if len(rated) == 1 else ""
-
-
-def _pairs(pairs: dict[str, str]) -> list[str]:
-    width = max(map(len, pairs))
-    return [f"  {name:<{width}}  {value}" for name, value in pairs.items()]

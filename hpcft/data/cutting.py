@@ -68,6 +68,10 @@ def _keep(document: Document, part: slice) -> bool:
     """Leave only ``part`` of the document; whether anything in it is trained."""
     trained = document.trained[part].copy()
     trained[:1] = False  # nothing stands before it to predict it from
+    first, end, _ = part.indices(len(document.tokens))
+    inside = (document.ends >= first) & (document.ends < end)
+    document.end_cut = bool((document.ends >= end).any())
+    document.ends = document.ends[inside] - first
     document.truncated = len(trained) < document.length
     document.tokens, document.trained = document.tokens[part], trained
     return bool(trained.any())

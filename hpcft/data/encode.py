@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.cutting import EQUAL, cut, cut_pair
-from hpcft.data.documents import KEPT, UNTRAINED, Document
+from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
-from hpcft.data.masks import Masker, Span, Unrenderable, trained_tokens, wanted
+from hpcft.data.masks import Masker, Span, Unrenderable, says_something, trained_tokens, wanted
 from hpcft.data.rows import Message, Row, filled, opened
 from hpcft.plan.plan import DataPlan
 
@@ -73,6 +73,8 @@ class Encoder:
         if row.rejected:
             both = ((Kind.CHOSEN, row.messages), (Kind.REJECTED, row.rejected))
             return tuple(Part(Row(answering(turns, row.shared), row.tools), kind, "answer") for kind, turns in both)
+        if row.category is not None:
+            return (Part(row, Kind.LABELLED, "all"),)
         if row.label is not None:
             return (Part(row, Kind.DESIRABLE if row.label else Kind.UNDESIRABLE, "last_turn"),)
         return (Part(row, Kind.CHAT, self.data.train_on),)
@@ -85,6 +87,8 @@ class Encoder:
                 return part
             documents.append(part)
         limit, policy = self.data.max_length, self.data.truncation
+        if row.category is not None:
+            return _at_its_end(cut(replace(documents[0], category=row.category), limit, policy))
         if not row.rejected:
             return cut(documents[0], limit, policy)
         if row.shared == len(row.messages):
@@ -97,6 +101,8 @@ class Encoder:
         if row.text is not None:
             return row.text, [Span(0, 0, len(row.text), True)] if row.text.strip() else []
         try:
+            if row.category is not None:  # nothing in it is to be told apart
+                return self.template(row.messages, row.tools, False), []
             return self.masker.spans(row.messages, row.tools)
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
@@ -120,25 +126,30 @@ class Encoder:
     def _document(
         self, part: Part, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]
     ) -> Document | str:
+        if part.kind == Kind.LABELLED:
+            return _labelled(np.array(ids, np.int32))
         row = part.row
         spans = spans if row.text is not None else wanted(spans, row.messages, part.train_on)
         tokens, eos = np.array(ids, np.int32), self.tokenizer.eos_token_id
         if row.text is not None:
-            trained, ends = np.full(len(ids), bool(spans)), Counter[int]()
+            trained = np.full(len(ids), bool(spans))
             closed = bool(ids) and ids[-1] == eos
+            ends = np.array([len(ids) - 1] * (closed and bool(spans)), np.int64)
         else:
-            trained, ends = self._trained(part, spans, offsets), self._ends(spans, ids, offsets)
+            trained, ends = self._trained(part, spans, offsets), _ends(spans, offsets)
             closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
         added = not closed and bool(trained.any())
         if added:
             if eos is None:
                 return "nothing ends its last turn: neither the chat template nor the tokenizer has an end token"
             tokens, trained = np.append(tokens, np.int32(eos)), np.append(trained, True)
-            ends[int(eos)] += 1
+            ends = np.append(ends, len(ids))
         if not trained[1:].any():
             return Document(UNTRAINED, len(tokens), why_untrained(row, part.train_on), kind=part.kind)
-        control = self._control(row)
-        return Document(KEPT, len(tokens), "", tokens, trained, ends, part.kind, end_added=added, control=control)
+        turns, control = _turns(part, spans, added), self._control(row)
+        return Document(
+            KEPT, len(tokens), "", tokens, trained, ends, turns, part.kind, end_added=added, control=control
+        )
 
     def _trained(self, part: Part, spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
         row = part.row
@@ -151,11 +162,6 @@ class Encoder:
         _, every = self.masker.spans(loud, row.tools)
         return ~trained_tokens(offsets, [span for span in every if span.turn in silent])
 
-    def _ends(self, spans: Sequence[Span], ids: Sequence[int], offsets: NDArray[np.int64]) -> Counter[int]:
-        """Which tokens close the trained turns."""
-        last = (int(np.searchsorted(offsets[:, 0], span.end) - 1) for span in spans if span.closed)
-        return Counter(int(ids[n]) for n in last if n >= 0)
-
     def _control(self, row: Row) -> bool:
         """Whether the row's own words spell a special token, which then becomes that token."""
         texts = [row.text] if row.text is not None else [str(turn["content"]) for turn in row.messages]
@@ -166,6 +172,43 @@ class Encoder:
             if first in text
             for special in self.firsts[first]
         )
+
+
+def _labelled(tokens: NDArray[np.int32]) -> Document:
+    """A text that is scored: nothing is added to it, so that it is what a tokenizer makes of it at any time."""
+    if len(tokens) < 2:
+        return Document(UNTRAINED, len(tokens), "the text is empty or one token long", kind=Kind.LABELLED)
+    return Document(KEPT, len(tokens), "", tokens, np.ones(len(tokens), np.bool_), kind=Kind.LABELLED)
+
+
+def _at_its_end(document: Document) -> Document:
+    """Of a labelled text the last token alone is trained: there its scores are."""
+    document.trained[:-1] = False
+    return document
+
+
+def _ends(spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64: the places of the tokens that close the trained turns."""
+    last = np.searchsorted(offsets[:, 0], [span.end for span in spans if span.closed]) - 1
+    return last[last >= 0].astype(np.int64)
+
+
+def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:
+    """What became of the turns of a conversation; raw text has none. end_added: to the last one."""
+    messages, closed = part.row.messages, {span.turn: span.closed for span in spans}
+    turns = Counter[str](_turn(part, n in closed, turn) for n, turn in enumerate(messages))
+    unended = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and closed.get(n) is False]
+    return turns + Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+
+
+def _turn(part: Part, in_spans: bool, turn: Message) -> Turn:
+    if in_spans or (part.train_on == "all" and turn.get("loss") is not False):
+        return Turn.TRAINED
+    if turn["role"] != "assistant":
+        return Turn.OTHERS
+    if not says_something(turn):
+        return Turn.EMPTY
+    return Turn.SILENT if turn.get("loss") is False and part.train_on != "answer" else Turn.EARLIER
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -191,7 +234,7 @@ def why_untrained(row: Row, train_on: str) -> str:
         spoken = [turn for turn in spoken if turn["loss"]] or spoken
     if not spoken:
         return "no assistant turn"
-    if not any(turn["content"].strip() or turn.get("tool_calls") for turn in spoken):
+    if not any(map(says_something, spoken)):
         return "the assistant's words are empty"
     if all(turn.get("loss") is False for turn in spoken):
         return "loss is false on every assistant turn"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import gzip
 import json
 import re
@@ -19,13 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hpcft.errors import Refusal, refuse
+from hpcft.data import broken
+from hpcft.data.broken import CUT_OFF, LFS
+from hpcft.errors import Refusal, near_file, refuse
 
 Records = Iterator[tuple[int, Any]]
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-LFS = "version https://git-lfs"
-CUT_OFF = "was the file cut off while it was copied?"
 
 
 def records(path: Path, shown: str) -> Records:
@@ -70,10 +69,8 @@ def missing(path: Path, shown: str) -> Refusal:
     if not folder.is_dir():
         return refuse("no such file: its folder does not exist either", where=shown, value=folder)
     there = [p.name for p in folder.iterdir() if kind_by_name(p) in READERS]
-    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.6)
-    hint = (
-        f"did you mean {folder / close[0]}?" if close else f"data files there: {', '.join(sorted(there)[:5]) or 'none'}"
-    )
+    close = near_file(path.name, there)
+    hint = f"did you mean {folder / close}?" if close else f"data files there: {', '.join(sorted(there)[:5]) or 'none'}"
     return refuse("no such file", where=shown, hint=hint)
 
 
@@ -119,7 +116,7 @@ def _array(path: Path, shown: str) -> Records:
                 "the list of records ends in the middle" if at >= len(text) else "a comma or ] is missing here",
                 where=f"{shown}:{line}",
                 value=text[max(0, at - 40) : at + 40],
-                hint=CUT_OFF if at >= len(text) else "",
+                hint=CUT_OFF if at >= len(text) else "records in a list are parted by commas",
             )
     if rest := text[at + 1 :].strip():
         raise refuse("something follows the list of records", where=f"{shown}:{line}", value=rest[:80])
@@ -131,19 +128,11 @@ def _skip(space: re.Pattern[str], text: str, at: int) -> int:
 
 
 def _broken_json(error: Exception, text: str, shown: str, line: int, start: int = 0) -> Refusal:
+    hint = broken.hint(error, text, start)
     if not isinstance(error, json.JSONDecodeError):
-        return refuse(f"broken JSON: {error}", where=f"{shown}:{line}", value=text[start : start + 80])
+        return refuse(f"broken JSON: {error}", where=f"{shown}:{line}", value=text[start : start + 80], hint=hint)
     at = error.pos
     piece = text[max(start, at - 40) : at + 40].strip("\r\n")
-    hint = CUT_OFF if start and at >= len(text.rstrip()) else ""
-    if text.startswith(LFS):
-        hint = "this is Git LFS's pointer to the file: git lfs pull"
-    elif re.search(r",\s*[\]}]", text[max(start, at - 3) : at + 3]):
-        hint = "remove the trailing comma"
-    elif "'" in text[at : at + 2]:
-        hint = "JSON wants double quotes"
-    elif start == 0 and text.strip() == "{":
-        hint = "a file is either a list [ … ] of records or one whole record per line"
     line += text.count("\n", start, at)
     return refuse(f"broken JSON: {error.msg} (column {error.colno})", where=f"{shown}:{line}", value=piece, hint=hint)
 

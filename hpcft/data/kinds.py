@@ -13,6 +13,7 @@ class Kind(IntEnum):
     REJECTED = 2
     DESIRABLE = 3
     UNDESIRABLE = 4
+    LABELLED = 5
 
     @property
     def word(self) -> str:

@@ -7,7 +7,8 @@ No template is known here and none needs generation tags. For an assistant turn,
 2. Only the first holds (templates that drop the thoughts of earlier turns, or close the last turn in a special
    way)? Then the turn ends at the first token that closes it when it stands last.
 3. Neither (templates that put the system prompt into the last user turn)? Then the turn is rendered once more with
-   other words in it, and the words lie between what stays the same before and after.
+   other words in it, and the words lie between what stays the same before and after. So does a turn that calls
+   tools, once plain words stand in its place.
 
 A turn for which none holds makes the row unrenderable: it is refused by name, never guessed.
 """
@@ -15,7 +16,7 @@ A turn for which none holds makes the row unrenderable: it is refused by name, n
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,8 +66,9 @@ class Masker:
         text = self.render(messages, tools, False)
         spans = []
         for turn, message in enumerate(messages):
-            if message["role"] == "assistant" and message.get("loss", True) and _says_something(message):
+            if message["role"] == "assistant" and message.get("loss", True) and says_something(message):
                 spans.append(self._assistant(text, messages, tools, turn))
+                _check_calls(text[spans[-1].start : spans[-1].end], message, turn)
             elif message["role"] != "assistant" and message.get("loss"):
                 spans.append(self._substituted(text, messages, tools, turn))
         return text, spans
@@ -111,21 +113,25 @@ class Masker:
     ) -> Span:
         """The words of a turn, found by rendering others in their place; from ``opened`` on where that is known."""
         message = messages[turn]
-        other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
+        calls = bool(message.get("tool_calls"))
+        instead = {"role": "assistant", "content": STAND_IN} if calls else {**message, "content": STAND_IN}
+        other = self._try([*messages[:turn], instead, *messages[turn + 1 :]], tools, False)
         before, found, after = (other or "").partition(STAND_IN)
-        start, end = len(before), len(text) - len(after)
+        common = before.rstrip() if calls else before  # the white space before plain words may not be before calls
+        start, end = len(common), len(text) - len(after)
         words = text[start:end].strip()
-        if not (found and text.startswith(before) and text.endswith(after) and words and words in message["content"]):
+        whole = words and (_has_last_words(words, message) if calls else words in message["content"])
+        if not (found and text.startswith(common) and text.endswith(after) and whole):
             raise Unrenderable(
                 f"the chat template writes turn {turn + 1} ({message['role']}) so that its words cannot be told "
                 "from the template's own"
             )
         if message["role"] != "assistant":
             return Span(turn, start, end, False)
-        if opened and len(opened) <= start:
+        if opened and len(opened) <= len(before):
             start = len(opened)
         else:
-            start -= _unprompted(before, self._try(messages[:turn], tools, True))
+            start -= _unprompted(common, self._try(messages[:turn], tools, True))
         closing = self.first.match(text, end)
         return Span(turn, start, closing.end() if closing else end, closing is not None)
 
@@ -159,7 +165,8 @@ class Masker:
             return None
 
 
-def _says_something(message: Message) -> bool:
+def says_something(message: Message) -> bool:
+    """Whether an assistant's turn has words or calls a tool."""
     return bool(message["content"].strip() or message.get("tool_calls"))
 
 
@@ -167,6 +174,14 @@ def _has_last_words(piece: str, message: Message) -> bool:
     """Whether a turn as written ends with the row's words: a template that wants another kind of content drops them."""
     words = message["content"].split()
     return not words or words[-1][-16:] in piece
+
+
+def _check_calls(piece: str, message: Message, turn: int) -> None:
+    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing."""
+    for call in message.get("tool_calls") or ():
+        name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
+        if name and str(name) not in piece:
+            raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
 
 
 def _unprompted(before: str, opened: str | None) -> int:

@@ -28,13 +28,14 @@ class Rows:
 class Choice:
     """Copies of every row, source by source.
 
-    duplicates: chosen rows that equal an earlier one. overlap: validation rows that are in train too. prompts:
-    validation rows of whose group there are some in train.
+    duplicates: rows of train that equal an earlier one there, told by 64 bits of a hash; held_duplicates: the same of
+    validation. overlap: validation rows that are in train too. prompts: those of whose group there are some in train.
     """
 
     train: list[Copies]
     validation: list[Copies]
     duplicates: int
+    held_duplicates: int
     overlap: int
     prompts: int
 
@@ -57,11 +58,10 @@ def choose(
         held, held_copies = rows, set_aside([r.groups for r in rows], copies, ratio, seed)
         copies = [np.where(aside > 0, 0, taken) for taken, aside in zip(copies, held_copies, strict=True)]
     taken, aside = _taken([r.digests for r in rows], copies), _taken([r.digests for r in held], held_copies)
-    everything = np.concatenate([taken, aside])
-    duplicates = len(everything) - len(np.unique(everything))
+    twice, held_twice = (len(some) - len(np.unique(some)) for some in (taken, aside))
     groups, aside_groups = _taken([r.groups for r in rows], copies), _taken([r.groups for r in held], held_copies)
     overlap, prompts = int(np.isin(aside, taken).sum()), int(np.isin(aside_groups, groups).sum())
-    return Choice(copies, held_copies, duplicates, overlap, prompts)
+    return Choice(copies, held_copies, twice, held_twice, overlap, prompts)
 
 
 def sampled(sources: Sequence[Source], sizes: Sequence[int], seed: int) -> list[Copies]:

@@ -20,13 +20,17 @@ from typing import Any
 from hpcft import disk
 from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.audit import Audit, table
+from hpcft.data.audit import Audit
+from hpcft.data.classes import counted, found
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Encoders, Task
 from hpcft.data.progress import shown, tell
+from hpcft.data.report import reported
 from hpcft.data.scan import Scan, rows_of, scan
+from hpcft.data.shapes import WITHOUT_TEMPLATE
 from hpcft.data.sources import DataFile, data_files
+from hpcft.data.statistics import measured
 from hpcft.data.store import Answer, Input
 from hpcft.data.writer import SplitWriter
 from hpcft.errors import Problem, Refusal, refuse
@@ -112,6 +116,7 @@ class _Preparation:
     def __init__(self, data: DataPlan, reads: Sequence[Read], folder: Path, keep_lock: Any) -> None:
         self.data, self.reads, self.folder, self.keep_lock = data, reads, folder, keep_lock
         self.audit = Audit()
+        self.classes = found([(read.file.shown, read.scan.labels) for read in reads], data.num_labels)
         self.taken = [0] * len(reads)
 
     def run(self) -> dict[str, Any]:
@@ -121,14 +126,16 @@ class _Preparation:
         tokenizer = tokenizers.load(self.data, folder)
         template = tokenizers.Template(tokenizer, self.data)
         for read in self.reads:
-            if read.scan.shape != "text" and not template.exists:
+            if read.scan.shape not in WITHOUT_TEMPLATE and not template.exists:
                 raise tokenizers.no_template(self.data, read.file.shown)
         splits = self._splits(list(self._tasks(choice)), tokenizer, folder)
         fixed_date = tokenizers.FIXED_DATE if template.dated else None
-        counts = ("duplicates", "overlap", "prompts")
+        counts = ("duplicates", "held_duplicates", "overlap", "prompts")
         extra = {**{name: getattr(choice, name) for name in counts}, "fixed_date": fixed_date}
         files = [_file_facts(read, taken) for read, taken in zip(self.reads, self.taken, strict=True)]
-        return {"splits": splits, "files": files, "audit": {**self.audit.facts(tokenizer), **extra}}
+        audit = {**self.audit.facts(tokenizer), **extra}
+        facts = {"statistics": measured(self.folder, splits), "classes": counted(self.folder, splits, self.classes)}
+        return {"splits": splits, "files": files, **facts, "audit": audit}
 
     def _tasks(self, choice: Choice) -> Iterator[tuple[str, Read, Any]]:
         """(split, file, copies of each of its rows) in the order they are written."""
@@ -161,6 +168,7 @@ class _Preparation:
         self.taken[number] += 1
         self.audit.add(document, (number, line))
         if document.fate == KEPT:
+            self.classes.mark(document)
             writers[split].add(document, copies, (number, line))
         if sum(self.taken) % 4096 == 0:
             self.keep_lock()
@@ -215,13 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
-    print(json.dumps(answer.manifest) if given.json else table(answer.manifest, names_of(answer)))
+    print(json.dumps(answer.manifest) if given.json else reported(data, answer))
     return 0
-
-
-def names_of(answer: Answer) -> list[str]:
-    """The data files' paths, in the order of the manifest's ``files``."""
-    return [entry.path for entry in answer.inputs if entry.kind.startswith(("train:", "validation:"))]
 
 
 if __name__ == "__main__":

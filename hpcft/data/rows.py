@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Category = str | int
+"""What a label says: the name of a class, or its number."""
+
 Message = dict[str, Any]
 """One turn: ``role``, ``content``, optionally ``loss`` (bool) and whatever else a chat template may read."""
 
@@ -18,7 +21,8 @@ class Row:
     """One training record. Either ``messages`` (with ``tools`` they may call) or raw ``text``.
 
     rejected: of a pair, the bad conversation, whole; ``messages`` is the good one. label: of a rated row, whether its
-    answer is a good one. margin: by how much the good answer of a pair is better, where the record says so.
+    answer is a good one. margin: by how much the good answer of a pair is better, where the record says so. category:
+    of a labelled row, its class.
     """
 
     messages: tuple[Message, ...] = ()
@@ -27,6 +31,7 @@ class Row:
     rejected: tuple[Message, ...] = ()
     label: bool | None = None
     margin: float | None = None
+    category: Category | None = None
 
     @property
     def digest(self) -> int:
@@ -34,14 +39,18 @@ class Row:
 
         The margin is no part of it: the same two answers are the same pair.
         """
-        return _digest([self.messages, self.tools, self.text, self.rejected, self.label])
+        labelled = [] if self.category is None else [self.category]
+        return _digest([self.messages, self.tools, self.text, self.rejected, self.label, *labelled])
 
     @property
     def group(self) -> int:
         """What rows have in common that must not stand on both sides of a validation split.
 
-        Of pairs and rated rows the prompt, for a model that knows one answer's worth knows another's; else the digest.
+        Of pairs and rated rows the prompt, for a model that knows one answer's worth knows another's; of labelled rows
+        all but the label; else the digest.
         """
+        if self.category is not None:
+            return dataclasses.replace(self, category=None).digest
         if self.rejected:
             return _digest([_said(turn) for turn in self.messages[: self.shared]])
         if self.label is not None:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcft import disk
+from hpcft.data.classes import MOST, Labels
 from hpcft.data.files import kind_of, records
 from hpcft.data.mixing import Digests
 from hpcft.data.progress import shown
-from hpcft.data.rows import Row
+from hpcft.data.rows import Category, Row
 from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
+from hpcft.errors import refuse
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Scan:
     digests: Digests
     groups: Digests
     unread: dict[str, int]
+    labels: Labels  # each with the line where it stands first
 
 
 def scan(file: DataFile, rows: str) -> Scan:
@@ -39,8 +42,11 @@ def scan(file: DataFile, rows: str) -> Scan:
     kind_of(file.path, file.shown)
     before = file.path.stat()
     shaped = Shaped(file.shown, rows)
-    digests, groups = array("Q"), array("Q")
-    for _, row in shown(_rows(file, shaped), f"reading {file.shown}"):
+    digests, groups, labels = array("Q"), array("Q"), dict[Category, int]()
+    for line, row in shown(_rows(file, shaped), f"reading {file.shown}"):
+        if row.category is not None and labels.setdefault(row.category, line) == line and len(labels) > MOST:
+            hint = "`label` is to name a class; is it a text here?"
+            raise refuse(f"more than {MOST:,} labels", where=f"{file.shown}:{line}", value=row.category, hint=hint)
         digests.append(row.digest)
         groups.append(digests[-1] if rows == "chat" else row.group)
     unread = dict(shaped.unread.most_common())
@@ -53,6 +59,7 @@ def scan(file: DataFile, rows: str) -> Scan:
         np.array(digests, np.uint64),
         np.array(groups, np.uint64),
         unread,
+        labels,
     )
 
 

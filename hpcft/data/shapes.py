@@ -14,6 +14,8 @@ from hpcft.data.rows import Row
 from hpcft.data.turns import Unusable
 from hpcft.errors import near, refuse
 
+WITHOUT_TEMPLATE = ("text", "labelled_text")  # shapes that are no chats
+
 Converter = Callable[[Mapping[str, Any]], Row]
 
 # (what a record is, what the run needs) → what a person can do about it.
@@ -24,6 +26,9 @@ INSTEAD = {
     ("pair", "rated"): "write each answer as a record of its own, with the label true or false",
     ("rated", "chat"): "to train on the good answers alone, keep the records labelled true and take the label out",
     ("rated", "pair"): "a pair is two answers to one prompt, written in one record",
+    ("chat", "labelled"): "give every record a `label`, the name or the number of its class",
+    ("pair", "labelled"): "write each text as a record of its own, with its label",
+    ("rated", "labelled"): "name the class of every record under `label`",
 }
 
 
@@ -66,9 +71,9 @@ class Shaped:
 
     def _shape(self, record: Mapping[str, Any]) -> str:
         """The record's shape. Tables have a column for everything: of another kind, null is as good as absent."""
-        shape = shape_of(frozenset(record))
+        shape = shape_of(frozenset(record), self.rows)
         if shape and FORMATS[shape].rows != self.rows:
-            shape = shape_of(frozenset(key for key, value in record.items() if value is not None)) or shape
+            shape = shape_of(frozenset(key for key, value in record.items() if value is not None), self.rows) or shape
         return shape
 
     def _mixed(self, shape: str, record: Mapping[str, Any], where: str) -> Exception:
@@ -81,9 +86,12 @@ class Shaped:
 
 
 @cache
-def shape_of(keys: frozenset[str]) -> str:
-    """The name of the first format that these keys satisfy, or an empty string."""
-    return next((name for name, row in FORMATS.items() if any(needed <= keys for needed in row.keys)), "")
+def shape_of(keys: frozenset[str], rows: str = "chat") -> str:
+    """The name of the first format that these keys satisfy, or an empty string. rows: the kind that the run needs."""
+    labelled = [row for row in FORMATS.values() if row.rows == "labelled"]
+    others = [row for row in FORMATS.values() if row.rows != "labelled"]
+    order = [*labelled, *others] if rows == "labelled" else others
+    return next((row.name for row in order if any(needed <= keys for needed in row.keys)), "")
 
 
 def unknown_shape(record: Mapping[str, Any], where: str, rows: str) -> Exception:
@@ -116,7 +124,7 @@ def _lacks(kind: str, needed: str, record: Mapping[str, Any]) -> str:
     alone = next((word for words in CHOSEN_AND_REJECTED for word in words if word in record), None)
     if needed == "pair" and kind == "chat":
         return f"has `{alone}` but not the other answer of a pair" if alone else "has no rejected answer"
-    return "has no label" if needed == "rated" else f"is {KINDS_OF_ROWS[kind]}"
+    return "has no label" if needed in ("rated", "labelled") else f"is {KINDS_OF_ROWS[kind]}"
 
 
 def _nearest(keys: list[str], formats: Mapping[str, Format]) -> tuple[str, frozenset[str], dict[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import store as stores
+from hpcft.data.kinds import Kind
 from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, data_key
 
@@ -22,7 +23,8 @@ COLUMNS: dict[str, str] = {
     "counts": "<i4",  # trained tokens of each document
     "origins": "<i8",  # [documents, 2]: number of the input file, line in it
     "kinds": "|u1",  # what each document is: kinds.Kind
-    "margins": "<f4",  # by how much the chosen answer is better, on both documents of a pair; 0 where nobody says
+    # by how much the chosen answer is better, on both documents of a pair, 0 where nobody says; or a class's number
+    "margins": "<f4",
     "members": "<i8",  # documents of all windows, one after another
     "windows": "<i8",  # first member of each window, and the end
 }
@@ -37,7 +39,8 @@ def file_name(split: str, column: str) -> str:
 class Window:
     """tokens: int32 [n]; trained: bool [n], False on every document's first token; documents: lengths that sum to n.
 
-    kinds: of each document, a ``Kind``; the one after a chosen one is its rejected one. margins: of each document.
+    kinds: of each document, a ``Kind``; the one after a chosen one is its rejected one. margins: of each document; of
+    a labelled one the number of its class.
     """
 
     tokens: NDArray[np.int32]
@@ -68,7 +71,17 @@ class Windows:
 
     def __getitem__(self, index: int) -> Window:
         """The window ``index``, read from the memory map; raises IndexError outside the split."""
-        documents = self.documents(index)
+        return self._joined(self.documents(index))
+
+    def record(self, first: int) -> Window:
+        """The record that begins with document ``first``, as a window of its own: a pair is two documents."""
+        return self._joined(self.record_documents(first))
+
+    def record_documents(self, first: int) -> list[int]:
+        """The numbers of the documents of the record that begins with ``first``."""
+        return [first, first + 1] if self._columns["kinds"][first] == Kind.CHOSEN else [first]
+
+    def _joined(self, documents: list[int]) -> Window:
         pieces = [slice(self._documents[d], self._documents[d + 1]) for d in documents]
         tokens = np.concatenate([self._columns["tokens"][piece] for piece in pieces])
         trained = np.concatenate([self._columns["trained"][piece] for piece in pieces])
@@ -89,6 +102,23 @@ class Windows:
         """How many documents of window ``index`` are of one of ``kinds``, without reading their tokens."""
         return sum(kind in kinds for kind in self._columns["kinds"][self.documents(index)].tolist())
 
+    def margins(self) -> NDArray[np.float32]:
+        """Of every document of the windows, repeats included."""
+        margins: NDArray[np.float32] = self._columns["margins"][self._members]
+        return margins
+
+    def firsts(self) -> NDArray[np.int64]:
+        """The number of each record's first document; one that is repeated stands here once."""
+        return np.flatnonzero(self._columns["kinds"] != Kind.REJECTED)
+
+    def records(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens and trained tokens of every record of the windows; one that is repeated counts each time."""
+        starts = np.flatnonzero(self._columns["kinds"][self._members] != Kind.REJECTED)
+        if not len(starts):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        tokens, trained = np.diff(self._documents), self._columns["counts"].astype(np.int64)
+        return np.add.reduceat(tokens[self._members], starts), np.add.reduceat(trained[self._members], starts)
+
     def origin(self, document: int) -> tuple[int, int]:
         """(number of the input file, line in it) of a document."""
         source, line = self._columns["origins"][2 * document : 2 * document + 2]
@@ -104,6 +134,11 @@ class Prepared:
     validation: Windows | None
     manifest: dict[str, Any]
     inputs: tuple[stores.Input, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes of labelled rows, by number."""
+        return tuple(self.manifest["classes"]["names"])
 
 
 def open_prepared(store: Path, data: DataPlan) -> Prepared:

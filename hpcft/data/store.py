@@ -1,7 +1,8 @@
 """The store of prepared shards: names of its files, the address of a content, who may write, how it is published.
 
 Standard library only, so that a login node and a rank can ask "is it there?" in no time. A content folder appears
-by one rename and never changes; the index of requests is a hint that any writer may renew.
+by one rename and its shards never change (a picture of them may come later); the index of requests is a hint that any
+writer may renew.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Any
 from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
-FORMAT = 2  # raised whenever the same input would give other bytes
-SCHEMA = 1
+FORMAT = 3  # raised whenever the same input would give other bytes
+SCHEMA = 2  # of the manifest; one of another release is prepared anew
 ABSENT = -1
 SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
@@ -64,6 +65,11 @@ class Answer:
     def content(self) -> str:
         return self.folder.name
 
+    @property
+    def names(self) -> list[str]:
+        """The data files' paths, in the order of the manifest's ``files``."""
+        return [entry.path for entry in self.inputs if entry.kind.startswith(("train:", "validation:"))]
+
 
 def find(store: Path, data: DataPlan) -> Answer | None:
     """The shards of this request if they are there and its files are as they were; None otherwise."""
@@ -76,7 +82,7 @@ def find(store: Path, data: DataPlan) -> Answer | None:
         inputs = tuple(_renewed(entry) for entry in inputs)
         content = address(data, inputs)
     manifest = _read(store / content / "manifest.json")
-    return Answer(store / content, manifest, inputs) if manifest else None
+    return Answer(store / content, manifest, inputs) if manifest and manifest["schema"] == SCHEMA else None
 
 
 def address(data: DataPlan, inputs: Sequence[Input]) -> str:

@@ -30,20 +30,25 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         what = "not in this release" if word in later else "no such value"
         choices = (*known, AUTO) if leaf == "strategy" else tuple(known)
         problems.append(Problem(f"{leaf}: {what}", where.get(leaf, ""), word, choices, hint))
-    if run.model.quant_bits and run.tuner.init_weights == "pissa":
+    if run.model.quant_bits and run.model.base_precision:
+        what = "model.base_precision: the base is in 4 bits already, by quant_bits"
+        problems.append(Problem(what, where.get("base_precision", ""), "fp8", ("null",), "leave out one of the two"))
+    if (run.model.quant_bits or run.model.base_precision) and run.tuner.init_weights == "pissa":
         what = "tuner.init_weights: pissa decomposes the base, which is not to be had from a quantised one"
         problems.append(Problem(what, where.get("init_weights", ""), "pissa", ("true", "gaussian", "orthogonal")))
     found = clashes(
         run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate, tuner=run.tuner.tuner_type,
         target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
-        dtype=run.model.torch_dtype, quantised=run.model.quant_bits is not None,
+        dtype=run.model.torch_dtype,
+        quantization="nf4" if run.model.quant_bits else run.model.base_precision or "none",
+        compiled=run.train.torch_compile,
     )  # fmt: skip
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
 
 
 def clashes(
     strategy: str, tp: int, dp_replicate: int, *, tuner: str, target_modules: Collection[str],
-    modules_to_save: Collection[str], dtype: str, quantised: bool,
+    modules_to_save: Collection[str], dtype: str, quantization: str, compiled: bool,
 ) -> Iterator[tuple[str, Problem]]:  # fmt: skip
     """What a strategy cannot do together with what else is asked: the leaf that asks it, and the problem."""
     axes = STRATEGIES[strategy].axes if strategy in STRATEGIES else ("tp", "dp_replicate")
@@ -55,22 +60,41 @@ def clashes(
     if strategy.startswith("zero") and dtype == "float16":
         what = f"model.torch_dtype: float16 needs its losses scaled, which {strategy} does not do here"
         yield "torch_dtype", Problem(what, "", dtype, ("bfloat16", "float32"), "or strategy: fsdp")
-    if quantised:
-        yield from _quantised(strategy, tp, tuner)
+    if compiled:
+        yield from _compiled(strategy, tp)
+    if quantization != "none":
+        yield from _quantised(strategy, tp, tuner, quantization, dtype)
     if tp > 1 and tuner == "lora":
         yield from _ends("target_modules", target_modules)
         yield from _ends("modules_to_save", modules_to_save)
 
 
-def _quantised(strategy: str, tp: int, tuner: str) -> Iterator[tuple[str, Problem]]:
+def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str) -> Iterator[tuple[str, Problem]]:
     """What a quantised base cannot do: it is frozen, and held whole or sharded by FSDP2."""
+    leaf, value = ("quant_bits", "4") if quantization == "nf4" else ("base_precision", quantization)
     for wrong, what, hint in (
+        (
+            quantization == "fp8" and dtype == "float16",
+            "in 8-bit floats is multiplied in bfloat16, not in float16",
+            "torch_dtype: bfloat16",
+        ),
         (tuner == "full", "is frozen, but tuner_type: full trains it", "tuner_type: lora"),
         (strategy.startswith("zero"), f"is not sharded by {strategy}", "strategy: ddp or fsdp"),
         (tp > 1, f"is not split among tensor ranks, but tp is {tp}", "tp: 1, with strategy: fsdp to shard it"),
     ):
         if wrong:
-            yield "quant_bits", Problem(f"model.quant_bits: a quantised base {what}", "", "4", ("null",), hint)
+            yield leaf, Problem(f"model.{leaf}: a quantised base {what}", "", value, ("null",), hint)
+
+
+def _compiled(strategy: str, tp: int) -> Iterator[tuple[str, Problem]]:
+    """What a compiled layer cannot have inside: messages, and weights that come and go."""
+    for wrong, what, hint in (
+        (strategy.startswith("zero3"), f"{strategy} gathers weights inside of layers", "strategy: fsdp"),
+        (tp > 1, f"tp {tp} sends messages inside of layers", "tp: 1, with strategy: fsdp to shard it"),
+    ):
+        if wrong:
+            what = f"train.torch_compile: {what}, which are not compiled in this release"
+            yield "torch_compile", Problem(what, "", "true", ("false",), hint)
 
 
 def _ends(leaf: str, names: Collection[str]) -> Iterator[tuple[str, Problem]]:
@@ -87,11 +111,13 @@ def check_mesh(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]
     ranks, tp, copies = (run.slurm.nodes or 1) * per_node, run.parallel.tp, run.parallel.dp_replicate
     if per_node % tp:
         what = f"parallel.tp: {tp} does not divide the {per_node} ranks of a node, so a tensor group would span nodes"
-        return [Problem(what, where.get("tp", ""), str(tp), _dividing(per_node, tp))]
+        hint = "more ranks share a model that is too large with strategy: fsdp"
+        return [Problem(what, where.get("tp", ""), str(tp), _dividing(per_node, tp), hint)]
     if (ranks // tp) % copies:
         rest = f"{ranks} ranks / tp {tp} = {ranks // tp} ranks" if tp > 1 else f"{ranks} ranks"
         what = f"parallel.dp_replicate: {copies} copies do not divide the {rest}"
-        return [Problem(what, where.get("dp_replicate", ""), str(copies), _dividing(ranks // tp, copies))]
+        hint = "each copy is sharded over its share of the ranks: as many copies as nodes is usual, 1 is no copy at all"
+        return [Problem(what, where.get("dp_replicate", ""), str(copies), _dividing(ranks // tp, copies), hint)]
     return []
 
 

@@ -10,7 +10,7 @@ from hpcft.clock import clock
 from hpcft.errors import printable
 from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens
 from hpcft.plan.explain_memory import explain_memory, explain_time
-from hpcft.plan.plan import Plan, Source
+from hpcft.plan.plan import QUANTISED, Plan, Source
 from hpcft.plan.prepared import PreparedFacts
 from hpcft.plan.steps import steps_per_epoch, total_steps, warmup_steps
 
@@ -71,7 +71,7 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
             + (f"{tuner.alpha:g} / √{tuner.rank}" if tuner.use_rslora else f"{tuner.alpha:g} / {tuner.rank}")
             + f", dropout {tuner.dropout:g}"
         )
-    base = "base in 4-bit NormalFloat, " if model.quantization == "nf4" else ""
+    base = f"base in {QUANTISED[model.quantization]}, " if model.quantization != "none" else ""
     precision = f"{base}{model.dtype} compute, float32 masters and moments; recomputation {plan.train.recomputation}"
     return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision)]
 

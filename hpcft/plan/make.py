@@ -211,7 +211,7 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
         path=model.model, source=source, revision=model.revision, from_scratch=model.from_scratch,
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
         attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
-        quantization="nf4" if model.quant_bits else "none",
+        quantization="nf4" if model.quant_bits else model.base_precision or "none",
     )  # fmt: skip
 
 
@@ -238,7 +238,8 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
         truncation=data.truncation_strategy, packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
-        max_untrained_rows=data.max_untrained_rows, rows=rows, workers=data.dataset_num_proc,
+        max_untrained_rows=data.max_untrained_rows, rows=rows, num_labels=data.num_labels or 0,
+        workers=data.dataset_num_proc,
     )  # fmt: skip
 
 
@@ -289,6 +290,7 @@ def _train(run: RunConfig, strategy: str) -> TrainPlan:
         strategy=strategy, strategy_module=STRATEGIES[strategy].module,
         deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=_recomputation(train),
+        compiled=train.torch_compile, resharding=True,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
         dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,

@@ -9,8 +9,9 @@ zero1    as ddp, optimizer / d                               DeepSpeed keeps com
 zero2    gradients / d too, summed in buckets
 zero3    weights / d too; up to ZERO_LIVE of them are gathered at a time
 fsdp     sharded are the masters themselves, so there are no compute copies but of what is gathered: two layers (the
-         next is fetched while one runs), and embedding, head and last norm, which stay gathered from the forward to
-         the backward pass; beside them the gradients of one unit, in compute type and in float32 for their sum
+         next is fetched while one runs), or all of them where they stay until the backward pass; and embedding, head
+         and last norm, which always do; beside them the gradients of one unit, in compute type and in float32 for
+         their sum
 offload  optimizer and gradients, and with weights these too, lie in the node's memory instead
 """
 
@@ -25,7 +26,7 @@ from hpcft.plan.hardware import GIB
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
+from hpcft.plan.weights import BYTES, COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
 
 MASTER_AND_MOMENTS, GRADIENT = 12, 4  # bytes of a trained weight, float32
 
@@ -122,7 +123,8 @@ def _weights(plan: Plan, weights: Weights) -> Part:
     if weights.frozen:
         said.append(f"{c} B × {_big(weights.frozen - weights.quantised)} frozen")
     if weights.quantised:
-        said.append(f"4 bits × {_big(weights.quantised)} frozen, and 0.127 whole on every rank")
+        bits, own = (8 * size for size in BYTES[weights.kind])
+        said.append(f"{bits - own:g} bits × {_big(weights.quantised)} frozen, and {own:.3g} whole on every rank")
     size = _divided(c * copies + weights.frozen_bytes - weights.constants, shards) + weights.constants
     return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
 
@@ -145,8 +147,12 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
     tp, c = plan.layout.degree("tp"), layer.compute
     unit = max(layer.trained, root.trained)
     if _is_fsdp(plan):
-        size = 2 * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
-        text = f"2 layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, gradients of one"
+        layers = 2 if plan.train.resharding else shape.layers
+        size = layers * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
+        text = (
+            f"{layers} layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, "
+            "gradients of one"
+        )
     elif STRATEGIES[plan.train.strategy].shards:
         whole = all_weights(plan, shape)
         buckets = 2 * c * min(ZERO_BUCKET, whole.trained)
@@ -161,7 +167,7 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
 
 def _unpacked(plan: Plan, shape: Shape) -> int:
     """The largest matrix in the compute type, while it is multiplied."""
-    if plan.model.quantization == "none":
+    if plan.model.quantization != "nf4":
         return 0
     return COMPUTE_BYTES[plan.model.dtype] * max(i * o for i, o in shape.linears().values())
 

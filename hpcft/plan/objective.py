@@ -9,12 +9,12 @@ from hpcft.catalog import OBJECTIVES
 from hpcft.config.run import RunConfig
 from hpcft.config.source import spoken
 from hpcft.errors import Problem
-from hpcft.plan.plan import ObjectivePlan
+from hpcft.plan.plan import ObjectivePlan, Plan
 
 NEUTRAL: dict[str, Any] = {
     "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
     "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
-    "reference": "none",
+    "reference": "none", "labels": (),
 }  # fmt: skip
 # Where a person says nothing: leaf → task → value; "" for any other task.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cpo_alpha": {"simpo": 0.0, "": 1.0},
 }
 LOSS_TYPES = {"dpo": ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"), "cpo": ("sigmoid", "hinge")}
+KTO_ANSWERS = 8  # in a global batch; of fewer the mean says little
 SMOOTHED = ("sigmoid", "robust", "sigmoid_norm")  # of loss_type
 
 
@@ -63,6 +64,18 @@ def _smoothed(task: str) -> str:
     return f"or loss_type: {' or '.join(kind for kind in LOSS_TYPES[task] if kind in SMOOTHED)}"
 
 
+def notes(plan: Plan) -> list[str]:
+    """What is allowed and had better be otherwise."""
+    windows = plan.batch.global_windows
+    if plan.train.objective != "kto" or windows >= KTO_ANSWERS:
+        return []
+    what = f"{windows} windows, which may hold few answers" if plan.data.packing else f"{windows} answers"
+    return [
+        f"kto: its KL term is a mean over the global batch, a poor estimate from {what}; "
+        f"global_batch_size: {KTO_ANSWERS} or more"
+    ]
+
+
 def check_objective(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
     """What of section ``objective`` does not go with the task, or with itself."""
     if run.task not in OBJECTIVES:
@@ -94,6 +107,11 @@ def _clashes(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
     if "desirable_weight" in keys and not (ours.desirable_weight or ours.undesirable_weight):
         what = "objective.desirable_weight, undesirable_weight: both are 0, so that no answer is learned from"
         yield Problem(what, where.get("desirable_weight", ""), "0", (), "raise one of them")
+    if run.data.num_labels and OBJECTIVES[run.task].rows != "labelled":
+        what = f"data.num_labels: task: {run.task} has no classes"
+        yield Problem(
+            what, where.get("num_labels", ""), spoken(run.data.num_labels), (), "leave it out, or task: seq_cls"
+        )
     if OBJECTIVES[run.task].head == "score":
         yield from _clashes_of_scores(run, where)
     if ours.reference == "adapters_off" and "reference" in keys and (why := _base_is_not_the_start(run)):
@@ -107,6 +125,6 @@ def _clashes_of_scores(run: RunConfig, where: Mapping[str, str]) -> Iterator[Pro
         if run.tuner.tuner_type == "lora" and "lm_head" in getattr(run.tuner, leaf):
             what = f"tuner.{leaf}: task: {run.task} has a score in the place of lm_head, which is trained in full"
             yield Problem(what, where.get(leaf, ""), "lm_head", (), "leave it out")
-    if run.data.truncation_strategy == "truncate_right":
+    if run.data.truncation_strategy == "truncate_right" and OBJECTIVES[run.task].rows == "pair":
         what = f"data.truncation_strategy: task: {run.task} scores the end of a text, which this cuts off"
         yield Problem(what, where.get("truncation_strategy", ""), "truncate_right", ("drop", "truncate_left"), "")

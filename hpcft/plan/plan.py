@@ -12,7 +12,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from hpcft.plan.prediction import MemoryPlan
 
 SCHEMA = 2
 READABLE_SCHEMAS = (1, 2)
+QUANTISED = {"nf4": "4 bits (NormalFloat, double quantisation)", "fp8": "8-bit floats (e4m3, a scale for each row)"}
 RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 
 
@@ -40,7 +41,7 @@ class ModelPlan:
     dtype: str  # bfloat16 | float16 | float32
     attention: str  # auto | sdpa | eager | flash_attention_2
     trust_remote_code: bool
-    quantization: str  # none | nf4: the frozen base as 4-bit NormalFloat with double quantisation (QLoRA)
+    quantization: str  # of the frozen base: none, or one of QUANTISED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ class DataPlan:
     packing: bool
     seed: int
     max_untrained_rows: float  # refuse when a larger share of rows has no trained token
-    rows: str  # the kind of row the objective needs: chat | pair | rated
+    rows: str  # the kind of row the objective needs: chat | pair | rated | labelled
+    num_labels: int  # classes of labelled rows; 0: as many as the data has
     workers: int
 
 
@@ -138,6 +140,8 @@ class TrainPlan:
     seed: int
     deterministic: bool
     recomputation: str  # one of RECOMPUTATION
+    compiled: bool  # each decoder layer
+    resharding: bool  # fsdp: layers let their gathered weights go between the forward and the backward pass
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never
@@ -160,6 +164,7 @@ class ObjectivePlan:
     cpo_alpha: float
     center_rewards_coefficient: float
     reference: str  # none | adapters_off | precompute: where the model as it was before training comes from
+    labels: tuple[str, ...]  # names of the classes; filled in by the ranks, from the prepared data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +264,22 @@ class Plan:
 
     @property
     def scored(self) -> bool:
-        """Does the model give one score of a text (a reward model), in the place of its next token's probabilities?"""
+        """Does the model give scores of a text (a reward, classes), in the place of its next token's probabilities?"""
         return OBJECTIVES[self.train.objective].head == "score"
+
+    @property
+    def number(self) -> str:
+        """What the numbers are called that the model gives."""
+        return "score" if self.labelled else "reward" if self.scored else "logit"
+
+    @property
+    def labelled(self) -> bool:
+        """Are the scores those of classes?"""
+        return OBJECTIVES[self.train.objective].rows == "labelled"
+
+    def with_labels(self, names: Sequence[str]) -> Plan:
+        """The same where the classes are known."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, labels=tuple(names)))
 
     @property
     def fingerprint(self) -> str:
@@ -289,7 +308,13 @@ class Plan:
 
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
-_MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
+_MEANT: dict[int, dict[str, dict[str, Any]]] = {
+    1: {
+        "model": {"quantization": "none"},
+        "train": {"deepspeed": "", "compiled": False, "resharding": True},
+        "data": {"num_labels": 0},
+    }
+}
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {
     1: {
@@ -297,7 +322,7 @@ _ABSENT: dict[int, dict[str, Any]] = {
         "objective": {
             "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
             "undesirable_weight": 1.0, "simpo_gamma": 0.0, "cpo_alpha": 0.0, "center_rewards_coefficient": 0.0,
-            "reference": "none",
+            "reference": "none", "labels": [],
         },
     }
 }  # fmt: skip

@@ -41,6 +41,8 @@ def replan(
     tp, dp_replicate = tp or old.degree("tp"), dp_replicate or old.degree("dp_replicate")
     train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
     layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
+    if layout != old or train.strategy != plan.train.strategy:
+        train = dataclasses.replace(train, resharding=True)  # what had room for gathered weights may have none now
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
@@ -71,7 +73,8 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     tuner, model = plan.tuner, plan.model
     problems = clashes(
         strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
-        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantised=model.quantization != "none",
+        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantization=model.quantization,
+        compiled=plan.train.compiled,
     )  # fmt: skip
     if found := [problem for _, problem in problems]:
         raise Refusal(found)

@@ -86,12 +86,18 @@ class Shape:
         return self.layers * self.layer + self.root
 
 
+GATED = ("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "mistral", "mixtral", "phi3")
+
+
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a config.json describes; None for one that is not understood.
 
-    A feed-forward with a gate is told by its activation, SiLU (or Gemma's GELU): older families have none.
+    A feed-forward with a gate is told by its activation, SiLU (or Gemma's GELU): older families have none. Where none
+    is said, it is that of the family.
     """
-    gated = config.get("hidden_act") in ("silu", "swish") or str(config.get("model_type")).startswith("gemma")
+    family = str(config.get("model_type"))
+    activation = config.get("hidden_act", "silu" if family in GATED else None)
+    gated = activation in ("silu", "swish") or family.startswith("gemma")
     if not gated or any(config.get(other) for other in OTHER_SHAPES):
         return None
     try:

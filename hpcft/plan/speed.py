@@ -7,8 +7,9 @@ FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token
       packed short records take less.
 traffic  of a collective over n ranks that moves Ψ bytes: Ψ·(n−1)/n for a gather or a scatter, twice that for a sum
       (Thakur et al. 2005). ddp sums T gradients once a step; zero1 scatters them and gathers weights; zero2 scatters
-      them every forward pass; zero3 and fsdp gather weights twice and scatter gradients once every forward pass, and
-      replicas then sum their shards. Tensor parallel: four gathers and four scatters of activations a layer.
+      them every forward pass; zero3 and fsdp gather weights twice (fsdp once where they may stay) and scatter
+      gradients once every forward pass, and replicas then sum their shards. Tensor parallel: four gathers and four
+      scatters of activations a layer.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def _own_memory(plan: Plan, shape: Shape) -> float:
     shards = plan.layout.degree("tp") * (plan.layout.degree("dp") if "optimizer" in row.shards else 1)
     update = 0.0 if "optimizer" in row.offload else OPTIMIZER_TRAFFIC * weights.trained / shards
     passes = 2 + (1 - kept_layers(plan, shape) / shape.layers)
+    if plan.model.quantization != "nf4":
+        return update / HBM
     unpack = plan.batch.accumulation * passes * NF4_TRAFFIC * weights.quantised / plan.layout.degree("tp")
     return (update + unpack) / HBM
 
@@ -103,7 +106,8 @@ def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
     gathered, summed = weights.gathered_bytes / tp, GRADIENT * weights.trained / tp
     passes = plan.batch.accumulation
     if "weights" in row.shards:
-        volume, calls = passes * (2 * gathered + summed), passes * 3 * shape.layers
+        gathers = 2 if plan.train.resharding else 1
+        volume, calls = passes * (gathers * gathered + summed), passes * (gathers + 1) * shape.layers
     elif "gradients" in row.shards:
         volume, calls = passes * summed + weights.compute * weights.trained / tp, passes * shape.layers
     elif row.shards:

@@ -58,15 +58,17 @@ class Question:
     def fitted(self, plan: Plan) -> Plan:
         """``plan`` with its prediction, and with what it may choose: the fastest that fits, else what takes the least.
 
-        Of each level of recomputation the most windows in a forward pass that fit are weighed.
+        Of each level of recomputation the most windows in a forward pass that fit are weighed, and for fsdp whether
+        memory is left for gathered weights to stay until the backward pass, which need not gather them again then.
         """
-        levels = [self._filled(plan, recomputation) for recomputation in self.recomputation]
+        kept = (False, True) if plan.train.strategy == "fsdp" and self.hardware.gpu_bytes is not None else (True,)
+        levels = [self._filled(plan, level, again) for level in self.recomputation for again in kept]
         possible = [level for level in levels if fits(level, self._share(level))]
         return min(possible, key=pace) if possible else levels[-1]
 
-    def _filled(self, plan: Plan, recomputation: str) -> Plan:
+    def _filled(self, plan: Plan, recomputation: str, resharding: bool) -> Plan:
         """``plan`` with so much recomputation, and with as many windows in a forward pass as fit, at least one."""
-        train = dataclasses.replace(plan.train, recomputation=recomputation)
+        train = dataclasses.replace(plan.train, recomputation=recomputation, resharding=resharding)
         for batch in self._batches(plan):
             foretold = self._foretold(dataclasses.replace(plan, train=train, batch=batch))
             if fits(foretold, self._share(foretold)):
@@ -74,7 +76,8 @@ class Question:
         return foretold
 
     def _share(self, plan: Plan) -> float:
-        return HEADROOM if plan.train.recomputation == self.recomputation[-1] else SPENT
+        least = plan.train.resharding and plan.train.recomputation == self.recomputation[-1]
+        return HEADROOM if least else SPENT
 
     def _batches(self, plan: Plan) -> Iterator[BatchPlan]:
         """The same optimizer step in fewer and fewer windows a forward pass."""
@@ -122,11 +125,12 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
     yield Way("fsdp")
     if nodes > 1:
         yield Way("fsdp", dp_replicate=nodes)
-    for tp in range(2, per_node + 1) if full else ():
+    for tp in range(2, per_node + 1) if full and not plan.train.compiled else ():
         if per_node % tp == shape.kv_heads % tp == shape.heads % tp == shape.inner % tp == 0:
             yield Way("fsdp", tp=tp)
     if plan.model.quantization == "none":
-        yield from (Way(name) for name in OFFLOADING if full or "weights" in STRATEGIES[name].shards)
+        able = [name for name in OFFLOADING if not (plan.train.compiled and name.startswith("zero3"))]
+        yield from (Way(name) for name in able if full or "weights" in STRATEGIES[name].shards)
 
 
 def fits(plan: Plan, share: float = HEADROOM) -> bool:

@@ -1,4 +1,4 @@
-"""How many weights are trained, frozen and in four bits, in all and in the unit that is gathered at a time."""
+"""How many weights are trained, frozen and quantised, in all and in the unit that is gathered at a time."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 # bits, whose own constant of 32 bits serves 256 blocks: 4 + 8/64 + 32/(64·256) = 4.127 bits.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 NF4_CONSTANTS = NF4_BYTES - 4 / 8
+# Bytes of a quantised weight with its constants, and of the constants alone. fp8: four bytes for a row of thousands.
+BYTES: dict[str, tuple[float, float]] = {"none": (0, 0), "nf4": (NF4_BYTES, NF4_CONSTANTS), "fp8": (1.001, 0.001)}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Counts of weights. quantised: those of the frozen ones that are in four bits; compute: bytes of the others."""
+    """Counts of weights. quantised: those of the frozen ones that are of ``kind``; compute: bytes of the others."""
 
     trained: int
     frozen: int
     quantised: int
     compute: int
+    kind: str = "none"
 
     @property
     def frozen_bytes(self) -> int:
         """Bytes of the frozen weights as they lie in memory."""
-        return self.compute * (self.frozen - self.quantised) + round(NF4_BYTES * self.quantised)
+        return self.compute * (self.frozen - self.quantised) + round(BYTES[self.kind][0] * self.quantised)
 
     @property
     def constants(self) -> int:
-        """Of these, the bytes of the constants of four-bit weights: they are not sharded."""
-        return round(NF4_CONSTANTS * self.quantised)
+        """Of these, the bytes of the quantised weights' constants: they are not sharded."""
+        return round(BYTES[self.kind][1] * self.quantised)
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of all of them as the forward pass uses them, before four bits are made two bytes."""
+        """Bytes of all of them as the forward pass uses them, quantised ones as they are kept."""
         return self.compute * self.trained + self.frozen_bytes
 
 
@@ -45,9 +48,10 @@ def layer_weights(plan: Plan, shape: Shape) -> Weights:
     if plan.tuner.kind == "full":
         return Weights(shape.layer, 0, 0, compute)
     linears = shape.linears()
-    quantised = sum(i * o for i, o in linears.values()) if plan.model.quantization == "nf4" else 0
+    quantised = sum(i * o for i, o in linears.values()) if plan.model.quantization != "none" else 0
     saved = sum(i * o for name, (i, o) in linears.items() if name in plan.tuner.modules_to_save)
-    return Weights(_adapters(plan.tuner, adapted(plan.tuner, shape)) + saved, shape.layer, quantised, compute)
+    trained = _adapters(plan.tuner, adapted(plan.tuner, shape)) + saved
+    return Weights(trained, shape.layer, quantised, compute, plan.model.quantization)
 
 
 def root_weights(plan: Plan, shape: Shape) -> Weights:
@@ -82,6 +86,7 @@ def all_weights(plan: Plan, shape: Shape) -> Weights:
         shape.layers * layer.frozen + root.frozen,
         shape.layers * layer.quantised,
         layer.compute,
+        layer.kind,
     )
 
 

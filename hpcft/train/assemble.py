@@ -19,8 +19,10 @@ from hpcft.run.paths import STORE_VARIABLE, RunPaths
 from hpcft.train.attention import check_packing
 from hpcft.train.batches import steps
 from hpcft.train.checkpoint import Store
+from hpcft.train.compiling import compile_layers
 from hpcft.train.console import Console
 from hpcft.train.evaluate import Evaluation
+from hpcft.train.head import head_of
 from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
 from hpcft.train.model import prepare_model
@@ -60,6 +62,7 @@ def assemble(
     cannot be used.
     """
     prepared = prepared or open_data(plan, environ)
+    plan = plan.with_labels(prepared.classes) if plan.labelled else plan
     phase("data")
     make_reproducible(plan)
     skeleton = prepare_model(plan, world, paths.recorded)
@@ -69,10 +72,14 @@ def assemble(
     phase("weights", skeleton.reading)
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
         check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
+    if not plan.scored:
+        head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
     phase("strategy")
     if plan.objective.reference == "precompute":
         prepared = with_references(plan, paths, world, sharded, prepared)
         phase("reference")
+    if plan.train.compiled:
+        compile_layers(sharded.model)
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")

@@ -7,7 +7,9 @@ a cache or with any mask (documents then attend to each other), so neither is ev
 
 from __future__ import annotations
 
+import functools
 import inspect
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from hpcft.train.skeleton import body_of, plain, run_inside
 
 VARLEN = "hpcft_varlen"
 DOCUMENT = 16  # tokens of the check's documents
+LEAST_BOUNDS, LEAST_LONGEST = 64, 1024  # what a compiled layer sees of documents, at least
 
 
 def choose_attention(wanted: str, config: Any, dtype: torch.dtype, device: torch.device) -> str:
@@ -94,7 +97,7 @@ def varlen(
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=query.device)
         max_length_q = length
-    known = inspect.signature(varlen_attn).parameters
+    known = _parameters()
     options: dict[str, Any] = {"scale": scaling}
     if "window_size" in known:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
@@ -110,14 +113,38 @@ def varlen(
     return out.view(rows, length, heads, width), None
 
 
+@functools.cache
+def _parameters() -> frozenset[str]:
+    """What this release of torch's kernel can be told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
 def document_arguments(batch: Batch) -> dict[str, Any]:
     """What kernels for packed rows want besides the positions; transformers' names. Empty for unpacked rows."""
     if not batch.packed or batch.tokens.device.type == "cpu":
         return {}
-    lengths = torch.tensor([0, *(n for row in batch.lengths for n in row)], dtype=torch.int32)
-    bounds = lengths.cumsum(0, dtype=torch.int32).to(batch.tokens.device, non_blocking=True)
-    longest = max(n for row in batch.lengths for n in row)
+    starts, longest = document_bounds(batch)
+    bounds = torch.tensor(starts, dtype=torch.int32).to(batch.tokens.device, non_blocking=True)
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def document_bounds(batch: Batch) -> tuple[list[int], int]:
+    """Where documents begin in the flattened rows, and where the last one ends; the length of the longest, or more.
+
+    Of few shapes: as many empty documents follow, and so much longer is the longest, as makes a power of two.
+    """
+    lengths = [n for row in batch.lengths for n in row]
+    starts, longest = [0, *accumulate(lengths)], max(lengths)
+    if not batch.few_shapes:
+        return starts, longest
+    room = _power_of_two(len(starts), LEAST_BOUNDS)
+    return starts + starts[-1:] * (room - len(starts)), min(_power_of_two(longest, LEAST_LONGEST), starts[-1])
+
+
+def _power_of_two(number: int, least: int) -> int:
+    return max(least, 1 << (number - 1).bit_length())
 
 
 @torch.no_grad()

@@ -38,7 +38,9 @@ class Micro:
     tokens: int
 
 
-def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), multiple: int = 1) -> Batch:
+def collate(
+    windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), multiple: int = 1, few_shapes: bool = False
+) -> Batch:
     """One row per window, padded to the longest and to a multiple of ``multiple`` tokens, on the CPU.
 
     packed: positions restart with every document, and the padding is a document of its own. Unpacked, each document
@@ -75,6 +77,7 @@ def collate(windows: Sequence[Window], packed: bool, ids: tuple[int, ...] = (), 
         kinds=tuple(kinds),
         margins=tuple(margins),
         reference=_joined([window.reference for window in rows]),
+        few_shapes=few_shapes,
     )
 
 
@@ -156,12 +159,13 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
 
 def batch_of(windows: Windows, ids: tuple[int, ...], plan: Plan) -> Batch:
     """The windows ``ids`` as the plan wants them; rated answers with each prompt's other answer beside it."""
-    packed, multiple = plan.data.packing, plan.layout.degree("tp")
-    batch = collate([windows[i] for i in ids], packed, ids, multiple)
+    packed, few_shapes = plan.data.packing, plan.train.compiled
+    multiple = plan.data.max_length if few_shapes else plan.layout.degree("tp")
+    batch = collate([windows[i] for i in ids], packed, ids, multiple, few_shapes)
     if plan.data.rows != "rated":
         return batch
     others = [mismatched(windows, i, plan.data.max_length) for i in ids]
-    return replace(batch, others=collate(others, packed, ids, multiple))
+    return replace(batch, others=collate(others, packed, ids, multiple, few_shapes))
 
 
 def _micro(windows: Windows, share: Share, plan: Plan) -> Micro:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hpcft.errors import printable
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import QUANTISED, Plan
 from hpcft.run import manifest as manifests
 from hpcft.train.pick import ADAPTER, MERGED, MODEL
 from hpcft.train.score import HEAD
 from hpcft.train.speech import Speech
 
 FILE = "hpcft.json"
+
+NO_PADDING = "No token serves as padding that does not also end a text: score one chat at a time."
 
 
 def write(folder: Path, plan: Plan, told: dict[str, Any], speech: Speech) -> None:
@@ -122,13 +124,14 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
 
 
 def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
-    """The same for a reward model: one chat, whose reward is a number."""
+    """The same for a model that scores: one chat, whose reward is a number, or one text and its class."""
     trust = ", trust_remote_code=True" if plan.model.trust_remote_code else ""
     revision = f", revision={plan.model.revision!r}" if plan.model.revision else ""
     imports = ["from transformers import AutoModelForSequenceClassification, AutoTokenizer"]
     load = [f"model = AutoModelForSequenceClassification.from_pretrained(folder, dtype='auto'{trust})"]
     if kind == ADAPTER:
-        how = f"num_labels=1, pad_token_id={speech.padding}, dtype={plan.model.dtype!r}"
+        labels = f"id2label={dict(enumerate(plan.objective.labels))!r}" if plan.labelled else "num_labels=1"
+        how = f"{labels}, pad_token_id={speech.padding}, dtype={plan.model.dtype!r}"
         if plan.model.quantization == "nf4":
             how += ", quantization_config=four_bits"
             imports = [imports[0].replace("AutoTokenizer", "AutoTokenizer, BitsAndBytesConfig")]
@@ -144,14 +147,32 @@ def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
         *four_bits,
         *load,
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
-        *_scored_chat(speech),
-        "print(model.eval()(**inputs).logits.item())  # of two answers the better one has the higher reward",
+        *(_classified(speech) if plan.labelled else _scored_chat(speech)),
         "```",
     ]
 
 
+def _classified(speech: Speech) -> list[str]:
+    """Lines that classify a text, and where there is a template a chat, each as training saw it."""
+    text = "inputs = tokenizer('2 + 2 is 4.', return_tensors='pt')"
+    chat = "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"
+    lines = [f"{text}  # of records with `text`"]
+    if speech.has_template:
+        lines = [
+            "chat = [{'role': 'user', 'content': '2 + 2 is 4.'}]",
+            f"{chat}  # of records with turns",
+            f"# {lines[0]}",
+        ]
+    return [*lines, "scores = model.eval()(**inputs).logits[0]", "print(model.config.id2label[scores.argmax().item()])"]
+
+
 def _scored_chat(speech: Speech) -> list[str]:
-    """Lines that make ``inputs`` of a chat as training saw it, to its last token."""
+    """Lines that score a chat as training saw it, to its last token."""
+    show = "print(model.eval()(**inputs).logits.item())  # of two answers the better one has the higher reward"
+    return [*_chat(speech), show]
+
+
+def _chat(speech: Speech) -> list[str]:
     if not speech.has_template:
         return ["inputs = tokenizer('2 + 2? 4' + tokenizer.eos_token, return_tensors='pt')"]
     chat = "chat = [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]"
@@ -178,7 +199,7 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
     stops = ", ".join(f"`{text}`" for text in speech.stops) or "no token"
     notes = [f"Generation stops at {stops} (`generation_config.json`)."]
     if plan.scored:
-        notes = _reward_notes(speech)
+        notes = _class_notes(plan, speech) if plan.labelled else _reward_notes(speech)
     if plan.model.source == "local" and told["export"]["kind"] == ADAPTER:
         notes.append(
             f"The base model is a local folder, `{printable(plan.model.path)}`, as seen from where the run was "
@@ -196,10 +217,19 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
         )
     if cost := told["quantised"]:
         notes.append(
-            f"Trained on its base in 4 bits (NormalFloat, double quantisation). Beside the original base the "
+            f"Trained on its base in {QUANTISED[plan.model.quantization]}. Beside the original base the "
             f"{_change(plan, cost)}."
         )
     return [f"- {note}" for note in notes]
+
+
+def _class_notes(plan: Plan, speech: Speech) -> list[str]:
+    names = plan.objective.labels
+    shown = ", ".join(f"`{printable(name)}`" for name in names[:20]) + (" …" if len(names) > 20 else "")
+    notes = [f"{len(names)} classes: {shown}. Their scores are those at the last token of a text."]
+    if speech.padding is None:
+        notes.append(NO_PADDING)
+    return notes
 
 
 def _reward_notes(speech: Speech) -> list[str]:
@@ -210,13 +240,13 @@ def _reward_notes(speech: Speech) -> list[str]:
     ]
     notes.append("Rewards are for comparing answers to the same prompt: their differences mean something, not they.")
     if speech.padding is None:
-        notes.append("No token serves as padding that does not also end a text: score one chat at a time.")
+        notes.append(NO_PADDING)
     return notes
 
 
 def _change(plan: Plan, change: Mapping[str, Any]) -> str:
     """How far the numbers moved that the model gives."""
-    number = "reward" if plan.scored else "logit"
+    number = plan.number
     moved = f"largest {number} change is {change['largest']:.3g} (largest {number} {change['scale']:.3g})"
     if plan.scored:
         return moved
@@ -269,7 +299,7 @@ def _tuning(plan: Plan) -> str:
         return "every weight"
     extras = [word for word, on in (("rsLoRA", tuner.use_rslora), ("DoRA", tuner.use_dora)) if on]
     extras += [f"trained in full: {', '.join(tuner.modules_to_save)}"] if tuner.modules_to_save else []
-    extras += ["base in 4 bits (QLoRA)"] if plan.model.quantization == "nf4" else []
+    extras += [f"base in {QUANTISED[plan.model.quantization]}"] if plan.model.quantization != "none" else []
     return f"LoRA, rank {tuner.rank}, alpha {tuner.alpha:g}, on {', '.join(tuner.target_modules)}" + "".join(
         f"; {extra}" for extra in extras
     )

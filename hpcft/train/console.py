@@ -11,7 +11,8 @@ from typing import Any, TextIO
 EVERY = 5.0  # seconds between plain lines
 
 
-SHOWN = {"rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "kl"}  # of an objective's metrics
+# Of an objective's metrics: name → word.
+SHOWN = {"accuracy": "accuracy", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "kl": "kl"}
 
 
 def told_of(line: Mapping[str, Any], prefix: str = "") -> str:
@@ -19,8 +20,8 @@ def told_of(line: Mapping[str, Any], prefix: str = "") -> str:
 
     A margin has no value in a step whose rated answers are all good or all bad.
     """
-    numbers = {word: line.get(prefix + name, math.nan) for name, word in SHOWN.items()}
-    return "".join(f"  {word} {number:.3f}" for word, number in numbers.items() if not math.isnan(number))
+    numbers = [(word, line.get(prefix + name, math.nan)) for name, word in SHOWN.items()]
+    return "".join(f"  {word} {number:.3f}" for word, number in numbers if not math.isnan(number))
 
 
 class Console:

@@ -42,9 +42,10 @@ class Scaling:
         scaled = scaled if self.multiplier == 1.0 else scaled * self.multiplier
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
-    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
-        """∂ logits / ∂ scores"""
-        return self.multiplier if self.softcap is None else self.multiplier * (1 - (logits / self.softcap).square())
+    def slope(self, logits: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """``gradient``, which is of logits, as that of scores."""
+        scaled = gradient if self.multiplier == 1.0 else gradient * self.multiplier
+        return scaled if self.softcap is None else scaled * (1 - (logits / self.softcap).square())
 
 
 def log_probabilities(
@@ -125,6 +126,13 @@ class _Summed(torch.autograd.Function):
         return of_hidden, None, None, None, None, None, *of_trained
 
 
+def compile_arithmetic() -> None:
+    """From now on what is made of scores is a compiled program: one pass over them where there were several."""
+    global _numbers, _gradient
+    _numbers = torch.compile(_numbers, dynamic=True)
+    _gradient = torch.compile(_gradient, dynamic=True)
+
+
 def _numbers(
     scores: torch.Tensor, targets: torch.Tensor, scaling: Scaling, columns: Columns | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,14 +161,16 @@ def _gradient(
     factor: torch.Tensor | float,
 ) -> torch.Tensor:
     """``factor`` × ∂ log π(target) / ∂ scores, of the scores' type and shape."""
-    logits = scaling.logits(scores)
-    slope = -(logits - normaliser[:, None]).exp()
-    if columns is None:
-        slope.scatter_add_(1, targets[:, None], torch.ones_like(slope[:, :1]))
-    elif columns.length:
+    logits, here, inside = scaling.logits(scores), targets[:, None], None
+    if columns is not None:
         here, inside = _local(targets, columns)
-        slope.scatter_add_(1, here, inside[:, None].float())
-    return (slope * (scaling.slope(logits) * factor)).to(scores.dtype)
+    slope = scaling.slope(logits, -(logits - normaliser[:, None]).exp() * factor).to(scores.dtype)
+    if columns is None or columns.length:
+        own = logits.gather(1, here)
+        # Not 1 − p of a rounded p: near the end of training all of the gradient is in that difference.
+        right = scaling.slope(own, (1 - (own - normaliser[:, None]).exp()) * factor).to(scores.dtype)
+        slope.scatter_(1, here, right if inside is None else right.where(inside[:, None], slope.gather(1, here)))
+    return slope
 
 
 def _local(targets: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from hpcft import disk
 from hpcft.errors import EXIT_REFUSED, Refusal, refuse
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import QUANTISED, Plan
 from hpcft.run.expand import store_folder
 from hpcft.run.folder import read_plan
 from hpcft.run.manifest import Manifest
@@ -58,6 +58,7 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
     kind = kind_of(plan, wish.merge)
     check_base(plan, paths)
     manifest = choose(paths, plan, wish.checkpoint, wish.fallback, say)
+    plan = plan.with_labels(manifest.facts["objective"]["labels"]) if plan.labelled else plan
     check_facts(manifest, plan, manifest.data)
     identity = Identity.of(kind, wish.dtype or _own_dtype(plan, kind), manifest)
     target = (wish.output or paths.export(manifest.step, wish.merge)).absolute()
@@ -104,7 +105,7 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
     """What came out, one sentence each; warnings last."""
     steps = told["training"]["total_steps"]
     again = written.reloaded
-    number = "reward" if plan.scored else "logit"
+    number = plan.number
     yield f"loaded back, its {number}s are the trained model's (difference {again.largest:.2g} of {again.scale:.3g})"
     if change := written.merged:
         yield (
@@ -113,8 +114,8 @@ def _findings(plan: Plan, told: dict[str, Any], words: Any, written: Any) -> Ite
         )
     if cost := written.quantised:
         yield (
-            f"it was trained on a base in 4 bits; beside the original base the largest-changed {number} differs by "
-            f"{cost.largest:.3g} (largest {number} {cost.scale:.3g})"
+            f"it was trained on a base in {QUANTISED[plan.model.quantization]}; beside the original base the "
+            f"largest-changed {number} differs by {cost.largest:.3g} (largest {number} {cost.scale:.3g})"
             + ("" if plan.scored else f", and the {_likeliest(cost)}")
         )
     if not plan.scored:

@@ -32,7 +32,10 @@ def facts(plan: Plan) -> dict[str, Any]:
         "tuner": json.loads(json.dumps(asdict(plan.tuner))),
         "optim": optim,
         "train": {"objective": plan.train.objective, "seed": plan.train.seed},
-        "objective": {key: getattr(plan.objective, key) for key in OBJECTIVES[plan.train.objective].keys},
+        "objective": {
+            **{key: getattr(plan.objective, key) for key in OBJECTIVES[plan.train.objective].keys},
+            **({"labels": list(plan.objective.labels)} if plan.labelled else {}),
+        },
         "batch": {"global_windows": plan.batch.global_windows},
     }
 

@@ -42,7 +42,7 @@ def write_merged(
 
     Raises Unfaithful where merging moves the logits by more than the order of float32 sums, before any cast.
     """
-    in_four_bits = _in_four_bits(plan, reader, samples) if is_quantised(plan) else None
+    quantised_base = _beside_quantised(plan, reader, samples) if is_quantised(plan) else None
     model = adapted(plan, torch.float32)
     fill(model, masters_of(reader), reader)
     trained = logits(model, samples)
@@ -59,15 +59,15 @@ def write_merged(
     del model, whole
     again = compare(cast, logits(reloaded_model(plan, torch.float32, folder), samples))
     faithful(again, EXACT)
-    quantised = compare(trained, in_four_bits) if in_four_bits else None
+    quantised = compare(trained, quantised_base) if quantised_base else None
     return Written(parameters, again, change, quantised, cast_warnings(change, dtype))
 
 
-def _in_four_bits(plan: Plan, reader: Reader, samples: Samples) -> list[torch.Tensor]:
+def _beside_quantised(plan: Plan, reader: Reader, samples: Samples) -> list[torch.Tensor]:
     """Logits beside the quantised base that the adapter was trained on, everything else in float32."""
     model = adapted(plan, torch.float32)
     fill(model, masters_of(reader), reader)
-    quantise_now(model, torch.float32)
+    quantise_now(model, plan.model.quantization, torch.float32)
     return logits(model, samples)
 
 

@@ -105,6 +105,7 @@ class Prepared:
     train: Windows
     validation: Windows | None = None
     content: str = "0123456789abcdef"
+    classes: tuple[str, ...] = ()
 
 
 def windows(count: int, length: int = LONGEST, seed: int = 0) -> Windows:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hpcft.errors import refuse
-from hpcft.plan.plan import ModelPlan, Plan, TunerPlan
+from hpcft.plan.plan import QUANTISED, ModelPlan, Plan, TunerPlan
 from hpcft.run.regions import Span
 from hpcft.train.attention import VARLEN, choose_attention, register_varlen
 from hpcft.train.libraries import absent
@@ -25,7 +25,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
-from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, one_label
+from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, said_of_scores
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -53,9 +53,9 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
         without_memory(model)
     read_buffers(model, source)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
-    if plan.model.quantization == "nf4":
-        skeleton.packs = quantise(model, DTYPES[plan.model.dtype], world.device)
-        _say_quantised(skeleton, plan.model.dtype, world)
+    if plan.model.quantization != "none":
+        skeleton.packs = quantise(model, plan.model.quantization, DTYPES[plan.model.dtype], world.device)
+        _say_quantised(skeleton, plan.model, world)
     if plan.layout.degree("tp") > 1:
         skeleton.regions = cut(model, world.group("tp"))
     recompute(model, plan.train.recomputation)
@@ -87,7 +87,7 @@ def own_config(plan: Plan) -> Any:
     config = load_config(plan.model)
     if plan.scored:
         check_family(config, plan)
-    for key, value in one_label(plan).items():
+    for key, value in said_of_scores(plan).items():
         setattr(config, key, value)
     return config
 
@@ -249,12 +249,13 @@ def recompute(model: nn.Module, policy: str) -> None:
             setattr(layer, "gradient_checkpointing", False)  # noqa: B010  a flag of transformers, unknown to nn.Module
 
 
-def _say_quantised(skeleton: Skeleton, dtype: str, world: World) -> None:
+def _say_quantised(skeleton: Skeleton, model: ModelPlan, world: World) -> None:
     """How much of the base it is: a mixture of experts keeps most of its weights in tensors that are no linears."""
     frozen = skeleton.shapes.keys() - skeleton.trained.keys()
     packed, whole = (sum(math.prod(skeleton.shapes[n]) for n in names) for names in (skeleton.packs, frozen))
     if world.first:
-        print(f"base: {packed:,} of {whole:,} weights in 4 bits, the others in {dtype}", file=sys.stderr)
+        said = QUANTISED[model.quantization]
+        print(f"base: {packed:,} of {whole:,} weights in {said}, the others in {model.dtype}", file=sys.stderr)
 
 
 DIGESTED = 2**24  # numbers at a time: in float64 they take eight bytes each

@@ -17,13 +17,14 @@ from hpcft.train.precision import LossScale
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
-CHAT, CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE = Kind
+CHAT, CHOSEN, REJECTED, DESIRABLE, UNDESIRABLE, LABELLED = Kind
 
 
 class Window(Protocol):
     """What the shards hold: tokens int32 [n], trained bool [n], lengths of the documents, summing to n.
 
-    kinds and margins: one for each document; a chosen document is followed by its rejected one.
+    kinds and margins: one for each document; a chosen document is followed by its rejected one, and the margin of a
+    labelled one is the number of its class.
     """
 
     @property
@@ -70,6 +71,7 @@ class Batch:
     documents: int64 [rows, length], the document that a token belongs to, counted through the micro batch; -1 in the
     padding. kinds, margins: of each. reference: the log-probability of its trained tokens before training, where that
     was computed beforehand. others: for rated answers, each prompt with another's answer, as a batch of its own.
+    few_shapes: shapes are those of other batches wherever they can be, for programs that are compiled for each.
     """
 
     tokens: torch.Tensor
@@ -84,6 +86,7 @@ class Batch:
     margins: tuple[float, ...] = ()
     reference: tuple[float, ...] | None = None
     others: Batch | None = None
+    few_shapes: bool = False
 
 
 class Mean(NamedTuple):

@@ -1,9 +1,9 @@
-"""A frozen base in 4 bits (QLoRA, Dettmers et al. 2023): NormalFloat in blocks of 64, whose scales have 8 bits.
+"""A frozen base in 4 bits (QLoRA, Dettmers et al. 2023: NormalFloat in blocks of 64, whose scales have 8 bits), or 8.
 
-The linears of the decoder layers become bitsandbytes' own, adapted or not; embedding, head, norms and adapters stay
-what they are. Two weights lie in a byte, and the bytes in a tensor of the compute type: FSDP2 gathers it as any other
-weight of that type, and a cast, which would break the bytes, is never due. The scales stay with the module, whole on
-every rank, a sixtieth of a byte for each weight.
+The linears of the decoder layers become bitsandbytes' own, or ``eight_bits``', adapted or not; embedding, head, norms
+and adapters stay what they are. The bytes lie in a tensor of the compute type: FSDP2 gathers it as any other weight of
+that type, and a cast, which would break the bytes, is never due. The scales stay with the module, whole on every rank:
+in 4 bits a sixtieth of a byte for each weight, in 8 four bytes for each row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from hpcft.errors import refuse
+from hpcft.train import eight_bits
 from hpcft.train.skeleton import layers_of
 
 Pack = Callable[[torch.Tensor], torch.Tensor]
@@ -25,19 +26,36 @@ HOW: dict[str, Any] = {"compress_statistics": True, "quant_type": "nf4"}
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def quantise(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict[str, Pack]:
-    """Exchange the frozen linears of the layers for empty 4-bit ones; name of each weight → what packs its numbers.
+def quantise(model: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Pack]:
+    """Exchange the frozen linears of the layers for empty ones; name of each weight → what packs its numbers.
 
-    dtype: of compute. device: where numbers are packed. A packer takes the whole weight, leaves the scales in its
-    module and returns the bytes. Raises Refusal where bitsandbytes is not installed.
+    kind: nf4 or fp8. dtype: of compute. device: where numbers are packed. A packer takes the whole weight, leaves the
+    scales in its module and returns the bytes. Raises Refusal where bitsandbytes is not installed, or the GPU too old.
     """
+    if kind == "fp8":
+        _check_eight_bits(device)
     packs: dict[str, Pack] = {}
     for name, linear in _frozen(model):
+        if kind == "fp8" and not eight_bits.fits(linear):
+            continue
         parent, _, key = name.rpartition(".")
-        four_bits = _four_bits(linear, dtype)
-        setattr(model.get_submodule(parent), key, four_bits)
-        packs[f"{name}.weight"] = partial(_pack, four_bits, device)
+        made: Any = eight_bits.EightBits(linear, dtype) if kind == "fp8" else _four_bits(linear, dtype)
+        setattr(model.get_submodule(parent), key, made)
+        packs[f"{name}.weight"] = partial(_pack_eight if kind == "fp8" else _pack, made, device)
     return packs
+
+
+def _check_eight_bits(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0):
+        raise refuse(
+            "model.base_precision: this GPU does not multiply 8-bit floats",
+            value=torch.cuda.get_device_name(device), choices=("null",), hint="quant_bits: 4 saves more memory",
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def _pack_eight(linear: eight_bits.EightBits, device: torch.device, whole: torch.Tensor) -> torch.Tensor:
+    return linear.pack(whole.to(device))
 
 
 def _frozen(model: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -48,10 +66,10 @@ def _frozen(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, m) for name, m in linears if not m.weight.requires_grad and "lora_" not in name]
 
 
-def quantise_now(model: nn.Module, dtype: torch.dtype) -> None:
+def quantise_now(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
     """The same for a model that has its numbers already, on the CPU; each weight is let go when it is packed."""
     whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for name, pack in quantise(model, dtype, torch.device("cpu")).items():
+    for name, pack in quantise(model, kind, dtype, torch.device("cpu")).items():
         packed = pack(whole.pop(name).to(dtype))
         model.get_submodule(name.rpartition(".")[0]).weight = nn.Parameter(packed, requires_grad=False)
 

@@ -1,8 +1,8 @@
-"""A score of a text in the place of its next token's probabilities: what makes a reward model of a language model.
+"""Scores of a text in the place of its next token's probabilities: what makes a reward model, or a classifier, of one.
 
-It is transformers' model for sequence classification with one label, whose head is a linear without bias on the last
-hidden state. The score of a document is that of its last token, found by its number: transformers looks for the last
-token that is no padding, which a text that ends in the padding token would not survive.
+It is transformers' model for sequence classification, with one label or several, whose head is a linear without bias on
+the last hidden state. The scores of a document are those of its last token, found by its number: transformers looks for
+the last token that is no padding, which a text that ends in the padding token would not survive.
 """
 
 from __future__ import annotations
@@ -29,13 +29,28 @@ def auto_class(plan: Plan) -> Any:
     return AutoModelForSequenceClassification if plan.scored else AutoModelForCausalLM
 
 
-def one_label(plan: Plan) -> dict[str, Any]:
+def said_of_scores(plan: Plan) -> dict[str, Any]:
     """What the base's configuration must say. Without a padding token a text by itself is scored at its very end."""
-    return {"num_labels": 1, "pad_token_id": None} if plan.scored else {}
+    if not plan.scored:
+        return {}
+    if not plan.labelled:
+        return {"num_labels": 1, "pad_token_id": None}
+    names = plan.objective.labels
+    return {
+        "id2label": dict(enumerate(names)),  # num_labels follows from it
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+        "pad_token_id": None,
+    }
+
+
+def scores_of(plan: Plan) -> int:
+    """How many scores a text has."""
+    return len(plan.objective.labels) if plan.labelled else 1
 
 
 def check_family(config: Any, plan: Plan) -> None:
-    """Raises Refusal for a base that has no score, or more than one already."""
+    """Raises Refusal for a base that has no score, or other ones already."""
     from transformers import AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
@@ -46,14 +61,23 @@ def check_family(config: Any, plan: Plan) -> None:
             hint="a base of Llama's, Qwen's, Mistral's, Gemma's or Phi's family",
         )
     classes = getattr(config, "architectures", None) or [""]
-    if "SequenceClassification" in classes[0] and config.num_labels != 1:
-        raise refuse(f"task: the base has {config.num_labels} scores already, a reward is one", value=plan.model.path)
+    if "SequenceClassification" not in classes[0]:
+        return
+    there, names = config.num_labels, tuple(config.id2label[n] for n in sorted(config.id2label))
+    if plan.labelled and there != scores_of(plan):
+        what = f"task: the base has {there} classes already, the data {scores_of(plan)}"
+        raise refuse(what, value=plan.model.path, choices=names[:20], hint="label the data as the base does")
+    if plan.labelled and not names[0].startswith("LABEL_") and names != plan.objective.labels:
+        what = f"task: the base's classes are others than the data's, {', '.join(plan.objective.labels[:20])}"
+        raise refuse(what, value=plan.model.path, choices=names[:20], hint="label the data as the base does")
+    if not plan.labelled and there != 1:
+        raise refuse(f"task: the base has {there} scores already, a reward is one", value=plan.model.path)
 
 
 def check_head(model: Any) -> None:
     """Raises Refusal for a family whose score is computed in another way."""
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
-        raise refuse(f"task: {type(model).__name__} has no linear {HEAD}, by which this release trains rewards")
+        raise refuse(f"task: {type(model).__name__} has no linear {HEAD}, by which this release scores texts")
 
 
 def head_of_score(model: Any) -> Any:
@@ -62,20 +86,20 @@ def head_of_score(model: Any) -> Any:
 
 
 def fresh(config: Any, seed: int) -> torch.Tensor:
-    """float32 [1, width]: the weight of a head that the base does not have, the same for the same seed."""
+    """float32 [scores, width]: the weight of a head that the base does not have, the same for the same seed."""
     text = config.get_text_config()
-    numbers = torch.Generator().manual_seed(seed)
-    return torch.randn(1, text.hidden_size, generator=numbers) * float(getattr(text, "initializer_range", None) or 0.02)
+    shape, numbers = (config.num_labels, text.hidden_size), torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=numbers) * float(getattr(text, "initializer_range", None) or 0.02)
 
 
 def text_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """float32 [documents]: each one's score at its last token; of none, still attached to the model."""
+    """float32 [documents, scores]: each one's scores at its last token; of none, still attached to the model."""
     arguments = {"input_ids": batch.tokens, "position_ids": batch.positions, **document_arguments(batch)}
 
     def last_tokens() -> torch.Tensor:
         hidden = body_of(model)(**arguments, use_cache=False).last_hidden_state
         scores: torch.Tensor = head_of_score(model)(hidden.flatten(0, 1)[ends(batch)])
-        return scores.float().squeeze(-1)
+        return scores.float()
 
     found: torch.Tensor = run_inside(model, last_tokens)
     return found

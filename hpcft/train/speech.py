@@ -59,7 +59,9 @@ def speech(plan: Plan, audit: Mapping[str, Any] | None) -> Speech:
     tokenizer = tokenizers.load(plan.data, tokenizers.folder_of(plan.data))
     template = tokenizers.Template(tokenizer, plan.data)
     written = _written(tokenizer, template, plan.data)
-    learned = _audited(tokenizer, audit, plan.data) if audit else dict.fromkeys(written.ends if written else (), 0)
+    learned = (
+        _audited(tokenizer, audit, plan.data) if audit else dict.fromkeys(written.end_tokens if written else (), 0)
+    )
     if plan.data.chat_template is not None:
         tokenizer.chat_template = template.text if not template.dated else template.text.split("endmacro -%}", 1)[1]
     generation = _generation(plan, tokenizer, list(learned))

@@ -24,7 +24,7 @@ from hpcft.train.model import add_adapters, load_model, local_folder, own_config
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader
-from hpcft.train.score import auto_class, head_of_score, one_label
+from hpcft.train.score import auto_class, head_of_score, said_of_scores
 
 CPU = torch.device("cpu")
 SHARD = "4GB"  # a file's size; hubs and people's connections like it
@@ -59,7 +59,7 @@ class Change:
 @dataclass(frozen=True)
 class Written:
     """What a writer wrote. reloaded: the folder against the trained model; merged: the merged model, in the type it is
-    written in, against base and adapter apart; quantised: the adapter beside the 4-bit base that it was trained on
+    written in, against base and adapter apart; quantised: the adapter beside the quantised base that it was trained on
     against the same beside the original, which is what quantisation costs."""
 
     parameters: int
@@ -78,7 +78,7 @@ def write_adapter(plan: Plan, reader: Reader, folder: Path, dtype: torch.dtype, 
     fill(model, masters.items(), reader)
     beside_original = trained = logits(model, samples)
     if is_quantised(plan):
-        quantise_now(model, compute)
+        quantise_now(model, plan.model.quantization, compute)
         trained = logits(model, samples)
     tensors = _adapter_tensors(model, {**masters, **_subtracted(masters, initial)})
     warnings = check_adapter(tensors)
@@ -132,7 +132,7 @@ def original(plan: Plan, dtype: torch.dtype) -> Any:
 def _pretrained(plan: Plan, folder: str, dtype: torch.dtype) -> Any:
     revision = plan.model.revision if folder == plan.model.path else None
     # What was written says so itself; only then does loading it show what a stranger gets.
-    said = one_label(plan) if folder == local_folder(plan.model) else {}
+    said = said_of_scores(plan) if folder == local_folder(plan.model) else {}
     try:
         return auto_class(plan).from_pretrained(
             folder,
@@ -156,8 +156,8 @@ def adapted(plan: Plan, dtype: torch.dtype) -> Any:
 
 
 def is_quantised(plan: Plan) -> bool:
-    """Was the adapter trained on a base in 4 bits?"""
-    return plan.model.quantization == "nf4"
+    """Was the adapter trained on a base in fewer bits?"""
+    return plan.model.quantization != "none"
 
 
 def masters_of(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
@@ -185,7 +185,7 @@ def fill(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]], reader: 
 
 @torch.no_grad()
 def logits(model: nn.Module, samples: Samples) -> list[torch.Tensor]:
-    """float32 [tokens, vocabulary] of each sample, of a reward model its reward [1, 1], as it is used: no dropout."""
+    """float32 [tokens, vocabulary] of each sample, or [1, scores] of its text, as it is used: no dropout."""
     model.eval()
     found = [model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float() for ids in samples]
     return [torch.atleast_2d(numbers) for numbers in found]
@@ -194,14 +194,14 @@ def logits(model: nn.Module, samples: Samples) -> list[torch.Tensor]:
 def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Change:
     """Logits of the same samples twice. Anything that is no number makes the largest difference infinite.
 
-    A reward below 1 is compared with 1: it is used as a difference in a logistic function, and may well be near 0.
+    Scores below 1 are compared with 1: differences of them are used, in exponentials, and they may well be near 0.
     """
     pairs = list(zip(before, after, strict=True))
     largest = max(float((a - b).abs().max()) for a, b in pairs)
     finite = all(bool(torch.isfinite(a).all() and torch.isfinite(b).all()) for a, b in pairs)
     return Change(
         largest if finite else math.inf,
-        max([float(a.abs().max()) for a, _ in pairs] + [1.0] * (pairs[0][0].shape[-1] == 1)),
+        max([float(a.abs().max()) for a, _ in pairs] + [1.0] * (len(pairs[0][0]) == 1)),
         sum(len(a) for a, _ in pairs),
         sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs),
     )
@@ -210,7 +210,7 @@ def compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> Ch
 def save_model(model: Any, folder: Path, padding: int | None = None) -> int:
     """Weights in shards and the configuration; how many weights. The generation configuration is written elsewhere.
 
-    padding: what a reward model takes for padding, and so not for the end of a text.
+    padding: what a model that scores takes for padding, and so not for the end of a text.
     """
     from transformers import GenerationConfig
 
@@ -231,7 +231,7 @@ def reloaded_model(plan: Plan, dtype: torch.dtype, folder: Path) -> Any:
 
 
 def _reloaded_adapter(plan: Plan, compute: torch.dtype, folder: Path, tensors: dict[str, torch.Tensor]) -> Any:
-    """Base and adapter as peft loads them, the base in 4 bits where it was in training; every tensor in its place."""
+    """Base and adapter as peft loads them, the base quantised where it was in training; every tensor in its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
     stored = load_file(folder / ADAPTER)
@@ -244,7 +244,7 @@ def _reloaded_adapter(plan: Plan, compute: torch.dtype, folder: Path, tensors: d
         if not torch.equal(stored[name].to(loaded[name].dtype), loaded[name]):
             raise Unfaithful(f"{name} is not what was written once peft has loaded it")
     if is_quantised(plan):
-        quantise_now(model, compute)
+        quantise_now(model, plan.model.quantization, compute)
     return model
 
 

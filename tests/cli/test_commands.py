@@ -138,6 +138,34 @@ def test_what_is_wrong_is_said_without_a_traceback(tmp_path: Path, line: str, sa
     assert said in refused(line, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("chat.jsonl", "did you mean chats.jsonl?"),
+        ("chats.json", "did you mean chats.jsonl?"),
+        ("pack.csv", "did you mean packed.csv.gz?"),
+        ("other.jsonl", "paths are relative to the folder"),
+        ("notes.jsonl", "paths are relative to the folder"),
+        ("nowhere/chats.jsonl", "paths are relative to the folder"),
+    ],
+)
+def test_a_missing_data_file_is_told_the_one_like_it_that_can_be_read(asked: str, hint: str, tmp_path: Path) -> None:
+    for name in ("chats.jsonl", "packed.csv.gz", "notes.md", "other.py"):
+        (tmp_path / name).write_text("")
+    message = refused(f"prepare --model m --dataset {asked} --cluster local", tmp_path)
+    told = message[message.index("dataset: no such file") :]
+    assert hint in told
+
+
+def test_a_small_batch_of_kto_is_noted_where_its_middle_would_be_a_guess(tmp_path: Path) -> None:
+    for line, told in (("", ""), ("--global_batch_size 4", "which may hold few answers"),
+                       ("--global_batch_size 4 --packing false", "a poor estimate from 4 answers")):  # fmt: skip
+        result = hpcft(f"plan {LEAST} --task kto {line}", tmp_path)
+        assert result.returncode == 0
+        assert ("note: kto: " in result.stderr, told in result.stderr) == (bool(told), True)
+    assert "note: kto" not in hpcft(f"plan {LEAST} --task dpo --global_batch_size 4", tmp_path).stderr
+
+
 def test_bytes_that_are_no_text_are_refused_and_no_traceback_follows(tmp_path: Path) -> None:
     for words in ([b"--name", b"\xff\xfe"], [b"--\xff", b"1"], [b"\xff.yaml"], [b"--system", b"\xff"]):
         result = subprocess.run(

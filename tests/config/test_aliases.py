@@ -65,6 +65,17 @@ def test_a_switch_with_a_value_that_nobody_knows_names_the_ones_that_are() -> No
     assert "adamw_torch" in problem.choices
 
 
+def test_a_type_of_task_that_is_not_trained_is_refused() -> None:
+    (problem,) = complaints("--model", "m", "--dataset", "a", "--task_type", "embedding")
+    assert (problem.value, "seq_cls" in problem.choices) == ("embedding", True)
+
+
+def test_another_kind_of_problem_than_one_class_for_a_text_is_refused() -> None:
+    (problem,) = complaints("--model", "m", "--dataset", "a", "--problem_type", "regression")
+    assert (problem.value, problem.choices) == ("regression", ("single_label_classification",))
+    assert "one of several classes" in problem.hint
+
+
 # The table of names in use (transformers, ms-swift, LLaMA-Factory, axolotl, TRL, Megatron and torchtune), row by row.
 @pytest.mark.parametrize(
     ("line", "leaf", "expected"),
@@ -72,6 +83,9 @@ def test_a_switch_with_a_value_that_nobody_knows_names_the_ones_that_are() -> No
         ("--stage sft", "task", "sft"),
         ("--rlhf_type dpo", "task", "dpo"),
         ("--stage pt", "task", "pretrain"),
+        ("--task_type seq_cls", "task", "seq_cls"),
+        ("--task_type causal_lm --rlhf_type dpo", "task", "dpo"),
+        ("--task_type SEQ_CLS --num_labels 3 --problem_type single_label_classification", "num_labels", 3),
         ("--train_type full", "tuner_type", "full"),
         ("--sft_type full", "tuner_type", "full"),
         ("--finetuning_type full", "tuner_type", "full"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,18 @@ WORDS = (
 )
 
 
-def write_tokenizer(folder: Path, template: str | None = "chatml") -> Path:
-    """A folder with a byte-level BPE tokenizer of a few hundred tokens and the chat template of that name."""
+def write_tokenizer(
+    folder: Path,
+    template: str | None = "chatml",
+    text: str = "",
+    specials: Sequence[str] = SPECIAL,
+    eos: str = "",
+    bos: str | None = "<|begin_of_text|>",
+) -> Path:
+    """A folder with a byte-level BPE tokenizer of a few hundred tokens and the chat template of that name, or ``text``.
+
+    specials: its special tokens, eos and bos among them.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,14 +48,14 @@ def write_tokenizer(folder: Path, template: str | None = "chatml") -> Path:
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=360, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=360, special_tokens=[*specials], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator([WORDS] * 8, trainer)
     bpe.add_tokens([AddedToken(text, special=False) for text in ("<think>", "</think>", "<tool_call>", "</tool_call>")])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=EOS.get(template or "", "<|endoftext|>"), bos_token="<|begin_of_text|>"
+        tokenizer_object=bpe, eos_token=eos or EOS.get(template or "", "<|endoftext|>"), bos_token=bos
     )
-    tokenizer.chat_template = TEMPLATES[template] if template else None
+    tokenizer.chat_template = text or (TEMPLATES[template] if template else None)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from hpcft.data.files import records
+from hpcft.catalog import DATA_FILES
+from hpcft.data.files import READERS, records
 from hpcft.errors import Refusal
 
 ROWS = [{"text": "one"}, {"text": "two, 二"}, {"text": "three\nlines"}]
@@ -107,6 +108,10 @@ BROKEN: dict[str, tuple[str, bytes, list[str]]] = {
 }
 
 
+def test_the_command_line_knows_the_same_kinds_of_files() -> None:
+    assert tuple(READERS) == DATA_FILES
+
+
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_file_is_refused_by_line_with_the_piece(fault: str, tmp_path: Path) -> None:
     name, content, sentences = BROKEN[fault]
@@ -115,9 +120,37 @@ def test_a_broken_file_is_refused_by_line_with_the_piece(fault: str, tmp_path: P
     assert all(sentence in message for sentence in sentences), message
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ('{"text": "a"', "the record ends in the middle: was the file cut off"),
+        ('{"text"', "the record ends in the middle"),
+        ('{"text": "a" "b": 1}', "a comma is missing here"),
+        ('{"text": "she said "no""}', 'a quote inside a text is not written \\"'),
+        ('{"text": "a\tb"}', "a tab \\t"),
+        ('{"text": "a', "no quote ends this text"),
+        ('{"text": "C:\\data"}', "a backslash is written"),
+        ('{"text": "a"} {"text": "b"}', "one record a line"),
+        ("{text: 1}", "keys stand in double quotes"),
+        ('{"text" 1}', "a colon stands between"),
+        ('{"text": True}', "JSON spells True true"),
+        ('{"text": , "b": 1}', "a value is missing here"),
+        ("hello", "is this a file of records?"),
+        ('{"text": ' + "9" * 5000 + "}", "write a number of so many digits as a text"),
+        ('{"text":' + "[" * 100_000, "no record nests so deeply"),
+    ],
+)
+def test_a_broken_line_is_refused_with_what_to_do_about_it(line: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + line + "\n")
+    message = refused(tmp_path / "a.jsonl")
+    assert "a.jsonl:2: broken JSON" in message
+    assert hint in message.partition("hint: ")[2], message
+
+
 def test_a_missing_file_names_its_near_neighbour(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}")
     assert "did you mean" in refused(tmp_path / "tran.jsonl")
+    assert "data files there: train.jsonl" in refused(tmp_path / "held-out.jsonl"), "an extension makes none alike"
     assert "its folder does not exist" in refused(tmp_path / "nowhere" / "a.jsonl")
 
 

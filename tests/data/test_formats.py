@@ -31,9 +31,12 @@ def refused(record: Any, rows: str = "chat") -> str:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_sample_of_every_format_is_found_by_its_keys_and_read(name: str) -> None:
     sample = json.loads(FORMATS[name].sample)
-    assert shape_of(frozenset(sample)) == name
+    assert shape_of(frozenset(sample), FORMATS[name].rows) == name
     found = row(sample, FORMATS[name].rows)
     assert found.text == sample.get("text")
+    if FORMATS[name].rows == "labelled":
+        assert found.category == sample["label"]
+        return
     assert name == "text" or found.messages[-1]["content"] in "45"
     assert bool(found.rejected) == (FORMATS[name].rows == "pair")
     assert (found.label is not None) == (FORMATS[name].rows == "rated")

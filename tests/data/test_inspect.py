@@ -46,8 +46,44 @@ def test_escapes_in_the_data_are_spelt_out(words: list[str], capsys: pytest.Capt
 def test_windows_are_shown_at_random_and_never_more_than_there_are(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words, "--random", "9"]) == 0
+    assert main([*words, "--random", "9", "--windows"]) == 0
     assert capsys.readouterr().out.count("train window") == 3
+
+
+def test_records_are_shown_at_random_each_by_itself_and_the_same_ones_for_a_seed(
+    tmp_path: Path, tokenizer: Tokenizers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [chat(f"what is {n} ?", f"the answer {n}") for n in range(30)]
+    data = request(write_lines(tmp_path / "a.jsonl", rows), tokenizer=tokenizer())
+    prepare(data, tmp_path / "store")
+    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+    words = ["--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store"), "--random", "2"]
+    shown = []
+    for seed in (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], []):
+        assert main([*words, *seed]) == 0
+        out, err = capsys.readouterr()
+        assert (out.count("⟦the answer "), out.count("<|im_end|>⟧"), out.count("── ")) == (2, 2, 2)
+        assert "train window" not in out
+        shown.append((out, err))
+    assert shown[0] == shown[1] != shown[2]
+    again = shown[3][1].split("--seed ")[1].split()[0]
+    assert main([*words, "--seed", again]) == 0
+    assert capsys.readouterr().out == shown[3][0]
+
+
+def test_both_answers_of_a_random_pair_are_shown(
+    tmp_path: Path, tokenizer: Tokenizers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"what is {n} ?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(9)]
+    data = request(write_lines(tmp_path / "a.jsonl", rows), tokenizer=tokenizer(), rows="pair")
+    prepare(data, tmp_path / "store")
+    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+    words = ["--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store")]
+    assert main([*words, "--random", "1", "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    [number] = {line.partition("⟦good ")[2][0] for line in shown.splitlines() if "⟦good " in line}
+    assert f"⟦bad {number}<|im_end|>⟧" in shown
+    assert (" · chosen · " in shown, " · rejected · " in shown) == (True, True)
 
 
 @pytest.mark.parametrize("wrong", [["--index", "3"], ["--split", "validation"], ["--split", "tset"]])

@@ -55,7 +55,8 @@ def test_equal_rows_never_stand_on_both_sides_of_the_split() -> None:
     assert len(train | set(aside)) == 60
     assert 32 <= len(aside) <= 40
     assert choice.overlap == 0
-    assert choice.duplicates == 160 - 60
+    assert choice.duplicates + choice.held_duplicates == 160 - 60
+    assert choice.held_duplicates == len(aside) - len(set(aside)) > 0
 
 
 def test_a_split_always_leaves_a_row_to_train_on_and_takes_one_aside() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpcft.data.audit import table
 from hpcft.data.inspect import main as inspect
 from hpcft.data.kinds import Kind
 from hpcft.data.prepare import prepare
+from hpcft.data.report import table
 from hpcft.data.shards import Prepared, Window, open_prepared
 from hpcft.data.tokenizer import load
 from hpcft.errors import Refusal
@@ -186,13 +186,18 @@ def test_a_pair_from_which_nothing_is_learned_is_dropped_counted_and_refused_whe
     assert ("raise max_length: 80 cuts them" in refusal.value.problems[0].hint) == (policy != "drop")
 
 
+def test_a_negative_margin_is_no_class(prepared: Preparing) -> None:
+    shards = prepared([{**pair("what ?", "two", "three"), "margin": -1.5}], rows="pair")
+    assert (shards.train[0].margins, shards.manifest["classes"]) == ([-1.5, -1.5], {"names": []})
+
+
 def test_the_validation_split_takes_whole_pairs_and_equal_ones_together(prepared: Preparing) -> None:
     shards = prepared([*PAIRS, *PAIRS[:10]], rows="pair", validation_ratio=0.2, packing=False)
     assert shards.validation is not None
     sides = [{tuple(window.tokens.tolist()) for window in side} for side in (shards.train, shards.validation)]
     assert not sides[0] & sides[1]
     assert all(window.kinds == BOTH for side in (shards.train, shards.validation) for window in side)
-    assert shards.manifest["audit"]["duplicates"] == 10
+    assert shards.manifest["audit"]["duplicates"] + shards.manifest["audit"]["held_duplicates"] == 10
 
 
 @pytest.mark.parametrize("rows", ["pair", "rated"])
@@ -227,7 +232,8 @@ def test_the_audit_counts_kinds_and_shows_answers_that_are_longer(prepared: Prep
     assert kinds["chosen"]["mean_trained"] > kinds["rejected"]["mean_trained"] == 2.0
     shown = table(shards.manifest, ["a.jsonl"])
     assert "rejected  4 of 2 trained tokens in the mean" in shown
-    assert "8 in 4 pairs" in shown
+    head, row = shown[: shown.index("\ntokens of a pair")].splitlines()[-2:]
+    assert (head.split()[-3], row.split()[4]) == ("pairs", "4")
     assert "times as long as rejected ones" in shown
 
 

@@ -287,3 +287,18 @@ def test_a_level_that_was_said_is_kept_whatever_the_card() -> None:
 def test_where_the_card_is_not_known_everything_is_recomputed_and_the_batch_is_the_usual_one() -> None:
     made = planned("--max_length 4096 --global_batch_size 64", gpu_type="unknown")
     assert (made.train.recomputation, made.batch.micro_windows) == ("full", 2)
+
+
+def test_gathered_weights_stay_where_there_is_memory_for_them_and_a_network_to_spare() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --nodes 2 --max_length 4096 --global_batch_size 32"
+    roomy, tight = planned(line, gpu_memory=141), planned(line, gpu_memory=48)
+    assert (roomy.train.resharding, tight.train.resharding) == (False, True)
+    assert "28 layers of" in explain(roomy, None, {})
+    assert memory(roomy).gathered - memory(tight).gathered == pytest.approx(26 * 0.434 * 2**30, rel=0.01)
+
+
+def test_on_another_layout_nothing_stays_gathered_before_it_is_weighed_anew() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --nodes 2 --max_length 4096 --global_batch_size 32"
+    roomy = planned(line, gpu_memory=141)
+    assert replan(roomy) == roomy
+    assert replan(roomy, nodes=1).train.resharding

@@ -187,6 +187,10 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task rm --modules_to_save lm_head", "a score in the place of lm_head", ()),
         ("--task rm --target_modules q_proj lm_head", "a score in the place of lm_head", ()),
         ("--beta 0.2", "task: sft has no such thing", ()),
+        ("--num_labels 3", "task: sft has no classes", ()),
+        ("--task rm --num_labels 3", "task: rm has no classes", ()),
+        ("--task seq_cls --modules_to_save lm_head", "a score in the place of lm_head", ()),
+        ("--task seq_cls --beta 0.1", "task: seq_cls has no such thing", ()),
         ("--task dpo --simpo_gamma 2", "task: dpo has no such thing", ()),
         ("--task cpo --loss_type ipo", "task: cpo has no such loss", ("sigmoid", "hinge")),
         ("--task dpo --loss_type hinge --label_smoothing 0.1", "is not smoothed", ("0",)),
@@ -302,6 +306,16 @@ def test_pre_training_trains_every_token_with_the_loss_of_fine_tuning() -> None:
     made = plan("--task pt")
     assert (made.train.objective, made.data.train_on, made.data.rows) == ("pretrain", "all", "chat")
     assert made.train.objective_module == OBJECTIVES["sft"].module
+
+
+def test_classification_asks_for_labels_and_cuts_a_text_at_either_end() -> None:
+    made = plan("--task_type seq_cls --num_labels 3 --truncation_strategy right")
+    assert (made.data.rows, made.data.num_labels, made.objective.labels) == ("labelled", 3, ())
+    assert (made.scored, made.labelled, made.number, made.data.truncation) == (True, True, "score", "truncate_right")
+    assert plan("--task seq_cls").data.num_labels == 0
+    assert [plan(line).number for line in ("--task rm", "--task sft")] == ["reward", "logit"]
+    assert made.with_labels(["a", "b"]).objective.labels == ("a", "b")
+    assert Plan.from_json(made.with_labels(["a"]).to_json()).objective.labels == ("a",)
 
 
 def test_rows_are_those_that_the_objective_needs() -> None:

@@ -84,6 +84,7 @@ def test_what_a_deepspeed_file_added_goes_with_deepspeed() -> None:
         ("--strategy fsdp --dp_replicate 2", "ddp", "parallel.dp_replicate: ddp knows no such axis"),
         ("--quant_bits 4", "zero2", "a quantised base is not sharded by zero2"),
         ("--fp16 true", "zero2", "float16 needs its losses scaled"),
+        ("--torch_compile true --strategy fsdp", "zero3", "zero3 gathers weights inside of layers"),
         ("", "zerro2", "no such value"),
     ],
 )

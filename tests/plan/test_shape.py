@@ -53,6 +53,12 @@ def test_tied_weights_count_once() -> None:
     assert two.parameters - one.parameters == 32 * 8
 
 
+def test_without_an_activation_that_of_the_family_is_taken() -> None:
+    silent = {key: value for key, value in TINY.items() if key != "hidden_act"}
+    assert shape_of({**silent, "model_type": "qwen2"}) == shape_of({**TINY, "model_type": "qwen2"}) is not None
+    assert shape_of({**silent, "model_type": "gpt_neox"}) is None
+
+
 @pytest.mark.parametrize(
     "changes",
     [

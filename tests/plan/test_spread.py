@@ -17,6 +17,7 @@ from hpcft.plan.make import make_plan
 from hpcft.plan.plan import Plan
 from hpcft.run.folder import keep_plan, make_folder, refuse_other_plan
 from hpcft.run.paths import RunPaths
+from tests.plan.models import shape
 from tests.words import SEED, plan, plan_complaints, profile, run, write
 
 DEEPSPEED_FILE = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "train_batch_size": "auto"}
@@ -118,8 +119,8 @@ def test_another_quantisation_is_refused_with_the_one_there_is(line: str, value:
         ("--dp_replicate 2", "parallel.dp_replicate: ddp knows no such axis", ("1",), "fsdp or fsdp_offload"),
         ("--strategy fsdp --tp 3", "tp: 3 does not divide the 8 ranks of a node", ("2", "4"), ""),
         ("--strategy fsdp --tp 16 --nodes 2", "so a tensor group would span nodes", ("8",), ""),
-        ("--strategy fsdp --dp_replicate 99999999999999", "copies do not divide the 8 ranks", ("8",), ""),
-        ("--strategy fsdp --dp_replicate 3", "3 copies do not divide the 8 ranks", ("2", "4"), ""),
+        ("--strategy fsdp --dp_replicate 9999999999", "copies do not divide the 8 ranks", ("8",), "copies as nodes"),
+        ("--strategy fsdp --dp_replicate 3", "3 copies do not divide the 8 ranks", ("2", "4"), "copies as nodes"),
         ("--strategy fsdp --tp 2 --dp_replicate 3", "the 8 ranks / tp 2 = 4 ranks", ("2", "4"), ""),
         ("--quant_bits 4 --tuner_type full", "a quantised base is frozen", ("null",), "tuner_type: lora"),
         ("--quant_bits 4 --init_weights pissa", "pissa decomposes", ("true", "gaussian", "orthogonal"), ""),
@@ -187,3 +188,42 @@ def test_a_run_submitted_again_may_be_spread_otherwise_and_computes_the_same(
         assert "strategy" not in str(caught.value)
     else:
         refuse_other_plan(new, paths)
+
+
+@pytest.mark.parametrize("line", ["--strategy zero3", "--strategy zero3_offload", "--strategy ddp --tp 2"])
+def test_layers_with_messages_inside_are_not_compiled(line: str) -> None:
+    assert not plan(line).train.compiled
+    [problem] = plan_complaints(f"{line} --torch_compile true")
+    assert "train.torch_compile" in problem.what
+    assert problem.hint
+
+
+def test_compiled_layers_are_asked_for_in_hugging_face_s_word() -> None:
+    assert plan("--strategy fsdp --torch_compile").train.compiled
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--tuner_type full", "is frozen, but tuner_type: full trains it"),
+        ("--strategy zero2", "is not sharded by zero2"),
+        ("--strategy fsdp --tp 2", "is not split among tensor ranks"),
+        ("--torch_dtype float16", "multiplied in bfloat16"),
+        ("--quant_bits 4", "the base is in 4 bits already"),
+        ("--init_weights pissa", "pissa decomposes the base"),
+    ],
+)
+def test_what_a_base_in_eight_bits_cannot_do_is_refused_with_the_alternative(line: str, said: str) -> None:
+    problems = plan_complaints(f"--base_precision fp8 {line}")
+    assert any(said in problem.what and problem.choices for problem in problems)
+
+
+def test_a_base_in_eight_bits_takes_half_the_memory_of_one_in_bfloat16() -> None:
+    sizes = {}
+    for words in ("", "--base_precision fp8"):
+        loaded = run(f"--gradient_checkpointing full {words}")
+        made = make_plan(loaded.run, profile("infiniband-h100"), loaded.origins, shape("Qwen2.5-7B"))
+        assert made.memory is not None
+        sizes[words] = made.memory.weights
+    embeddings = 2 * 2 * 152064 * 3584
+    assert sizes["--base_precision fp8"] - embeddings == pytest.approx((sizes[""] - embeddings) / 2, rel=0.01)

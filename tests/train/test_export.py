@@ -239,10 +239,10 @@ def test_an_adapter_of_a_base_in_four_bits_gives_the_trained_logits_and_says_wha
     assert error > 0.01, "the base was another one in training"
     assert 0.1 * error < told["quantised"]["largest"] < 10 * error
     assert any(f"differs by {told['quantised']['largest']:.3g}" in sentence for sentence in said)
-    quantise_now(apart, torch.float32)
+    quantise_now(apart, "nf4", torch.float32)
     torch.testing.assert_close(logits(apart), run.logits, **TIGHT)
     card = (folder / "README.md").read_text()
-    assert "base in 4 bits (QLoRA)" in card
+    assert "base in 4 bits (NormalFloat, double quantisation)" in card
     assert f"{told['quantised']['largest']:.3g}" in card
     snippet = card.split("```")[1].removeprefix("python\n").replace('folder = "."', f"folder = {str(folder)!r}")
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its kernels want rows of 64
@@ -250,6 +250,22 @@ def test_an_adapter_of_a_base_in_four_bits_gives_the_trained_logits_and_says_wha
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["base"].is_loaded_in_4bit
     torch.testing.assert_close(logits(names["model"]), run.logits, **TIGHT)
+
+
+def test_an_adapter_of_a_base_in_eight_bits_says_what_those_cost(site: Path) -> None:
+    said: list[str] = []
+    run = trained(site, "fp8", model={"quantization": "fp8"})
+    folder = export(run.paths, Wish(), said.append)
+    told = facts_of(folder)
+    apart = PeftModel.from_pretrained(base_of(run), folder)
+    error = float((logits(apart) - run.logits).abs().max())
+    assert 0.1 * error < told["quantised"]["largest"] < 10 * error
+    assert any("trained on a base in 8-bit floats" in sentence for sentence in said)
+    quantise_now(apart, "fp8", torch.float32)
+    torch.testing.assert_close(logits(apart), run.logits, **TIGHT)
+    card = (folder / "README.md").read_text()
+    assert "base in 8-bit floats" in card
+    assert "four_bits" not in card
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -355,6 +371,40 @@ def test_the_card_scores_a_chat_as_training_wrote_it_to_its_last_token(site: Pat
     assert isinstance(document, Document)
     assert document.end_added == bool(template)
     assert names["inputs"]["input_ids"].tolist() == [document.tokens.tolist()]
+
+
+CLASSIFIERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], bool]] = {
+    "full": ("tied", {"kind": "full"}, {}, False),
+    "lora": ("untied", {}, {}, True),
+    "nf4": ("untied", {}, {"quantization": "nf4"}, False),
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_loads_with_plain_transformers_and_peft_and_names_its_classes(
+    site: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuner, model, chats = CLASSIFIERS[name]
+    words = [f"{how} {word}" for how in ("old", "new") for word in tiny.WORDS]
+    texts = [[{"role": "user", "content": word}] if chats else word for word in words]
+    labels = [("plain", "bright", "dark")[n % 3] for n in range(len(words))]
+    rows = [{"messages" if chats else "text": t, "label": label} for t, label in zip(texts, labels, strict=True)]
+    tiny.write_records(site / f"classes-{name}.jsonl", rows)
+    data = {"train": (Source(path=f"classes-{name}.jsonl"),), "rows": "labelled"}
+    task = {"objective": "seq_cls", "objective_module": OBJECTIVES["seq_cls"].module}
+    run = trained(site, f"cls-{name}", base, tuner=tuner, model=model, data=data, train=task)
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # its kernels want rows of 64
+    names, said = used(folder := run.export(), list[str]()), list[str]()
+    torch.testing.assert_close(logits(names["model"]), run.logits, rtol=0.0, atol=2e-5)
+    assert run.logits.shape == (1, 3)
+    assert names["model"].config.id2label == {0: "bright", 1: "dark", 2: "plain"}
+    assert "3 classes: `bright`, `dark`, `plain`" in (folder / "README.md").read_text()
+    used(folder, said)
+    assert said == [names["model"].config.id2label[int(names["model"](**names["inputs"]).logits.argmax())]]
+    if name == "lora":
+        merged = AutoModelForSequenceClassification.from_pretrained(run.export(merge=True), dtype=torch.float32)
+        torch.testing.assert_close(logits(merged), run.logits, rtol=0.0, atol=2e-5)
+        assert (merged.config.id2label[2], merged.config.problem_type) == ("plain", "single_label_classification")
 
 
 def test_a_token_that_ends_texts_is_no_padding_of_a_reward_model(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Preference objectives: one process's losses and norms on every strategy, for every accumulation, and resumed."""
+"""The losses of pairs, answers and labelled texts: one process's on every strategy, for every accumulation, resumed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, GraniteConfig
 
 from hpcft.catalog import OBJECTIVES
+from hpcft.data.kinds import Kind
 from hpcft.errors import Refusal
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
@@ -43,6 +44,8 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simpo full": ("simpo", "full", {"cpo_alpha": 1.0}),
     "rm full": ("rm", "full", {"center_rewards_coefficient": 0.5}),
     "rm lora": ("rm", "lora", {}),
+    "cls full": ("seq_cls", "full", {}),
+    "cls lora": ("seq_cls", "lora", {}),
 }
 
 
@@ -59,6 +62,16 @@ def rated_windows(count: int, seed: int = 0) -> small.Windows:
     )
 
 
+def labelled_windows(count: int, seed: int = 0) -> small.Windows:
+    """Texts of three classes, whose first token tells the class."""
+    draw = np.random.default_rng(seed)
+    windows = small.Windows(_window(draw, [int(Kind.LABELLED)] * draw.integers(1, 4)) for _ in range(count))
+    for window in windows:
+        window.margins = [float(draw.integers(3)) for _ in window.documents]
+        window.tokens[np.cumsum([0, *window.documents[:-1]])] = window.margins
+    return windows
+
+
 def _window(draw: np.random.Generator, kinds: list[int]) -> small.Window:
     lengths = [int(n) for n in draw.integers(4, 10, size=len(kinds))]
     trained = np.concatenate([np.arange(n) >= draw.integers(1, n) for n in lengths])
@@ -69,6 +82,7 @@ def _window(draw: np.random.Generator, kinds: list[int]) -> small.Window:
 PREPARED = {
     "pair": small.Prepared(pair_windows(22), pair_windows(5, seed=9)),
     "rated": small.Prepared(rated_windows(22), rated_windows(5, seed=9)),
+    "labelled": small.Prepared(labelled_windows(22), labelled_windows(5, seed=9), classes=("a", "b", "c")),
 }
 
 
@@ -93,7 +107,7 @@ def run(name: str, model: Path, strategy: str = "ddp", degrees: Any = None, **ch
 
 def metrics(root: Path) -> list[dict[str, Any]]:
     """Every number that an objective reports, step by step."""
-    shown = ("rewards", "logps", "kl", "loss", "eval_rewards", "eval_kl", "eval_loss")
+    shown = ("rewards", "logps", "kl", "loss", "accuracy", "eval_rewards", "eval_kl", "eval_loss", "eval_accuracy")
     return [{k: v for k, v in line.items() if k.startswith(shown)} for line in read_metrics(RunPaths(root).metrics)]
 
 
@@ -141,7 +155,7 @@ def test_a_strategy_gives_the_losses_norms_and_metrics_of_one_process(
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["rm full", "rm lora"])
+@pytest.mark.parametrize("name", ["rm full", "rm lora", "cls lora"])
 def test_a_score_is_sharded_and_whole_on_tensor_ranks_at_once(alone: Alone, tmp_path: Path, name: str) -> None:
     here = trained(run(name, alone.model, "fsdp", {"dp": 2, "tp": 2}), tmp_path, prepared(name))
     assert difference(here, alone.curve(name)) < TOLERANCE
@@ -155,7 +169,7 @@ def test_accumulation_changes_nothing(alone: Alone, tmp_path: Path, name: str, m
 
 
 @pytest.mark.parametrize("layout", ["DDP", "FSDP2", "TP"])
-@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "orpo full", "rm full", "rm lora"])
+@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "orpo full", "rm full", "rm lora", "cls full"])
 def test_packing_changes_nothing(alone: Alone, tmp_path: Path, name: str, layout: str) -> None:
     plan = run(name, alone.model, *LAYOUTS[layout], data={"packing": False})
     assert difference(trained(plan, tmp_path, prepared(name)), alone.curve(name)) < TOLERANCE
@@ -183,6 +197,36 @@ def test_a_reward_model_learns_which_answers_are_chosen(alone: Alone, tmp_path: 
     first, *_, last = (line for line in metrics(tmp_path) if "loss" in line)
     assert (last["rewards/accuracies"], last["loss"] < 0.5 * first["loss"]) == (1.0, True)
     assert last["rewards/margins"] > 1.0
+
+
+@pytest.mark.parametrize("name", ["cls full", "cls lora"])
+def test_a_classifier_learns_the_classes(alone: Alone, tmp_path: Path, name: str) -> None:
+    plan = run(name, alone.model, optim={"max_steps": 15, "learning_rate": 3e-3}, train={"eval_steps": 15})
+    trained(plan, tmp_path, prepared(name))
+    first, *_, last = (line for line in metrics(tmp_path) if "loss" in line)
+    assert first["loss"] == pytest.approx(np.log(3), rel=0.15), "a new score knows nothing"
+    assert (last["accuracy"] > 0.9, last["loss"] < 0.5 * first["loss"]) == (True, True)
+    assert metrics(tmp_path)[-1]["eval_accuracy"] > 0.7
+
+
+def test_a_classifier_keeps_a_base_s_classes_and_refuses_others(alone: Alone, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(alone.model, id2label={0: "a", 1: "b", 2: "c"})
+    model.save_pretrained(tmp_path)
+    plan = run("cls full", tmp_path)
+    assert torch.equal(score(plan.with_labels("abc")), model.score.weight)
+    with pytest.raises(Refusal, match="the base has 3 classes already, the data 2"):
+        score(plan.with_labels("ab"))
+    with pytest.raises(Refusal, match="classes are others than the data's, a, c, b") as refusal:
+        score(plan.with_labels("acb"))
+    assert refusal.value.problems[0].choices == ("a", "b", "c")
+
+
+def test_a_checkpoint_of_other_classes_is_not_gone_on_from(alone: Alone, tmp_path: Path) -> None:
+    plan = run("cls full", alone.model, optim={"max_steps": 1})
+    trained(plan, tmp_path, prepared("cls full"))
+    check_facts(verified(RunPaths(tmp_path)), plan.with_labels("abc"), prepared("cls full").content)
+    with pytest.raises(Refusal, match=r"objective\.labels: \['a', 'b', 'c'\] then, \['a', 'c', 'b'\] now"):
+        check_facts(verified(RunPaths(tmp_path)), plan.with_labels("acb"), prepared("cls full").content)
 
 
 @pytest.mark.parametrize("name", ["rm full", "rm lora"])
@@ -231,7 +275,7 @@ def test_adapters_switched_off_are_the_model_that_a_pass_before_training_sees(al
     assert difference(*curves) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "rm full", "rm lora"])
+@pytest.mark.parametrize("name", ["dpo lora", "dpo full", "kto full", "rm full", "rm lora", "cls lora"])
 def test_a_run_that_was_stopped_goes_on_bit_by_bit(alone: Alone, tmp_path: Path, name: str) -> None:
     def watch(step: int, signals: Any, run: Any) -> None:
         if step == 1:

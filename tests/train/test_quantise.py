@@ -245,6 +245,6 @@ def test_without_bitsandbytes_it_is_refused_with_the_command(base: Path, monkeyp
 def test_a_model_that_is_there_already_is_quantised_to_the_same_bytes(base: Path) -> None:
     filled = built(plan_for(base, model={"dtype": "bfloat16"})).model.get_base_model()
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).requires_grad_(False)
-    quantise_now(model, torch.bfloat16)
+    quantise_now(model, "nf4", torch.bfloat16)
     one, other = (m.get_submodule("model.layers.1.mlp.fc1") for m in (model, filled))
     assert torch.equal(bits(one.weight), bits(other.base_layer.weight))

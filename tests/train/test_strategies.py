@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpcft.errors import Refusal
+from hpcft.run.paths import RunPaths
 from hpcft.train.head import Head
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
@@ -93,6 +94,22 @@ def test_recomputation_changes_nothing(alone: Alone, tmp_path: Path, layout: str
 def test_offload_changes_nothing(alone: Alone, tmp_path: Path, strategy: str, degrees: dict[str, int]) -> None:
     plan = families.plan_with(alone.model("llama"), strategy, degrees)
     assert difference(trained(plan, tmp_path, PREPARED), alone.curve("llama", "full")) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["FSDP2", "HSDP", "FSDP2×TP"])
+def test_weights_that_stay_gathered_change_nothing_and_are_new_after_a_step_and_a_load(
+    alone: Alone, tmp_path: Path, layout: str
+) -> None:
+    plan = families.plan_for(
+        alone.model("llama"), layout, train={"resharding": False}, checkpoint={"save_steps": 1, "keep": 3}
+    )
+    whole = trained(plan, tmp_path, PREPARED)
+    assert difference(whole, alone.curve("llama", "full")) < TOLERANCE
+    goes_on = families.plan_for(
+        alone.model("llama"), layout, train={"resharding": False},
+        checkpoint={"resume": str(RunPaths(tmp_path).checkpoint(1))},
+    )  # fmt: skip
+    assert difference(trained(goes_on, tmp_path / "on", PREPARED), whole[1:]) < TOLERANCE
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])

@@ -34,7 +34,7 @@ class Reward(Pairs):
 
     def loss(self, model: nn.Module, batch: Batch, known: Sequence[float] = ()) -> Loss:
         """Summed over the pairs of the micro batch."""
-        rewards = text_scores(model, batch)
+        rewards = text_scores(model, batch).squeeze(-1)
         margins = torch.tensor(batch.margins, dtype=torch.float32).to(rewards.device, non_blocking=True)
         good, bad = pairs(batch)
         chosen, rejected = rewards[good], rewards[bad]

@@ -163,9 +163,9 @@ class DataParallel:
     @torch.no_grad()
     def _refresh(self) -> None:
         """Working copies of the compute type from the masters; in float32 they are the same memory."""
-        for slot in self.slots.values():
-            if slot.parameter.data_ptr() != slot.master.data_ptr():
-                slot.parameter.copy_(slot.master)
+        apart = [slot for slot in self.slots.values() if slot.parameter.data_ptr() != slot.master.data_ptr()]
+        if apart:
+            torch._foreach_copy_([slot.parameter for slot in apart], [slot.master for slot in apart])
 
     def shards(self) -> Iterator[Shard]:
         """The rank's even share of the whole state laid end to end, so that saving is spread over the ranks."""

@@ -1,9 +1,10 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
-A unit, one decoder layer or the embedding, is gathered just before it computes and freed after; the rest (norm, head)
-is the root's unit. Sharded parameters are the float32 masters; the gathered copies have the compute type, and gradients
-are summed in float32. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP);
-with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+A unit, one decoder layer or the embedding, is gathered just before it computes and freed after, or where the plan has
+memory left, after the backward pass; the rest (norm, head) is the root's unit. Sharded parameters are the float32
+masters; the gathered copies have the compute type, and gradients are summed in float32. With ``dp_replicate`` the
+shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each parameter is first cut for
+tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.plan import Plan
@@ -46,7 +47,7 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
         "offload_policy": CPUOffloadPolicy(pin_memory=world.device.type == "cuda") if offload else OffloadPolicy(),
     }
     for layer in layers_of(model):
-        fully_shard(layer, **how)
+        fully_shard(layer, reshard_after_forward=plan.train.resharding, **how)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
@@ -175,7 +176,9 @@ class FullyShardedDataParallel:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill the shards of masters and moments."""
         self.updates = updates
-        self.model.reshard()  # a forward pass without a backward pass has left the root's weights gathered
+        for unit in self.model.modules():
+            if isinstance(unit, FSDPModule):
+                unit.reshard()  # a forward pass without a backward pass has left its weights gathered
         for name, parameter in self.trained.items():
             self._read(read, name, "master", parameter, parameter)
             moments = {part: torch.zeros_like(parameter) for part in MOMENTS} if updates else {}

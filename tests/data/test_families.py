@@ -1,0 +1,93 @@
+"""In the chat forms of public models the assistant's words and their end are trained, nothing else; masks/ shows it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+import pytest
+
+from hpcft.data.inspect import BRACKETED, marked
+from hpcft.data.shapes import Shaped
+from tests.data import masked
+from tests.data.masked import CHATS, FORMS
+
+ALL = [(name, title) for name, form in FORMS.items() for title in form.chats]
+
+
+def trained(name: str, title: str) -> list[str]:
+    """The text of every run of trained tokens."""
+    return re.findall(r"⟦(.*?)⟧", masked.shown(name, title), re.DOTALL)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_is_trained_is_what_the_committed_text_shows(name: str) -> None:
+    file = masked.GOLDEN / f"{name}.txt"
+    then, now = file.read_text(encoding="utf-8").splitlines(), masked.page(name).splitlines()
+    changes = "\n".join(difflib.unified_diff(then, now, f"masks/{name}.txt", "now", lineterm=""))
+    assert not changes, f"what is trained has changed: read it, then: make golden\n{changes}"
+
+
+def test_every_form_has_its_text_and_every_text_its_form() -> None:
+    assert sorted(path.stem for path in masked.GOLDEN.iterdir()) == sorted(FORMS)
+    assert sorted(path.stem for path in masked.FOLDER.iterdir()) == sorted(FORMS)
+
+
+@pytest.mark.parametrize("title", ["two turns", "a system prompt"])
+@pytest.mark.parametrize("name", FORMS)
+def test_words_and_their_end_are_trained_to_the_character(name: str, title: str) -> None:
+    words = [turn["content"] for turn in CHATS[title]["messages"] if turn["role"] == "assistant"]
+    assert trained(name, title) == FORMS[name].answers(words)
+
+
+@pytest.mark.parametrize(("name", "title"), ALL)
+def test_every_trained_run_is_ended_once(name: str, title: str) -> None:
+    form, made = FORMS[name], masked.document(name, title)
+    assert (
+        len(made.ends) == len(trained(name, title)) == sum(t["role"] == "assistant" for t in CHATS[title]["messages"])
+    )
+    assert [sum(run.count(end) for end in {form.end, form.last} - {""}) for run in trained(name, title)] == [
+        1 for _ in made.ends
+    ]
+    assert (made.end_twice, made.turns["unended"]) == (False, 0)
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMS.items() if "a tool call" in form.chats])
+def test_a_call_is_trained_and_its_schema_and_result_are_not(name: str) -> None:
+    call, answer = trained(name, "a tool call")
+    assert ('"add"' in call, call.endswith(FORMS[name].end), answer.lstrip().endswith(f"Five.{FORMS[name].end}")) == (
+        True, True, True,
+    )  # fmt: skip
+    assert "5" not in call
+    assert "object" not in call + answer, "the schema"
+
+
+def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence() -> None:
+    encoder, _ = masked.encoder("phi4")
+    [said] = encoder.documents([Shaped("chats").row(1, CHATS["a tool call"])])
+    assert isinstance(said, str)
+    assert "does not write the tool call add of turn 2" in said
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3"])
+def test_words_before_a_call_are_trained_with_it(name: str) -> None:
+    """Forms in which a turn is found by writing another one in its place."""
+    turns = [dict(turn) for turn in CHATS["a tool call"]["messages"]]
+    turns[1]["content"] = "" if name == "mistral" else "I add."
+    more = {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Done."}
+    encoder, tokenizer = masked.encoder(name)
+    [made] = encoder.documents([Shaped("chats").row(1, {"tools": [masked.TOOL], "messages": [*turns, *more]})])
+    assert not isinstance(made, str), made
+    runs = re.findall(r"⟦(.*?)⟧", marked(made.tokens.tolist(), made.trained.tolist(), tokenizer, BRACKETED), re.DOTALL)
+    assert len(runs) == 3
+    assert (turns[1]["content"] in runs[0], '"add"' in runs[0], runs[0].endswith(FORMS[name].end)) == (True, True, True)
+
+
+def test_of_thoughts_those_that_the_form_keeps_are_trained() -> None:
+    kept = {name: [("two, then" in run, "one more" in run) for run in trained(name, "thoughts")]
+            for name, form in FORMS.items() if "thoughts" in form.chats}  # fmt: skip
+    assert kept == {
+        "chatml": [(True, False), (False, True)],
+        "deepseek": [(False, False), (False, False)],
+        "qwen3": [(False, False), (False, True)],
+    }

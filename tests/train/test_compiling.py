@@ -1,0 +1,109 @@
+"""Compiled layers: the same numbers, one program for all layers, and few shapes to compile for."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hpcft.train.attention import document_bounds
+from hpcft.train.batches import collate
+from hpcft.train.compiling import compile_layers
+from hpcft.train.skeleton import layers_of
+from tests.train import families, small
+from tests.train.equivalence import TOLERANCE, Curve, difference, trained
+
+PREPARED = small.Prepared(small.windows(22))
+TRACED = "aot_eager"  # everything but the kernels that need a C++ compiler
+
+
+@pytest.fixture(autouse=True)
+def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays compiled for other tests."""
+    from hpcft.train import cross_entropy
+
+    for function in ("_numbers", "_gradient"):
+        monkeypatch.setattr(cross_entropy, function, getattr(cross_entropy, function))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "level", "backend"),
+    [
+        ("one process", "lora", "full", TRACED),
+        ("FSDP2", "full", "none", TRACED),
+        *(
+            pytest.param(layout, kind, level, "inductor", marks=pytest.mark.campaign)
+            for layout in ("one process", "DDP", "FSDP2", "HSDP", "ZeRO-2")
+            for kind, level in (("full", "none"), ("lora", "full"))
+        ),
+    ],
+)
+def test_compiled_layers_give_the_same_losses_and_gradient_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, kind: str, level: str, backend: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    model = families.save(tmp_path / "model", "llama")
+
+    def curve(compiled: bool) -> Curve:
+        plan = families.plan_for(model, layout, kind, train={"compiled": compiled, "recomputation": level})
+        return trained(plan, tmp_path / str(compiled), PREPARED)
+
+    assert difference(curve(True), curve(False)) < TOLERANCE
+
+
+def test_all_layers_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend(TRACED)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    model = made(layers=6)
+    compile_layers(model)
+    for step in range(3):
+        batch = batch_of(2 * step, 2 * step + 1)
+        model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.sum().backward()
+    assert len(layers_of(model)) == 6
+    assert counter.frame_count == 1
+
+
+def test_batches_for_compiled_layers_have_one_length_and_documents_in_powers_of_two() -> None:
+    batches = [batch_of(0), batch_of(1, 2), batch_of(3)]
+    assert {batch.tokens.shape[1] for batch in batches} == {64}
+    for batch in batches:
+        starts, longest = document_bounds(batch)
+        own = [0]
+        for length in (n for row in batch.lengths for n in row):
+            own.append(own[-1] + length)
+        assert starts[: len(own)] == own
+        assert set(starts[len(own) :]) == {batch.tokens.numel()}, "what follows is empty"
+        assert (len(starts), longest) == (64, batch.tokens.numel())
+
+
+def test_many_documents_and_long_ones_get_the_next_power_of_two() -> None:
+    batch = batch_of(0)
+    batch.lengths = [[1500, *[3] * 70]]
+    starts, longest = document_bounds(batch)
+    assert (len(starts), longest, starts[-1]) == (128, 1710, 1710)
+    batch.lengths = [[1500, *[3] * 300]]
+    assert document_bounds(batch)[1] == 2048
+
+
+def test_without_compiling_bounds_are_what_they_are() -> None:
+    batch = collate(PREPARED.train[:1], packed=True)
+    starts, longest = document_bounds(batch)
+    assert len(starts) == len(batch.lengths[0]) + 1
+    assert longest == max(batch.lengths[0])
+
+
+def batch_of(*windows: int) -> Any:
+    return collate([PREPARED.train[w] for w in windows], packed=True, multiple=64, few_shapes=True)
+
+
+def made(layers: int) -> Any:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(**{**families.SIZES, "num_hidden_layers": layers})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)

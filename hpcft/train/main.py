@@ -22,6 +22,7 @@ from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.environment import own_job_id
+from hpcft.train.caches import keep_to_ourselves
 from hpcft.train.signals import SIGNALS
 from hpcft.train.timeline import Timeline
 
@@ -65,6 +66,7 @@ def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, 
     """Import, meet, assemble, train."""
     clock = Timeline(ledger, place_from_environment(environ, plan.layout).rank)
     go_offline()
+    keep_to_ourselves(os.environ)
     from hpcft.train import assemble, libraries, loop, world
 
     libraries.import_libraries(plan)

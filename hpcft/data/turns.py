@@ -6,6 +6,7 @@ A format turns a record into a ``Row`` with what stands here (of preference data
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ ROLES: dict[str, str] = {
 
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 FLAG_KEYS = ("loss", "train", "weight")
+HALF = re.compile("[\ud800-\udfff]")  # of a UTF-16 pair
+HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS))
 
 
 class Unusable(ValueError):
@@ -47,8 +50,8 @@ def message(item: Any, number: int) -> Message:
     if role_key is None:
         raise Unusable(f"turn {number} has no role; its keys are {', '.join(map(str, item)) or 'none'}")
     turn: Message = {"role": _role(item[role_key], number), "content": _content(item, number)}
-    handled = {*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS}
-    turn |= {key: value for key, value in item.items() if key not in handled and value is not None}
+    if not item.keys() <= HANDLED:
+        turn |= {key: value for key, value in item.items() if key not in HANDLED and value is not None}
     if (loss := _loss(item, number)) is not None:
         turn["loss"] = loss
     return _called(turn, number) if turn["role"] == "tool_call" else turn
@@ -143,7 +146,7 @@ def _text(value: Any, key: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and HALF.search(value):
         raise Unusable(
             f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
         )

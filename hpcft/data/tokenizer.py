@@ -112,17 +112,44 @@ class Template:
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
+        return str(self._applied(_spoken(messages), list(tools) if tools else None, prompt))
+
+    def many(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
+        """Each of several conversations without tools as text. Raises Unrenderable where one cannot be written."""
+        return [str(text) for text in self._applied([_spoken(turns) for turns in conversations], None, prompt)]
+
+    def _applied(self, conversation: list[Any], tools: list[Any] | None, prompt: bool) -> Any:
         try:
-            text = self.tokenizer.apply_chat_template(
-                [{key: value for key, value in turn.items() if key != "loss"} for turn in messages],
-                tools=list(tools) if tools else None,
-                chat_template=self.text,
-                add_generation_prompt=prompt,
-                tokenize=False,
+            return self.tokenizer.apply_chat_template(
+                conversation, tools=tools, chat_template=self.text, add_generation_prompt=prompt, tokenize=False
             )
         except Exception as error:  # a template may raise whatever Jinja, or its own author, thought of
             raise Unrenderable(str(error).strip() or type(error).__name__) from error
-        return str(text)
+
+
+def _spoken(messages: Sequence[Message]) -> list[Message]:
+    return [
+        {key: value for key, value in turn.items() if key != "loss"} if "loss" in turn else turn for turn in messages
+    ]
+
+
+class Encodings:
+    """What ``tokenizer(texts)`` does inside, less the lists of numbers that it makes for models."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from transformers import PreTrainedTokenizerFast as Fast
+
+        self.tokenizer = tokenizer
+        tokenizer("", add_special_tokens=False)  # leaves its inner tokenizer without truncation and padding
+        own = (getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in ("__call__", "_encode_plus"))
+        self.direct = all(own)  # else somebody's own code stands between
+
+    def __call__(self, texts: list[str], special: bool) -> list[Any]:
+        """A ``tokenizers.Encoding`` for each text. special: with what the tokenizer adds around a text."""
+        if self.direct:
+            encodings: list[Any] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special)
+            return encodings
+        return list(self.tokenizer(texts, add_special_tokens=special).encodings)
 
 
 def _chosen(tokenizer: Any, data: DataPlan) -> str | None:

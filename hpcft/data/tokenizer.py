@@ -104,6 +104,8 @@ class Template:
             self.text = tokenizer.get_chat_template()
         if self.dated:
             self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+        self.doubted = True
+        self.render = _compiled(tokenizer, self.text) if self.exists else None
 
     @property
     def exists(self) -> bool:
@@ -116,7 +118,20 @@ class Template:
 
     def many(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
         """Each of several conversations without tools as text. Raises Unrenderable where one cannot be written."""
-        return [str(text) for text in self._applied([_spoken(turns) for turns in conversations], None, prompt)]
+        spoken = [_spoken(turns) for turns in conversations]
+        if self.render is None or not all(len(turn) == 2 for turns in spoken for turn in turns):
+            return [str(text) for text in self._applied(spoken, None, prompt)]
+        given = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
+        try:
+            texts = [str(self.render(messages=turns, **given)) for turns in spoken]
+        except Exception as error:
+            raise Unrenderable(str(error).strip() or type(error).__name__) from error
+        if self.doubted:  # once in each process: what stands between template and text is transformers' to change
+            self.doubted = False
+            if texts != self._applied(spoken, None, prompt):
+                self.render = None
+                return self.many(conversations, prompt)
+        return texts
 
     def _applied(self, conversation: list[Any], tools: list[Any] | None, prompt: bool) -> Any:
         try:
@@ -125,6 +140,20 @@ class Template:
             )
         except Exception as error:  # a template may raise whatever Jinja, or its own author, thought of
             raise Unrenderable(str(error).strip() or type(error).__name__) from error
+
+
+def _compiled(tokenizer: Any, text: str | None) -> Any:
+    """The template's own ``render``, for turns of a role and a text and nothing else; None where that is not to be had.
+
+    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, which takes as
+    long as the rendering.
+    """
+    try:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        return _compile_jinja_template(tokenizer.get_chat_template(text)).render
+    except Exception:  # whatever is wrong with the template is said when a row is written with it
+        return None
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:

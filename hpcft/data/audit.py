@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document
 from hpcft.data.kinds import Kind
@@ -28,8 +30,8 @@ class Audit:
     examples: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     ends: Counter[int] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
-    lengths: list[int] = field(default_factory=list)
-    kinds: dict[Kind, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    kinds: dict[int, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
 
     def add(self, document: Document, origin: tuple[int, int]) -> None:
         """Count one row; origin: the number of its file, and its line."""
@@ -52,6 +54,22 @@ class Audit:
         sums = self.kinds.setdefault(document.kind, [0, 0, 0])
         for n, more in enumerate((1, len(document.tokens), int(document.trained.sum()))):
             sums[n] += more
+
+    def counts(self) -> dict[str, Any]:
+        """All but the lengths as plain values, to be added to another audit by ``add_counts``."""
+        names = ("fates", "why", "ends", "flags", "kinds")
+        return {**{name: list(getattr(self, name).items()) for name in names}, "examples": self.examples}
+
+    def add_counts(self, counts: dict[str, Any], lengths: NDArray[np.int64]) -> None:
+        """Count what another audit has counted of later rows."""
+        for name in ("fates", "why", "ends", "flags"):
+            getattr(self, name).update(dict(counts[name]))
+        for kind, more in counts["kinds"]:
+            self.kinds[kind] = [a + b for a, b in zip(self.kinds.get(kind, (0, 0, 0)), more, strict=True)]
+        for fate, examples in counts["examples"].items():
+            mine = self.examples.setdefault(fate, [])
+            mine += [(file, line, why) for file, line, why in examples[: EXAMPLES - len(mine)]]
+        self.lengths.frombytes(lengths.astype(np.int64).tobytes())
 
     def check(self, data: DataPlan, names: Sequence[str]) -> None:
         """Raises Refusal where no row is left, or too large a share of the rows has nothing to train on.
@@ -101,7 +119,11 @@ class Audit:
                 "control_words": self.flags["control"],
             },
             "kinds": {
-                kind.word: {"documents": n, "mean_tokens": round(tokens / n, 1), "mean_trained": round(trained / n, 1)}
+                Kind(kind).word: {
+                    "documents": n,
+                    "mean_tokens": round(tokens / n, 1),
+                    "mean_trained": round(trained / n, 1),
+                }
                 for kind, (n, tokens, trained) in sorted(self.kinds.items())
             },
             "dropped": dict(self.why.most_common()),

@@ -63,7 +63,8 @@ class Encoder:
             chosen = [n for n, row in enumerate(rows) if (row.text is not None) is special and not result[n]]
             encodings = self.encodings([rendered[n][0] for n in chosen], special) if chosen else []
             for n, encoding in zip(chosen, encodings, strict=True):
-                result[n] = self._document(parts[n], *rendered[n], encoding)
+                text, spans = rendered[n]
+                result[n] = self._document(parts[n], text, spans, encoding)
         return result
 
     def _prepared(self, row: Row) -> Row:
@@ -113,7 +114,9 @@ class Encoder:
             spans = wanted(spans, row.messages, part.train_on)
             reached = [reach(encoding, span, len(text)) for span in spans]
             trained = self._trained(part, text, reached, encoding)
-            ends = Counter(ids[past - 1] for span, (_, past) in zip(spans, reached, strict=True) if span.closed and past)
+            ends = Counter(
+                ids[past - 1] for span, (_, past) in zip(spans, reached, strict=True) if span.closed and past
+            )
             closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
         added = not closed and bool(trained.any())
         if added:
@@ -126,9 +129,7 @@ class Encoder:
         control = self._control(row)
         return Document(KEPT, len(tokens), "", tokens, trained, ends, part.kind, end_added=added, control=control)
 
-    def _trained(
-        self, part: Part, text: str, reached: Sequence[tuple[int, int]], encoding: Any
-    ) -> NDArray[np.bool_]:
+    def _trained(self, part: Part, text: str, reached: Sequence[tuple[int, int]], encoding: Any) -> NDArray[np.bool_]:
         row, all_ = part.row, part.train_on == "all"
         trained = np.full(len(encoding), all_)
         if not all_:

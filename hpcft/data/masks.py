@@ -20,9 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hpcft.data.rows import Message
 
 STAND_IN = "hpcft0stand0in0for0words"
@@ -182,9 +179,7 @@ class Masker:
             end = start + len(text[start:end].rstrip())
         return end
 
-    def _upto(
-        self, messages: Sequence[Message], turns: int, tools: Sequence[Any] | None, prompt: bool
-    ) -> str | None:
+    def _upto(self, messages: Sequence[Message], turns: int, tools: Sequence[Any] | None, prompt: bool) -> str | None:
         """The first ``turns`` turns, from what was rendered ahead where they are there."""
         known = self.ahead.get((id(messages), turns, prompt))
         return self._try(messages[:turns], tools, prompt) if known is None else known

@@ -170,8 +170,8 @@ class Encodings:
 
         self.tokenizer = tokenizer
         tokenizer("", add_special_tokens=False)  # leaves its inner tokenizer without truncation and padding
-        own = (getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in ("__call__", "_encode_plus"))
-        self.direct = all(own)  # else somebody's own code stands between
+        names = ("__call__", "_encode_plus")  # where a subclass has its own, its own code must run
+        self.direct = all(getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in names)
 
     def __call__(self, texts: list[str], special: bool) -> list[Any]:
         """A ``tokenizers.Encoding`` for each text. special: with what the tokenizer adds around a text."""

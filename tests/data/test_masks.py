@@ -11,7 +11,7 @@ import pytest
 
 from hpcft.data.masks import Masker
 from hpcft.data.shards import Prepared
-from hpcft.data.tokenizer import load
+from hpcft.data.tokenizer import Template, load
 from hpcft.errors import Refusal
 from tests.data.conftest import Preparing, Tokenizers
 from tests.data.small import EOS, chat, request
@@ -207,11 +207,7 @@ def test_a_random_conversation_is_masked_alike_by_prefixes_and_by_substitution(t
     for template in ("chatml", "llama3", "gemma"):
         folder = tokenizer(template)
         fast = load(request(tokenizer=folder), folder)
-
-        def render(messages: Any, tools: Any, prompt: bool, fast: Any = fast) -> str:
-            return str(fast.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
-
-        masker = Masker(render, [EOS[template]])
+        masker = Masker(Template(fast, request(tokenizer=folder)), [EOS[template]])
         for _ in range(20):
             turns = ["x" + "".join(draw.choices(pieces, k=5)) + "x" for _ in range(2 * draw.randint(1, 3))]
             messages = chat(*turns)["messages"]

@@ -35,8 +35,8 @@ class Render(Protocol):
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str: ...
 
-    def many(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
-        """The texts of several conversations without tools. Raises Unrenderable where there is none of any."""
+    def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
+        """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
         ...
 
 
@@ -75,7 +75,7 @@ class Masker:
             if not asked or self.refused >= PATIENCE:
                 continue
             try:
-                texts = self.render.many([turns[:n] for turns, n in asked], prompt)
+                texts = self.render.many(asked, prompt)
             except Unrenderable:
                 self.refused += 1
                 continue

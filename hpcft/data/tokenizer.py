@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Template:
         if self.dated:
             self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
         self.doubted = True
-        self.render = _compiled(tokenizer, self.text) if self.exists else None
+        self.plain = _plain(tokenizer, self.text) if self.exists else None
 
     @property
     def exists(self) -> bool:
@@ -116,21 +116,21 @@ class Template:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
         return str(self._applied(_spoken(messages), list(tools) if tools else None, prompt))
 
-    def many(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
-        """Each of several conversations without tools as text. Raises Unrenderable where one cannot be written."""
-        spoken = [_spoken(turns) for turns in conversations]
-        if self.render is None or not all(len(turn) == 2 for turns in spoken for turn in turns):
-            return [str(text) for text in self._applied(spoken, None, prompt)]
-        given = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
+    def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
+        """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
+        whole = {id(turns): _spoken(turns) for turns, _ in asked}
+        parts = [whole[id(turns)][:n] for turns, n in asked]
+        if self.plain is None or not all(len(turn) == 2 for turns in whole.values() for turn in turns):
+            return [str(text) for text in self._applied(parts, None, prompt)]
         try:
-            texts = [str(self.render(messages=turns, **given)) for turns in spoken]
+            texts = [self.plain(turns, prompt) for turns in parts]
         except Exception as error:
             raise Unrenderable(str(error).strip() or type(error).__name__) from error
         if self.doubted:  # once in each process: what stands between template and text is transformers' to change
             self.doubted = False
-            if texts != self._applied(spoken, None, prompt):
-                self.render = None
-                return self.many(conversations, prompt)
+            if texts != self._applied(parts, None, prompt):
+                self.plain = None
+                return self.many(asked, prompt)
         return texts
 
     def _applied(self, conversation: list[Any], tools: list[Any] | None, prompt: bool) -> Any:
@@ -142,18 +142,26 @@ class Template:
             raise Unrenderable(str(error).strip() or type(error).__name__) from error
 
 
-def _compiled(tokenizer: Any, text: str | None) -> Any:
-    """The template's own ``render``, for turns of a role and a text and nothing else; None where that is not to be had.
+def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], str] | None:
+    """The compiled template itself, for turns of a role and a text and nothing else; None where it is not to be had.
 
-    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, which takes as
-    long as the rendering.
+    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, and Jinja gathers
+    its globals anew for every text: together three times as long as the rendering.
     """
     try:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        return _compile_jinja_template(tokenizer.get_chat_template(text)).render
+        template = _compile_jinja_template(tokenizer.get_chat_template(text))
+        given = {**template.globals, "tools": None, "documents": None, **tokenizer.special_tokens_map}
+        new_context, write = template.new_context, template.root_render_func
     except Exception:  # whatever is wrong with the template is said when a row is written with it
         return None
+
+    def plain(messages: list[Message], prompt: bool) -> str:
+        values = {**given, "messages": messages, "add_generation_prompt": prompt}
+        return "".join(write(new_context(values, shared=True)))
+
+    return plain
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:

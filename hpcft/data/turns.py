@@ -23,6 +23,7 @@ ROLES: dict[str, str] = {
 }
 """Every name of a role that is understood → the one that templates know (``tool_call`` becomes an assistant turn)."""
 
+PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 FLAG_KEYS = ("loss", "train", "weight")
 HALF = re.compile("[\ud800-\udfff]")  # of a UTF-16 pair
@@ -44,6 +45,9 @@ def words(record: Mapping[str, Any], key: str) -> str:
 
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
+    if type(item) is dict and len(item) == 2 and type(item.get("content")) is str:  # as nearly all of them are
+        if (role := item.get("role")) in PLAIN_ROLES:
+            return {"role": role, "content": _text(item["content"], f"content of turn {number}")}
     if not isinstance(item, Mapping):
         raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
     role_key = next((key for key in ROLE_KEYS if key in item), None)
@@ -140,6 +144,8 @@ def listing(value: Any, key: str) -> list[Any]:
 
 
 def _text(value: Any, key: str) -> str:
+    if type(value) is str and value.isascii():
+        return value
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):

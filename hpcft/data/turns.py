@@ -45,9 +45,9 @@ def words(record: Mapping[str, Any], key: str) -> str:
 
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
-    if type(item) is dict and len(item) == 2 and type(item.get("content")) is str:  # as nearly all of them are
-        if (role := item.get("role")) in PLAIN_ROLES:
-            return {"role": role, "content": _text(item["content"], f"content of turn {number}")}
+    plain = type(item) is dict and len(item) == 2 and type(item.get("content")) is str
+    if plain and (role := item.get("role")) in PLAIN_ROLES:  # as nearly all of them are
+        return {"role": role, "content": _text(item["content"], f"content of turn {number}")}
     if not isinstance(item, Mapping):
         raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
     role_key = next((key for key in ROLE_KEYS if key in item), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpcft.config.load import load_cluster, load_run
 from hpcft.config.reference import catalog_page, cluster_page, run_page
-from hpcft.launch.render import render
+from hpcft.launch.render import render, render_preparation
 from hpcft.plan.make import make_plan
 from tests import decisions
 
@@ -20,6 +20,9 @@ SCRIPTS = {
     "cloud-spot": ("lora", "full"),
     "loopback": ("tiny",),
 }
+
+# Of which of them the job that prepares the data is rendered too.
+PREPARATIONS = {"infiniband-h100": ("lora",)}
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/run.md": run_page,
@@ -36,11 +39,24 @@ def script(cluster: str, run: str) -> str:
     return render(make_plan(loaded.run, profile, loaded.origins))
 
 
+def preparation(cluster: str, run: str) -> str:
+    """What `hpcft render --prepare` prints for the same."""
+    loaded = load_run([str(ROOT / "templates" / "runs" / f"{run}.yaml"), "--name", run])
+    profile, _ = load_cluster(str(ROOT / "templates" / "clusters" / f"{cluster}.yaml"))
+    return render_preparation(make_plan(loaded.run, profile, loaded.origins))
+
+
 def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
     """Every golden file and what it should hold."""
     for cluster, runs in SCRIPTS.items():
         for run in runs:
             yield ROOT / "sbatch" / cluster / f"{run}.sbatch", lambda c=cluster, r=run: script(c, r)  # type: ignore[misc]
+    for cluster, runs in PREPARATIONS.items():
+        for run in runs:
+            yield (
+                ROOT / "sbatch" / cluster / f"{run}.prepare.sbatch",
+                lambda c=cluster, r=run: preparation(c, r),  # type: ignore[misc]
+            )
     for name, page in PAGES.items():
         yield ROOT / name, page
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden import ROOT, SCRIPTS, goldens
+from tests.golden import PREPARATIONS, ROOT, SCRIPTS, goldens
 
-SCRIPT_FILES = [ROOT / "sbatch" / cluster / f"{run}.sbatch" for cluster, runs in SCRIPTS.items() for run in runs]
+SCRIPT_FILES = [
+    *(ROOT / "sbatch" / cluster / f"{run}.sbatch" for cluster, runs in SCRIPTS.items() for run in runs),
+    *(ROOT / "sbatch" / cluster / f"{run}.prepare.sbatch" for cluster, runs in PREPARATIONS.items() for run in runs),
+]
 
 
 @pytest.mark.parametrize(("path", "text"), [pytest.param(p, t, id=str(p.relative_to(ROOT))) for p, t in goldens()])

@@ -9,6 +9,7 @@ the second tokenises the chosen rows in worker processes. Order, and so every by
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
 from hpcft.errors import Refusal
 from hpcft.plan.plan import DataPlan, Plan
+
+EXIT_UNPREPARED = 3
 
 
 @dataclass(frozen=True)
@@ -232,10 +235,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", required=True, type=Path, help="the run's plan.json")
     parser.add_argument("--also", type=Path, help="a plan that asks for the same data by names without a revision")
     parser.add_argument("--store", required=True, type=Path, help="the folder of prepared data")
+    parser.add_argument("--workers", type=int, help="processes, in place of the plan's; the result is the same")
+    parser.add_argument("--look", action="store_true", help="only look: exit code 3 where it is not prepared")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of a table")
     given = parser.parse_args(arguments)
     try:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
+        if given.look:
+            return 0 if stores.find(given.store, data) else EXIT_UNPREPARED
+        if given.workers:
+            data = dataclasses.replace(data, workers=given.workers)
         answer = prepare(data, given.store)
         if given.also:
             asked = Plan.from_json(given.also.read_text(encoding="utf-8"), str(given.also)).data

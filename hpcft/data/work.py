@@ -84,7 +84,7 @@ class Work:
         """A result, its checksums compared; None where there is none or it is damaged, and then it is removed."""
         path = self._path(name)
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             return arrays, json.loads(arrays.pop(FACTS).tobytes())
         except FileNotFoundError:

@@ -50,7 +50,7 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
         )
         ledger.write(FAILED, why=why, code=code, log=str(log))
         say(f"the data of {plan.name} is not prepared: {why}; the whole log: {log}")
-    return code if code > 0 else 1
+    return code if code >= 0 else 1
 
 
 def cause(log: Path) -> str:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from hpcft.slurm.states import State
-from tests.endtoend.scene import PROFILE, Scene
+from tests.endtoend.scene import PROFILE, Scene, words
 
 GONE = (State.CANCELLED, State.COMPLETED, State.FAILED, State.FORGOTTEN)
 JOB = "prepare: job\nprepare_job: {{cores: 2, mem: null, time: 10, extra: [{extra}]}}\n"
@@ -27,11 +27,12 @@ def preparation_of(scene: Scene, name: str) -> str:
     return str(waits[-1]["preparation"])
 
 
+@pytest.mark.slow
 def test_the_training_begins_when_the_job_before_it_has_prepared_the_data(prepared_by_job: Scene) -> None:
     scene = prepared_by_job
     done = scene.hpcft("submit", "--name", "after", *_words(scene, seed=11))
     assert "prepares its data first" in done.stderr
-    assert scene.wait_for_end("after") == "finished"
+    assert scene.wait_for_end("after") == "finished", scene.words_of("after")
     events = [event["event"] for event in scene.events("after")]
     assert events.index("prepared") < events.index("accepted")
     again = scene.hpcft("submit", "--name", "after-again", *_words(scene, seed=11))
@@ -39,13 +40,14 @@ def test_the_training_begins_when_the_job_before_it_has_prepared_the_data(prepar
     scene.hpcft("cancel", "after-again")
 
 
+@pytest.mark.slow
 def test_a_failed_preparation_ends_the_run_and_says_why_and_where_it_is_written(prepared_by_job: Scene) -> None:
     scene = prepared_by_job
     good = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     broken = scene.folder / "broken.jsonl"
     broken.write_text(f"{good}\n{good}\n{{oops\n")
-    words = _words(scene, dataset=["broken.jsonl"], split_dataset_ratio=0)
-    job = scene.hpcft("submit", "--name", "broken", *words).stdout.split()[0]
+    said = _words(scene, dataset=["broken.jsonl"], split_dataset_ratio=0)
+    job = scene.hpcft("submit", "--name", "broken", *said).stdout.split()[0]
     assert scene.wait_for_end("broken", 90) == "stopped"
     page = scene.hpcft("status", "broken").stdout
     assert "preparing the data failed" in page
@@ -55,15 +57,15 @@ def test_a_failed_preparation_ends_the_run_and_says_why_and_where_it_is_written(
     assert "broken JSON" in scene.hpcft("logs", "broken").stdout
     assert scene.attempts("broken") == ()
     broken.write_text(f"{good}\n" * 40)
-    assert scene.hpcft("submit", "--name", "broken", *words).stdout.split()[0] != job  # nothing old is in its way
+    assert scene.hpcft("submit", "--name", "broken", *said).stdout.split()[0] != job  # nothing old is in its way
     assert scene.wait_for_end("broken") == "finished"
     scene.wait_for_job(job, GONE, 90, "broken")
 
 
 def test_cancelling_a_run_that_waits_for_its_data_ends_both_jobs_and_resume_starts_both(prepared_by_job: Scene) -> None:
     scene = prepared_by_job
-    words = _words(scene, seed=12, cluster="./held.yaml")
-    job = scene.hpcft("submit", "--name", "held", *words).stdout.split()[0]
+    said = _words(scene, seed=12, cluster="./held.yaml")
+    job = scene.hpcft("submit", "--name", "held", *said).stdout.split()[0]
     before = preparation_of(scene, "held")
     assert f"preparing (job {before}, pending" in scene.hpcft("status", "held").stdout
     scene.hpcft("cancel", "held")
@@ -82,6 +84,4 @@ def test_cancelling_a_run_that_waits_for_its_data_ends_both_jobs_and_resume_star
 
 
 def _words(scene: Scene, **keys: object) -> list[str]:
-    from tests.endtoend.scene import words
-
     return words(scene.keys | SHORT | keys)

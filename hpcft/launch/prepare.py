@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
@@ -33,7 +34,7 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
     log.parent.mkdir(mode=0o700, exist_ok=True)
     ledger = Ledger(paths, "prepare", environ)
     ledger.write(BEGAN, log=str(log))
-    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file, log.open("a") as stream:
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file, _private(log) as stream:
         file.write(text)
         file.flush()
         words = ["--plan", file.name, "--store", environ[STORE_VARIABLE], "--workers", str(workers)]
@@ -51,6 +52,10 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
         ledger.write(FAILED, why=why, code=code, log=str(log))
         say(f"the data of {plan.name} is not prepared: {why}; the whole log: {log}")
     return code if code >= 0 else 1
+
+
+def _private(log: Path) -> IO[str]:
+    return open(log, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600))
 
 
 def cause(log: Path) -> str:

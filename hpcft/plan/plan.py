@@ -223,7 +223,7 @@ class Resources:
     backend: str  # nccl | gloo
     prepare: str  # login | in_job | job
     template: str | None  # a template of the user's own
-    prepare_job: PreparePlan | None = None  # where prepare is job
+    prepare_job: PreparePlan | None  # where prepare is job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +301,9 @@ class Plan:
 
 
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
-_MEANT: dict[int, dict[str, dict[str, Any]]] = {1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}}}
+_MEANT: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"model": {"quantization": "none"}, "train": {"deepspeed": ""}, "resources": {"prepare_job": None}}
+}
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {
     1: {

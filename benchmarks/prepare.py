@@ -110,7 +110,7 @@ class Ours:
 
 
 def prepare(folder: Path, plan: Any, store: Path, kill_at: int = 0) -> Ours:
-    """Prepare into ``store``; kill_at: SIGKILL as soon as so many units are tokenised."""
+    """Prepare into ``store``; kill_at: SIGKILL as soon as so many portions are tokenised."""
     file = folder / f"plan-{plan.data.workers}.json"
     file.write_text(plan.to_json())
     log = folder / "prepare.log"
@@ -193,11 +193,11 @@ def row(what: str, seconds: float, cpu: float, records: int, more: str) -> str:
 
 def killed(folder: Path, records: Path, tokenizer: Path, workers: int) -> int:
     """Kill a prepare in the middle, go on with one worker, compare."""
+    from hpcft.data.portions import cut
     from hpcft.data.sources import DataFile
-    from hpcft.data.units import cut
 
-    units = len(cut(DataFile(records, str(records))).units or ())
-    first = prepare(folder, make_plan(records, tokenizer, workers), folder / "again", kill_at=units // 2)
+    portions = len(cut(DataFile(records, str(records))).portions or ())
+    first = prepare(folder, make_plan(records, tokenizer, workers), folder / "again", kill_at=portions // 2)
     second = prepare(folder, make_plan(records, tokenizer, 1), folder / "again")
     went_on = next((line for line in second.said.splitlines() if line.startswith("went on")), "did NOT go on")
     same = second.code == 0 and content(folder / "again") == content(folder / "store")

@@ -1,4 +1,4 @@
-"""Units in worker processes: their results come in the order of the units, whatever the number of workers."""
+"""Portions in worker processes: their results come in the order of the portions, whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from typing import Any, Protocol, TypeVar
 
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.encode import Encoder
-from hpcft.data.units import Piece
+from hpcft.data.portions import Piece
 from hpcft.data.work import Killed, Result, Work
 from hpcft.errors import Problem, Refusal
 from hpcft.plan.plan import DataPlan
 
-AHEAD = 3  # units waiting per worker, so that memory stays flat however fast the files are read
+AHEAD = 3  # portions waiting per worker, so that memory stays flat however fast the files are read
 
 
 @dataclass(frozen=True)
 class Desk:
-    """What a worker has at hand. encoder: made when a unit first asks for it."""
+    """What a worker has at hand. encoder: made when a portion first asks for it."""
 
     data: DataPlan
     tokenizer: Path
@@ -42,7 +42,7 @@ class Desk:
 
 
 class Task(Protocol):
-    """Something to do with one unit. name: under which the work area keeps the result."""
+    """Something to do with one portion. name: under which the work area keeps the result."""
 
     @property
     def name(self) -> str: ...
@@ -62,7 +62,7 @@ class Workers:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.pool: ProcessPoolExecutor | None = None
-        self.found = self.units = 0  # results that were there, of how many in all
+        self.found = self.portions = 0  # results that were there, of how many in all
 
     def __enter__(self) -> Workers:
         return self
@@ -91,7 +91,7 @@ class Workers:
                 break
             there = self.desk.work.has(task.name)
             waiting.append((task, None if there else self._begin(task, here), not there))
-            self.found, self.units = self.found + there, self.units + 1
+            self.found, self.portions = self.found + there, self.portions + 1
             while len(waiting) > (0 if here else AHEAD * self.desk.data.workers):
                 yield self._ended(*waiting.popleft())
         while waiting:

@@ -26,12 +26,12 @@ from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit, table
 from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Desk, Workers
+from hpcft.data.portions import Cut, changed, cut, pieces
 from hpcft.data.progress import Progress, tell
 from hpcft.data.scan import Scan, scan
 from hpcft.data.sources import DataFile, data_files
 from hpcft.data.store import Answer, Input
 from hpcft.data.tokenise import TokeniseTask, of_split
-from hpcft.data.units import Cut, changed, cut, pieces
 from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
 from hpcft.errors import Refusal
@@ -86,7 +86,7 @@ def prepare(data: DataPlan, store: Path) -> Answer:
 
 
 def _cut_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
-    """Every data file, hashed and cut into units, and the files of tokenizer and template, hashed."""
+    """Every data file, hashed and cut into portions, and the files of tokenizer and template, hashed."""
     folder = tokenizers.folder_of(data)
     files = [(f, "tokenizer") for f in tokenizers.files_of(data, folder)]
     files += [(f, "template") for f in [tokenizers.template_file(data)] if f]
@@ -112,7 +112,7 @@ def _input(file: DataFile, kind: str) -> Input:
 
 
 class _Preparation:
-    """Both passes: from files that are cut into units to a filled content folder."""
+    """Both passes: from files that are cut into portions to a filled content folder."""
 
     def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_lock: Callable[[], None]) -> None:
         self.data, self.reads, self.work, self.keep_lock = data, reads, work, keep_lock
@@ -186,20 +186,22 @@ class _Preparation:
                 tick(rows, made)
                 self.keep_lock()
         if workers.found:
-            tell(f"went on where an earlier prepare ended: {workers.found:,} of {workers.units:,} units were done")
+            tell(
+                f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"
+            )
         self._audit().check(self.data, [read.cut.file.shown for read in self.reads])
         return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
 
     def _tasks(self, copies: list[dict[str, Any]]) -> Iterator[TokeniseTask]:
-        """What is to be tokenised, unit by unit; units of which no row is taken are left out."""
+        """What is to be tokenised, portion by portion; portions of which no row is taken are left out."""
         for read in self.reads:
             found, start = self._scanned(read), 0
             if not any(of_split.any() for of_split in copies[read.number].values()):
                 continue
             for piece in pieces(read.cut, self.data.rows, found.shape, found.first):
-                end = start + found.counts[piece.unit.number]
+                end = start + found.counts[piece.portion.number]
                 here = {split: of_file[start:end] for split, of_file in copies[read.number].items()}
-                if here := {split: of_unit for split, of_unit in here.items() if of_unit.any()}:
+                if here := {split: of_portion for split, of_portion in here.items() if of_portion.any()}:
                     yield TokeniseTask(read.number, piece, here)
                 start = end
 

@@ -13,8 +13,8 @@ import numpy as np
 from hpcft.data.files import records
 from hpcft.data.mixing import Digests
 from hpcft.data.pool import Desk, Workers
+from hpcft.data.portions import Cut, Piece, pieces
 from hpcft.data.shapes import Shaped
-from hpcft.data.units import Cut, Piece, pieces
 from hpcft.data.work import Result
 
 SMALL = 8 * 2**20  # bytes that this process reads faster than others start
@@ -22,7 +22,7 @@ SMALL = 8 * 2**20  # bytes that this process reads faster than others start
 
 @dataclass(frozen=True)
 class Scan:
-    """What a data file holds. counts: rows of each unit; unread: records that had a key nobody looked at.
+    """What a data file holds. counts: rows of each portion; unread: records that had a key nobody looked at.
 
     digests: uint64 [rows], one per row. groups: the same of what equal rows, or those of one prompt, have in common.
     first: the line of the first record, whose shape all have.
@@ -42,14 +42,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Read one unit. number: of the file among those scanned."""
+    """Read one portion. number: of the file among those scanned."""
 
     number: int
     piece: Piece
 
     @property
     def name(self) -> str:
-        return f"scan-{self.number}-{self.piece.unit.number:06d}"
+        return f"scan-{self.number}-{self.piece.portion.number:06d}"
 
     def do(self, desk: Desk) -> Result:
         piece = self.piece

@@ -1,4 +1,4 @@
-"""The second pass over a unit: its chosen rows become documents, one column beside the other."""
+"""The second pass over a portion: its chosen rows become documents, one column beside the other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from hpcft.data.audit import Audit
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.pool import Desk
+from hpcft.data.portions import Piece
 from hpcft.data.rows import Row
 from hpcft.data.shapes import Shaped
-from hpcft.data.units import Piece
 from hpcft.data.work import Arrays, Result
 from hpcft.errors import Problem, Refusal
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass
 class Columns:
-    """The kept rows of one unit and one split, and the count of all."""
+    """The kept rows of one portion and one split, and the count of all."""
 
     audit: Audit = field(default_factory=Audit)
     tokens: list[NDArray[np.int32]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class TokeniseTask:
-    """Encode one unit. number: of the file among all of the request; copies: split → how often each row is taken."""
+    """Encode one portion. number: of the file among all of the request; copies: split → how often each row is taken."""
 
     number: int
     piece: Piece
@@ -77,7 +77,7 @@ class TokeniseTask:
 
     @property
     def name(self) -> str:
-        return f"read-{self.number}-{self.piece.unit.number:06d}"
+        return f"read-{self.number}-{self.piece.portion.number:06d}"
 
     def do(self, desk: Desk) -> Result:
         """Raises Refusal, with file and line, at a row that cannot be written with the chat template."""

@@ -1,4 +1,4 @@
-"""The work area of a prepare: what became of each unit, kept until the content is published.
+"""The work area of a prepare: what became of each portion, kept until the content is published.
 
     <store>/work/<content>/scan-0-000017.npz   read-1-000017.npz
 
@@ -33,7 +33,7 @@ class Killed(Refusal):
 
 
 class Work:
-    """The results of one content's units, by name."""
+    """The results of one content's portions, by name."""
 
     def __init__(self, store: Path, content: str) -> None:
         self.all = store / "work"

@@ -45,7 +45,7 @@ class SplitWriter:
         self.trained.close()
 
     def add(self, columns: Mapping[str, Any], file: int) -> None:
-        """Append the documents of one unit, as ``tokenise.Columns`` has them. file: number of its input file."""
+        """Append the documents of one portion, as ``tokenise.Columns`` has them. file: number of its input file."""
         self.tokens.write(columns["tokens"].astype(COLUMNS["tokens"], copy=False).data)
         self.trained.write(columns["trained"].astype(COLUMNS["trained"], copy=False).data)
         for name in SMALL:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hpcft.data import units
+from hpcft.data import portions
 from hpcft.data.prepare import main, prepare
 from hpcft.data.work import Work
 from hpcft.errors import Refusal
@@ -40,7 +40,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def results(store: Path) -> dict[str, int]:
-    """The finished units in the work area → the moment each was written."""
+    """The finished portions in the work area → the moment each was written."""
     return {path.name: path.stat().st_mtime_ns for path in store.glob("work/*/*.npz")}
 
 
@@ -67,7 +67,7 @@ def killed(data: DataPlan, store: Path, seconds: float, pause: float = 0.02) -> 
 
 
 def started(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
-    """A prepare of two workers that has tokenised its first unit."""
+    """A prepare of two workers that has tokenised its first portion."""
     (folder / "plan.json").write_text(plan(data=data).to_json())
     words = ["--plan", str(folder / "plan.json"), "--store", str(store), "--workers", "2"]
     command = [sys.executable, "-m", "hpcft.data.prepare", *words]
@@ -75,18 +75,18 @@ def started(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not list(store.glob("work/*/read-*.npz")):
-        assert time.monotonic() < end, "no unit was ever finished"
-        assert process.poll() is None, "it ended before any unit was finished"
+        assert time.monotonic() < end, "no portion was ever finished"
+        assert process.poll() is None, "it ended before any portion was finished"
         time.sleep(0.01)
     return process
 
 
-def test_kills_at_random_moments_cost_no_finished_unit_and_no_byte(data: DataPlan, tmp_path: Path) -> None:
+def test_kills_at_random_moments_cost_no_finished_portion_and_no_byte(data: DataPlan, tmp_path: Path) -> None:
     whole, store = files(prepare(data, tmp_path / "undisturbed").folder), tmp_path / "store"
     draw, landed, before = random.Random(4), 0, dict[str, int]()
     while killed(data, store, draw.uniform(0.1, 0.9)):
         now = results(store)
-        assert now.items() >= before.items(), "a finished unit was lost or done again"
+        assert now.items() >= before.items(), "a finished portion was lost or done again"
         landed += len(now) > len(before)
         before = now
     assert landed >= 3, "too few kills hit the middle of the work"
@@ -141,7 +141,7 @@ def test_a_worker_killed_from_outside_is_told_as_such_and_its_work_is_kept(data:
     assert results(store)
 
 
-def test_the_first_fault_in_the_file_is_told_whatever_unit_it_is_in(data: DataPlan, tmp_path: Path) -> None:
+def test_the_first_fault_in_the_file_is_told_whatever_portion_it_is_in(data: DataPlan, tmp_path: Path) -> None:
     rows = [*ROWS]
     for at in (1200, 2400):
         rows[at] = {"messages": [{"role": "nobody", "content": "x"}]}
@@ -157,20 +157,20 @@ def main_with(data: DataPlan, folder: Path, workers: int) -> None:
     prepare(dataclasses.replace(data, workers=workers), folder / f"store-{workers}")
 
 
-def cuts(content: bytes, path: Path) -> Iterator[units.Unit]:
+def cuts(content: bytes, path: Path) -> Iterator[portions.Portion]:
     from hpcft.data.sources import DataFile
 
     path.write_bytes(content)
-    yield from units.cut(DataFile(path, path.name)).units or ()
+    yield from portions.cut(DataFile(path, path.name)).portions or ()
 
 
-def test_units_hold_every_line_once_and_know_its_number(tmp_path: Path) -> None:
+def test_portions_hold_every_line_once_and_know_its_number(tmp_path: Path) -> None:
     draw = random.Random(5)
     lines = [b'"' + b"x" * draw.choice((0, 10, 3000, 90_000)) + b'"' for _ in range(200)]
     for end in (b"", b"\n", b"\n\n\n"):
         content = b"\n".join(lines) + end
         found = list(cuts(content, tmp_path / "lines.jsonl"))
         assert len(found) > 20
-        assert b"".join(content[unit.start : unit.end] for unit in found) == content
-        assert [unit.line for unit in found] == [1 + content[: unit.start].count(b"\n") for unit in found]
-        assert all(content[: unit.start].endswith(b"\n") for unit in found[1:])
+        assert b"".join(content[portion.start : portion.end] for portion in found) == content
+        assert [portion.line for portion in found] == [1 + content[: portion.start].count(b"\n") for portion in found]
+        assert all(content[: portion.start].endswith(b"\n") for portion in found[1:])

@@ -1,7 +1,7 @@
-"""Data files cut into units: what one worker takes at a time, and what is not done again after a crash.
+"""Data files cut into portions: what one worker takes at a time, and what is not done again after a crash.
 
-Where a unit begins is a function of the file's bytes alone, so a unit is the same for any number of workers and for
-a prepare that goes on where another was killed.
+Where a portion begins is a function of the file's bytes alone, so it is the same for any number of workers and for a
+prepare that goes on where another was killed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
 from hpcft.errors import Refusal, refuse
 
-LARGEST, SMALLEST, MANY = 4 * 2**20, 64 * 2**10, 64  # bytes of a unit; units that a file of no great size is cut into
-ROWS = 1024  # records of a unit where records can only be found one after another
+LARGEST, SMALLEST = 4 * 2**20, 64 * 2**10  # bytes of a portion
+MANY = 64  # portions that a file of no great size is cut into
+ROWS = 1024  # records of a portion where records can only be found one after another
 
 
 @dataclass(frozen=True)
-class Unit:
+class Portion:
     """Bytes ``start`` … ``end`` of a file of lines, whose first line is ``line``; elsewhere records by number."""
 
     number: int
@@ -35,16 +36,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Cut:
-    """A file as it was when it was read. units: of a file of lines; None: ``ROWS`` records each, however many."""
+    """A file as it was when it was read. portions: of a file of lines; None: ``ROWS`` records each, however many."""
 
     file: DataFile
     size: int
     mtime_ns: int
     sha256: str
-    units: tuple[Unit, ...] | None
+    portions: tuple[Portion, ...] | None
 
     def still(self) -> None:
-        """Raises Refusal where the file is another one now: its units would be another content's."""
+        """Raises Refusal where the file is another one now: its portions would be another content's."""
         now = os.stat(self.file.path)
         if not self.file.pinned and (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise changed()
@@ -52,10 +53,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Piece:
-    """One unit of one file with all that is needed to make rows of it. records: given where they were read already."""
+    """One portion of a file with all that is needed to make rows of it. records: given where they were read already."""
 
     cut: Cut
-    unit: Unit
+    portion: Portion
     rows: str
     shape: str
     first: int
@@ -68,10 +69,10 @@ class Piece:
             yield line, shaped.row(line, record)
 
     def _records(self) -> Records:
-        file, unit = self.cut.file, self.unit
-        if self.cut.units is not None:
-            return stretch(file.path, file.shown, unit.start, unit.end, unit.line)
-        return islice(records(file.path, file.shown), unit.number * ROWS, (unit.number + 1) * ROWS)
+        file, portion = self.cut.file, self.portion
+        if self.cut.portions is not None:
+            return stretch(file.path, file.shown, portion.start, portion.end, portion.line)
+        return islice(records(file.path, file.shown), portion.number * ROWS, (portion.number + 1) * ROWS)
 
 
 def changed() -> Refusal:
@@ -80,34 +81,34 @@ def changed() -> Refusal:
 
 
 def cut(file: DataFile) -> Cut:
-    """Hash ``file`` and find its units. Raises Refusal where it cannot be read."""
+    """Hash ``file`` and find its portions. Raises Refusal where it cannot be read."""
     kind_of(file.path, file.shown)
     before = file.path.stat()
     if not is_lines(file.path, file.shown):
         return Cut(file, before.st_size, before.st_mtime_ns, disk.sha256(file.path), None)
-    sha256, units = _lines(file, min(LARGEST, max(SMALLEST, before.st_size // MANY)))
-    return Cut(file, before.st_size, before.st_mtime_ns, sha256, units)
+    sha256, portions = _lines(file, min(LARGEST, max(SMALLEST, before.st_size // MANY)))
+    return Cut(file, before.st_size, before.st_mtime_ns, sha256, portions)
 
 
-def _lines(file: DataFile, size: int) -> tuple[str, tuple[Unit, ...]]:
-    """The hash of a file of lines and its units of about ``size`` bytes, each up to the end of a line."""
-    digest, units = hashlib.sha256(), list[Unit]()
+def _lines(file: DataFile, size: int) -> tuple[str, tuple[Portion, ...]]:
+    """The hash of a file of lines and its portions of about ``size`` bytes, each up to the end of a line."""
+    digest, portions = hashlib.sha256(), list[Portion]()
     start, line = 0, 1
     with file.path.open("rb") as stream:
         while block := stream.read(size):
             block += stream.readline()
             digest.update(block)
-            units.append(Unit(len(units), start, start + len(block), line))
+            portions.append(Portion(len(portions), start, start + len(block), line))
             start, line = start + len(block), line + block.count(b"\n")
-    return digest.hexdigest(), tuple(units)
+    return digest.hexdigest(), tuple(portions)
 
 
 def pieces(cut: Cut, rows: str, shape: str, first: int) -> Iterator[Piece]:
-    """The units of a file, in order; of a file without lines with their records."""
-    if cut.units is not None:
-        yield from (Piece(cut, unit, rows, shape, first) for unit in cut.units)
+    """The portions of a file, in order; of a file without lines with their records."""
+    if cut.portions is not None:
+        yield from (Piece(cut, portion, rows, shape, first) for portion in cut.portions)
         return
     stream, number = records(cut.file.path, cut.file.shown), 0
     while some := list(islice(stream, ROWS)):
-        yield Piece(cut, Unit(number), rows, shape, first, some)
+        yield Piece(cut, Portion(number), rows, shape, first, some)
         number += 1

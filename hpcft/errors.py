@@ -53,6 +53,10 @@ class Refusal(Exception):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[tuple[Problem, ...]]]:
+        """Raised in a worker process, it arrives with its problems and not as one text."""
+        return type(self), (self.problems,)
+
     @property
     def report(self) -> str:
         """What a command prints on stderr before it exits with ``exit_code``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from hpcft.config.load import load_cluster, load_run
 from hpcft.config.reference import catalog_page, cluster_page, run_page
 from hpcft.launch.array import arrays
-from hpcft.launch.render import render, render_array
+from hpcft.launch.render import render, render_array, render_preparation
 from hpcft.plan.make import make_plan
 from hpcft.plan.plan import Plan
 from tests import decisions
@@ -26,6 +26,8 @@ SCRIPTS = {
 
 # Which starters are rendered as an array, and with which words: an example of a sweep.
 SWEEPS = {"cloud-spot": ("lora", {"learning_rate": ("5e-5", "1e-4", "2e-4"), "lora_rank": ("8", "32")})}
+# Of which of them the job that prepares the data is rendered too.
+PREPARATIONS = {"infiniband-h100": ("lora",)}
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/reference/run.md": run_page,
@@ -64,6 +66,11 @@ def plan(cluster: str, run: str, *words: str) -> Plan:
     return make_plan(loaded.run, profile, loaded.origins)
 
 
+def preparation(cluster: str, run: str) -> str:
+    """What `hpcft render --prepare` prints for the same."""
+    return render_preparation(plan(cluster, run, "--name", run))
+
+
 def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
     """Every golden file and what it should hold."""
     for cluster, runs in SCRIPTS.items():
@@ -71,6 +78,12 @@ def goldens() -> Iterator[tuple[Path, Callable[[], str]]]:
             yield ROOT / "sbatch" / cluster / f"{run}.sbatch", lambda c=cluster, r=run: script(c, r)  # type: ignore[misc]
     for cluster in SWEEPS:
         yield ROOT / "sbatch" / cluster / "sweep.sbatch", lambda c=cluster: sweep(c)  # type: ignore[misc]
+    for cluster, runs in PREPARATIONS.items():
+        for run in runs:
+            yield (
+                ROOT / "sbatch" / cluster / f"{run}.prepare.sbatch",
+                lambda c=cluster, r=run: preparation(c, r),  # type: ignore[misc]
+            )
     for name, page in PAGES.items():
         yield ROOT / name, page
 

@@ -170,6 +170,7 @@ def _tiny() -> Plan:
             backend="gloo",
             prepare="login",
             template=None,
+            prepare_job=None,
         ),
         budgets=Budgets(failures=3, time_limits=10, without_progress=3),
         environment=(Variable(name="OMP_NUM_THREADS", value="1", reason="one thread per rank: the ranks share cores"),),

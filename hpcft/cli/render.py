@@ -15,13 +15,15 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write here instead of stdout.")
 @click.option("--check", type=click.Path(path_type=Path), help="Exit 1 where FILE is not what would be rendered.")
 @click.option("--diff", type=click.Path(path_type=Path), help="Show how FILE differs; exit 1 where it does.")
+@click.option("--prepare", is_flag=True, help="The script of the job that prepares the data (prepare: job).")
 @run_words
-def command(words: tuple[str, ...], output: Path | None, check: Path | None, diff: Path | None) -> None:
+def command(words: tuple[str, ...], output: Path | None, check: Path | None, diff: Path | None, prepare: bool) -> None:
     """Write the sbatch script of a run. Same YAML, same bytes; it runs, and runs again, with plain sbatch."""
-    from hpcft.launch.render import render
+    from hpcft.launch.render import render, render_preparation
 
     plan = plan_run(words).plan
-    text = render(plan, Path(plan.resources.template) if plan.resources.template else None)
+    own = Path(plan.resources.template) if plan.resources.template else None
+    text = render_preparation(plan) if prepare else render(plan, own)
     if check or diff:
         _compare(text, check or diff or Path(), show=diff is not None)
     elif output is None:

@@ -44,8 +44,7 @@ def progress(now: RunStatus) -> str:
 
 def _page(now: RunStatus) -> str:
     lines = [
-        f"run         {now.name}: {now.state}"
-        + (f" ({now.why})" if now.why and not now.alive and now.why != now.state else ""),
+        f"run         {now.name}: {now.state}" + (f" ({now.why})" if now.why and _says_why(now) else ""),
         f"job         {now.job or 'none'} ({now.where})",
         f"progress    {progress(now)}"
         + (f", newest checkpoint at step {now.saved:,}" if now.saved is not None else ""),
@@ -62,6 +61,10 @@ def _page(now: RunStatus) -> str:
         why = f": {attempt.why}" if attempt.why and attempt.why != ending else ""
         lines.append(f"attempt {attempt.number:<3} {', '.join(words)}; {ending}{why}")
     return "\n".join(lines)
+
+
+def _says_why(now: RunStatus) -> bool:
+    return now.state == "preparing" or (not now.alive and now.why != now.state)
 
 
 def _next(now: RunStatus) -> str:

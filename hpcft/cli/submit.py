@@ -74,7 +74,7 @@ def _prepared(plan: Plan, on_slurm: bool) -> Plan:
     from hpcft.run.expand import store_folder
 
     named, plan = plan, resolve(plan)
-    now = plan.resources.prepare == "login" or not on_slurm
+    now = plan.resources.prepare == "login" or not on_slurm  # else at the start of the job, or in one before it
     if now and (code := run_prepare(named, plan, store_folder(plan), aside=True)):
         sys.exit(code)
     return plan
@@ -88,10 +88,21 @@ def hand_over(plan: Plan, on_slurm: bool, run: Path | None = None) -> Submitted:
     if on_slurm:
         from hpcft.launch.transport import submit
 
-        return submit(plan, text, run)
+        return submit(plan, text, run, preparing(plan))
     from hpcft.launch.background import submit_here
 
     return submit_here(plan, text, run)
+
+
+def preparing(plan: Plan) -> str:
+    """The script of the job that prepares the data of ``plan``; "" where none does, or the data is prepared."""
+    from hpcft.launch.processes import is_prepared
+    from hpcft.launch.render import render_preparation
+    from hpcft.run.expand import store_folder
+
+    if plan.resources.prepare_job is None or is_prepared(plan, store_folder(plan)):
+        return ""
+    return render_preparation(plan)
 
 
 def report(submitted: Submitted, plan: Plan) -> None:
@@ -101,6 +112,8 @@ def report(submitted: Submitted, plan: Plan) -> None:
     )
     click.echo(f"{submitted.job_id} {submitted.run}")
     click.echo(f"run {plan.name} is with {where}: {plan.layout.world_size} ranks", err=True)
+    if submitted.preparation:
+        click.echo(f"job {submitted.preparation} prepares its data first", err=True)
     click.echo(f"next: hpcft status {_short(submitted.run)}   or: hpcft logs -f {_short(submitted.run)}", err=True)
 
 
@@ -122,7 +135,9 @@ def _dry_run(plan: Plan, on_slurm: bool) -> None:
         return
     from hpcft.launch.transport import check
 
-    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
-        file.write(text)
-        file.flush()
-        click.echo(f"dry run: {check(Path(file.name))}", err=True)
+    for what, script in (("dry run", text), ("its preparation", preparing(plan))):
+        with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+            file.write(script)
+            file.flush()
+            if script:
+                click.echo(f"{what}: {check(Path(file.name))}", err=True)

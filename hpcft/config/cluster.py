@@ -21,6 +21,19 @@ class Partition(Section):
     grace: int = Field(0, ge=0, description="Seconds between the warning and the kill when preempted (GraceTime).")
 
 
+class PrepareJob(Section):
+    """The job that prepares data, where the profile says ``prepare: job``: one node, no GPUs."""
+
+    partition: Word | None = Field(None, description="A partition of nodes without GPUs. null: the run's own.")
+    qos: Word | None = Field(None, description="Its quality of service. null: the site's default.")
+    cores: int = Field(8, ge=1, le=512, description="CPU cores; as many processes prepare.")
+    mem: Word | None = Field("16G", description="Memory; half a GiB a core and what the largest record needs.")
+    time: Minutes = Field(240, description="Time limit; what is finished by then is not done again.")
+    extra: tuple[Annotated[str, StringConstraints(pattern=SBATCH_OPTION)], ...] = Field(
+        (), description="Further sbatch options of this job."
+    )
+
+
 class ClusterProfile(Section):
     """One cluster, or this machine."""
 
@@ -89,7 +102,10 @@ class ClusterProfile(Section):
     signal_lead: int = Field(
         180, ge=90, le=3600, description="Seconds before the time limit at which the ranks are warned; save time + 60."
     )
-    prepare: Literal["login", "in_job"] = Field(
-        "login", description="Where data is prepared: by submit on this machine, or at the start of the job."
+    prepare: Literal["login", "in_job", "job"] = Field(
+        "login",
+        description="Where data is prepared: by submit on this machine, at the start of the training job, or by a job "
+        "of its own without GPUs, for which the training waits.",
     )
+    prepare_job: PrepareJob | None = Field(None, description="What `prepare: job` asks for.")
     template: Line | None = Field(None, description="A script template of your own, in place of ours.")

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from hpcft.catalog import FORMATS, KINDS_OF_ROWS, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES, Format
 from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
-from hpcft.config.cluster import ClusterProfile, Partition
+from hpcft.config.cluster import ClusterProfile, Partition, PrepareJob
 from hpcft.config.run import RunConfig, Section
 
 GENERATED = "<!-- made by `make golden`; change the sentences in the code -->\n\n"
@@ -43,7 +43,8 @@ def cluster_page() -> str:
     """Every key of a cluster profile."""
     head = f"{GENERATED}# Keys of a cluster profile\n\n"
     partition = "\n## A partition\n\n" + _keys(Partition.model_fields)
-    return head + _keys(ClusterProfile.model_fields) + partition
+    preparing = "\n## The job that prepares data\n\n" + _keys(PrepareJob.model_fields)
+    return head + _keys(ClusterProfile.model_fields) + partition + preparing
 
 
 def catalog_page() -> str:

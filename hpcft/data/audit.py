@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
@@ -19,6 +20,7 @@ from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
+COUNTERS = ("fates", "why", "ends", "flags", "turns")
 FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
@@ -38,7 +40,7 @@ class Audit:
     turns: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     lengths: array[int] = field(default_factory=lambda: array("q"))
-    kinds: dict[Kind, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
+    kinds: dict[int, list[int]] = field(default_factory=dict)  # documents, their tokens, their trained tokens
 
     def add(self, document: Document, origin: tuple[int, int]) -> None:
         """Count one row; origin: the number of its file, and its line."""
@@ -57,11 +59,29 @@ class Audit:
 
     def _count(self, document: Document) -> None:
         self.ends.update(document.end_tokens)
-        self.turns.update(document.turns)
+        self.turns.update({Turn(turn).value: many for turn, many in document.turns.items()})
         self.cut += document.length - len(document.tokens)
         sums = self.kinds.setdefault(document.kind, [0, 0, 0])
         for n, more in enumerate((1, len(document.tokens), int(document.trained.sum()))):
             sums[n] += more
+
+    def counts(self) -> dict[str, Any]:
+        """All but the lengths as plain values, to be added to another audit by ``add_counts``."""
+        names = (*COUNTERS, "kinds")
+        counts = {name: list(getattr(self, name).items()) for name in names}
+        return {**counts, "cut": self.cut, "examples": self.examples}
+
+    def add_counts(self, counts: dict[str, Any], lengths: NDArray[np.int64]) -> None:
+        """Count what another audit has counted of later rows."""
+        for name in COUNTERS:
+            getattr(self, name).update(dict(counts[name]))
+        self.cut += counts["cut"]
+        for kind, more in counts["kinds"]:
+            self.kinds[kind] = [a + b for a, b in zip(self.kinds.get(kind, (0, 0, 0)), more, strict=True)]
+        for fate, examples in counts["examples"].items():
+            mine = self.examples.setdefault(fate, [])
+            mine += [(file, line, why) for file, line, why in examples[: EXAMPLES - len(mine)]]
+        self.lengths.frombytes(lengths.astype(np.int64).tobytes())
 
     def check(self, data: DataPlan, names: Sequence[str]) -> None:
         """Raises Refusal where no row is left, or too large a share of the rows has nothing to train on.
@@ -112,10 +132,14 @@ class Audit:
                 "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
             },
-            "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
+            "turns": {turn.value: self.turns[turn.value] for turn in Turn if self.turns[turn.value]},
             "tokens_cut": self.cut,
             "kinds": {
-                kind.word: {"documents": n, "mean_tokens": round(tokens / n, 1), "mean_trained": round(trained / n, 1)}
+                Kind(kind).word: {
+                    "documents": n,
+                    "mean_tokens": round(tokens / n, 1),
+                    "mean_trained": round(trained / n, 1),
+                }
                 for kind, (n, tokens, trained) in sorted(self.kinds.items())
             },
             "dropped": dict(self.why.most_common()),

@@ -19,7 +19,7 @@ from hpcft.data import tokenizer as tokenizers
 from hpcft.data.cutting import EQUAL, cut, cut_pair
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
-from hpcft.data.masks import Masker, Span, Unrenderable, says_something, trained_tokens, wanted
+from hpcft.data.masks import Masker, Span, Unrenderable, reach, says_something, wanted
 from hpcft.data.rows import Message, Row, filled, opened
 from hpcft.plan.plan import DataPlan
 
@@ -40,6 +40,7 @@ class Encoder:
         self.data = data
         self.tokenizer = tokenizer
         self.template = tokenizers.Template(tokenizer, data)
+        self.encodings = tokenizers.Encodings(tokenizer)
         self.specials = special_tokens(tokenizer)
         self.masker = Masker(self.template, list(self.specials))
         self.firsts = {text[0]: [t for t in self.specials if t[0] == text[0]] for text in self.specials}
@@ -54,14 +55,16 @@ class Encoder:
 
     def _encoded(self, parts: Sequence[Part]) -> list[Document | str]:
         """A whole document for each part, or the sentence why not."""
-        rendered = [self._rendered(part.row) for part in parts]
-        good = [n for n, item in enumerate(rendered) if not isinstance(item, str)]
-        texts = [rendered[n][0] for n in good]
-        raw = [parts[n].row.text is not None for n in good]
-        tokens = self._tokens(texts, raw)
+        rows = [part.row for part in parts]
+        with self.masker.rendered(row.messages for row in rows if row.messages and not row.tools):
+            rendered = [self._rendered(row) for row in rows]
         result: list[Document | str] = [item if isinstance(item, str) else "" for item in rendered]
-        for n, (ids, offsets) in zip(good, tokens, strict=True):
-            result[n] = self._document(parts[n], rendered[n][1], ids, offsets)
+        for special in (False, True):  # only raw text gets what the tokenizer adds: a template writes it
+            chosen = [n for n, row in enumerate(rows) if (row.text is not None) is special and not result[n]]
+            encodings = self.encodings([rendered[n][0] for n in chosen], special) if chosen else []
+            for n, encoding in zip(chosen, encodings, strict=True):
+                text, spans = rendered[n]
+                result[n] = self._document(parts[n], text, spans, encoding)
         return result
 
     def _prepared(self, row: Row) -> Row:
@@ -107,36 +110,21 @@ class Encoder:
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
 
-    def _tokens(self, texts: Sequence[str], raw: Sequence[bool]) -> list[tuple[list[int], NDArray[np.int64]]]:
-        """Ids and offsets [n, 2] of each text. Only raw text gets what the tokenizer adds: a template writes it."""
-        result: list[Any] = [None] * len(texts)
-        for special in (False, True):
-            chosen = [n for n, is_raw in enumerate(raw) if is_raw is special]
-            if chosen:
-                batch = self.tokenizer(
-                    [texts[n] for n in chosen],
-                    add_special_tokens=special,
-                    return_offsets_mapping=True,
-                    return_attention_mask=False,
-                )
-                for n, ids, offsets in zip(chosen, batch["input_ids"], batch["offset_mapping"], strict=True):
-                    result[n] = ids, np.array(offsets, np.int64).reshape(-1, 2)
-        return result
-
-    def _document(
-        self, part: Part, spans: Sequence[Span], ids: list[int], offsets: NDArray[np.int64]
-    ) -> Document | str:
+    def _document(self, part: Part, text: str, spans: Sequence[Span], encoding: Any) -> Document | str:
+        row, ids, eos = part.row, encoding.ids, self.tokenizer.eos_token_id
+        tokens = np.array(ids, np.int32)
         if part.kind == Kind.LABELLED:
-            return _labelled(np.array(ids, np.int32))
-        row = part.row
-        spans = spans if row.text is not None else wanted(spans, row.messages, part.train_on)
-        tokens, eos = np.array(ids, np.int32), self.tokenizer.eos_token_id
+            return _labelled(tokens)
         if row.text is not None:
             trained = np.full(len(ids), bool(spans))
             closed = bool(ids) and ids[-1] == eos
             ends = np.array([len(ids) - 1] * (closed and bool(spans)), np.int64)
         else:
-            trained, ends = self._trained(part, spans, offsets), _ends(spans, offsets)
+            spans = wanted(spans, row.messages, part.train_on)
+            reached = [reach(encoding, span, len(text)) for span in spans]
+            trained = self._trained(part, text, reached, encoding)
+            closing = [past - 1 for span, (_, past) in zip(spans, reached, strict=True) if span.closed and past]
+            ends = np.array(closing, np.int64)
             closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
         added = not closed and bool(trained.any())
         if added:
@@ -151,16 +139,21 @@ class Encoder:
             KEPT, len(tokens), "", tokens, trained, ends, turns, part.kind, end_added=added, control=control
         )
 
-    def _trained(self, part: Part, spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-        row = part.row
-        if part.train_on != "all":
-            return trained_tokens(offsets, spans)
+    def _trained(self, part: Part, text: str, reached: Sequence[tuple[int, int]], encoding: Any) -> NDArray[np.bool_]:
+        row, all_ = part.row, part.train_on == "all"
+        trained = np.full(len(encoding), all_)
+        if not all_:
+            for first, past in reached:
+                trained[first:past] = True
+            return trained
         silent = [n for n, turn in enumerate(row.messages) if turn.get("loss") is False]
-        if not silent:
-            return np.ones(len(offsets), np.bool_)
-        loud = tuple({**turn, "loss": True} for turn in row.messages)
-        _, every = self.masker.spans(loud, row.tools)
-        return ~trained_tokens(offsets, [span for span in every if span.turn in silent])
+        if silent:
+            loud = tuple({**turn, "loss": True} for turn in row.messages)
+            _, every = self.masker.spans(loud, row.tools)
+            for span in every:
+                if span.turn in silent:
+                    trained[slice(*reach(encoding, span, len(text)))] = False
+        return trained
 
     def _control(self, row: Row) -> bool:
         """Whether the row's own words spell a special token, which then becomes that token."""
@@ -185,12 +178,6 @@ def _at_its_end(document: Document) -> Document:
     """Of a labelled text the last token alone is trained: there its scores are."""
     document.trained[:-1] = False
     return document
-
-
-def _ends(spans: Sequence[Span], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64: the places of the tokens that close the trained turns."""
-    last = np.searchsorted(offsets[:, 0], [span.end for span in spans if span.closed]) - 1
-    return last[last >= 0].astype(np.int64)
 
 
 def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,13 +77,33 @@ def missing(path: Path, shown: str) -> Refusal:
 
 def _json(path: Path, shown: str) -> Records:
     """A list of records or one record per line, told by the first character: people mix the two names up."""
+    return _array(path, shown) if _starts(path, shown) == b"[" else _lines(path, shown)
+
+
+def _starts(path: Path, shown: str) -> bytes:
     with _opened(path, shown) as file:
-        start = file.read(4096).removeprefix(BOM).lstrip()[:1]
-    return _array(path, shown) if start == b"[" else _lines(path, shown)
+        return file.read(4096).removeprefix(BOM).lstrip()[:1]
+
+
+def is_lines(path: Path, shown: str) -> bool:
+    """Whether every record stands on a line of its own in bytes that can be read from any place on."""
+    return READERS[kind_of(path, shown)] is _json and path.suffix.lower() != ".gz" and _starts(path, shown) != b"["
+
+
+def stretch(path: Path, shown: str, start: int, end: int, line: int) -> Records:
+    """The records in bytes ``start`` … ``end`` of a file of lines (``is_lines``), the first of which is ``line``."""
+    with _opened(path, shown) as file:
+        file.seek(start)
+        content = io.BytesIO(file.read(end - start))
+    return _parsed(_numbered(content, shown, line), shown)
 
 
 def _lines(path: Path, shown: str) -> Records:
-    for line, text in _decoded(path, shown):
+    return _parsed(_decoded(path, shown), shown)
+
+
+def _parsed(lines: Iterable[tuple[int, str]], shown: str) -> Records:
+    for line, text in lines:
         if text.strip():
             try:
                 yield line, json.loads(text)
@@ -195,8 +216,12 @@ def _parquet(path: Path, shown: str) -> Records:
 def _decoded(path: Path, shown: str) -> Iterator[tuple[int, str]]:
     """(number, text) of every line, its line ending kept (CSV fields may hold line breaks), a BOM taken away."""
     with _opened(path, shown) as file:
-        for number, line in enumerate(file, 1):
-            yield number, _utf8(line.removeprefix(BOM) if number == 1 else line, shown, number)
+        yield from _numbered(file, shown, 1)
+
+
+def _numbered(file: IO[bytes], shown: str, first: int) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, first):
+        yield number, _utf8(line.removeprefix(BOM) if number == 1 else line, shown, number)
 
 
 def _whole(path: Path, shown: str) -> str:

@@ -1,46 +1,70 @@
-"""Encoders in worker processes: rows in, documents out, in the order of the rows whatever the number of workers."""
+"""Portions in worker processes: their results come in the order of the portions, whatever the number of workers."""
 
 from __future__ import annotations
 
-import itertools
+import gc
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.documents import Document
 from hpcft.data.encode import Encoder
-from hpcft.data.rows import Row
+from hpcft.data.portions import Piece
+from hpcft.data.work import Killed, Result, Work
+from hpcft.errors import Problem, Refusal
 from hpcft.plan.plan import DataPlan
 
-CHUNK = 128  # rows a worker takes at a time
-AHEAD = 4  # chunks waiting per worker, so that memory stays flat however fast the files are read
+AHEAD = 3  # portions waiting per worker, so that memory stays flat however fast the files are read
 
 
 @dataclass(frozen=True)
-class Task:
-    """A row, and whatever its asker wants back beside the document."""
+class Desk:
+    """What a worker has at hand. encoder: made when a portion first asks for it."""
 
-    key: tuple[str, int, int, int]
-    row: Row
+    data: DataPlan
+    tokenizer: Path
+    work: Work
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.data, tokenizers.load(self.data, self.tokenizer))
 
 
-class Encoders:
-    """``data.workers`` processes that tokenise; one worker means this process. Used in a ``with`` block."""
+class Task(Protocol):
+    """Something to do with one portion. name: under which the work area keeps the result."""
 
-    def __init__(self, data: DataPlan, folder: Path, tokenizer: Any) -> None:
-        self.data, self.folder = data, folder
-        self.here = Encoder(data, tokenizer) if data.workers <= 1 else None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def piece(self) -> Piece: ...
+
+    def do(self, desk: Desk) -> Result: ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+class Workers:
+    """``data.workers`` processes; one worker means this process. Used in a ``with`` block."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
         self.pool: ProcessPoolExecutor | None = None
+        self.found = self.portions = 0  # results that were there, of how many in all
 
-    def __enter__(self) -> Encoders:
-        if self.here is None:
-            self.pool = ProcessPoolExecutor(self.data.workers, _processes(), _begin, (self.data, self.folder))
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(
@@ -49,31 +73,69 @@ class Encoders:
         if self.pool is not None:
             self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def documents(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Document | str]]:
-        """Each task with its document, or with the sentence why it cannot be one; in the order of ``tasks``."""
-        for chunk, documents in self._chunks(_chunked(tasks)):
-            yield from zip(chunk, documents, strict=True)
+    def results(self, tasks: Iterable[T], here: bool = False) -> Iterator[tuple[T, Result, bool]]:
+        """Each task with its result and whether that was made now, in order. here: in this process.
 
-    def _chunks(self, chunks: Iterator[list[Task]]) -> Iterator[tuple[list[Task], list[Document | str]]]:
-        if self.here is not None:
-            for chunk in chunks:
-                yield chunk, self.here.documents([task.row for task in chunk])
-            return
-        assert self.pool is not None
-        waiting: deque[tuple[list[Task], Future[list[Document | str]]]] = deque()
-        for chunk in chunks:
-            waiting.append((chunk, self.pool.submit(_encode, [task.row for task in chunk])))
-            if len(waiting) >= AHEAD * self.data.workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+        Raises the first Refusal in the order of the tasks, so that a person is told the same for any number of workers.
+        """
+        waiting: deque[tuple[T, Future[None] | None, bool]] = deque()
+        later: Refusal | None = None
+        tasks = iter(tasks)
+        while True:
+            try:
+                task = next(tasks)
+            except StopIteration:
+                break
+            except Refusal as refusal:  # what was read before it may be refused too, and comes first
+                later = refusal
+                break
+            there = self.desk.work.has(task.name)
+            waiting.append((task, None if there else self._begin(task, here), not there))
+            self.found, self.portions = self.found + there, self.portions + 1
+            while len(waiting) > (0 if here else AHEAD * self.desk.data.workers):
+                yield self._ended(*waiting.popleft())
+        while waiting:
+            yield self._ended(*waiting.popleft())
+        if later:
+            raise later
+
+    def _begin(self, task: T, here: bool) -> Future[None] | None:
+        if here or self.desk.data.workers <= 1:
+            perform(self.desk, task)
+            return None
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(self.desk.data.workers, _processes(), _start, (self.desk,))
+        return self.pool.submit(_perform, task)
+
+    def _ended(self, task: T, future: Future[None] | None, made: bool) -> tuple[T, Result, bool]:
+        try:
+            if future is not None:
+                future.result()
+        except BrokenProcessPool as error:
+            raise _killed(self.desk.data.workers) from error
+        if (result := self.desk.work.load(task.name)) is None:  # damaged
+            perform(self.desk, task)
+            result = self.desk.work.load(task.name)
+        if result is None:
+            raise OSError(f"a result in {self.desk.work.folder} cannot be read back: {task.name}")
+        return task, result, made
 
 
-def _chunked(tasks: Iterable[Task]) -> Iterator[list[Task]]:
-    tasks = iter(tasks)
-    while chunk := list(itertools.islice(tasks, CHUNK)):
-        yield chunk
+def perform(desk: Desk, task: Task) -> None:
+    """Do a task and publish its result, unless its file is another one by now."""
+    result = task.do(desk)
+    task.piece.cut.still()
+    desk.work.save(task.name, result)
+
+
+def _killed(workers: int) -> Killed:
+    return Killed(
+        Problem(
+            "a worker process was killed from outside, most likely for want of memory",
+            value=f"{workers} workers",
+            hint="type the same command again: what is finished is kept; fewer workers with --dataset_num_proc N",
+        )
+    )
 
 
 def _processes() -> Any:
@@ -83,13 +145,24 @@ def _processes() -> Any:
     return context
 
 
-_encoder: Encoder
+_desk: Desk
 
 
-def _begin(data: DataPlan, folder: Path) -> None:
-    global _encoder
-    _encoder = Encoder(data, tokenizers.load(data, folder))
+def _start(desk: Desk) -> None:
+    global _desk
+    _desk = desk
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started the workers ends them
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # what the server imported is nobody's garbage
+    gc.set_threshold(50_000, 20, 50)
 
 
-def _encode(rows: Sequence[Row]) -> list[Document | str]:
-    return _encoder.documents(rows)
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _perform(task: Task) -> None:
+    perform(_desk, task)

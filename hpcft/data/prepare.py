@@ -9,43 +9,55 @@ the second tokenises the chosen rows in worker processes. Order, and so every by
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpcft import disk
 from hpcft.data import store as stores
 from hpcft.data import tokenizer as tokenizers
 from hpcft.data.audit import Audit
-from hpcft.data.classes import counted, found
-from hpcft.data.documents import KEPT, Document
+from hpcft.data.classes import Classes, counted, found
 from hpcft.data.mixing import Choice, Rows, choose
-from hpcft.data.pool import Encoders, Task
-from hpcft.data.progress import shown, tell
+from hpcft.data.pool import Desk, Workers
+from hpcft.data.portions import Cut, changed, cut, pieces
+from hpcft.data.progress import Progress, tell
 from hpcft.data.report import reported
-from hpcft.data.scan import Scan, rows_of, scan
+from hpcft.data.scan import Scan, scan
 from hpcft.data.shapes import WITHOUT_TEMPLATE
 from hpcft.data.sources import DataFile, data_files
 from hpcft.data.statistics import measured
 from hpcft.data.store import Answer, Input
+from hpcft.data.tokenise import TokeniseTask, of_split
+from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
-from hpcft.errors import Problem, Refusal, refuse
+from hpcft.errors import Refusal
 from hpcft.plan.plan import DataPlan, Plan
+
+EXIT_UNPREPARED = 3
 
 
 @dataclass(frozen=True)
 class Read:
-    """One data file of the request, read once. number: its place among all; source: the number of its source."""
+    """One data file of the request. number: its place among all; source: the number of its source."""
 
     number: int
     split: str
     source: int
-    file: DataFile
-    scan: Scan
+    cut: Cut
+
+    @property
+    def input(self) -> Input:
+        cut = self.cut
+        kind = f"{self.split}:{self.source}"
+        return Input(str(cut.file.path), cut.size, cut.mtime_ns, cut.sha256, kind, cut.file.pinned)
 
 
 def prepare(data: DataPlan, store: Path) -> Answer:
@@ -59,28 +71,26 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     with stores.one_writer(store, data, tell) as keep_lock:
         if answer := stores.find(store, data):
             return answer
-        reads, others = _read_all(data)
-        inputs = [*(_data_input(read) for read in reads), *others]
+        reads, others = _cut_all(data)
+        inputs = [*(read.input for read in reads), *others]
         content = stores.address(data, inputs)
         if not (store / content / "manifest.json").is_file():
-            with stores.new_content(store, content) as folder:
-                manifest = _Preparation(data, reads, folder, keep_lock).run()
+            work = Work(store, content)
+            with stores.new_content(store, content) as folder, work.kept():
+                manifest = _Preparation(data, reads, work, keep_lock).run(folder)
                 if any(entry.changed for entry in inputs):  # its bytes would stand under the address of other bytes
-                    raise _changed()
+                    raise changed()
                 stores.write_json(folder / "manifest.json", {"schema": stores.SCHEMA, "content": content, **manifest})
+            work.end()
         stores.remember(store, data, content, inputs)
     answer = stores.find(store, data)
     if answer is None:
-        raise _changed()
+        raise changed()
     return answer
 
 
-def _changed() -> Refusal:
-    return refuse("a file of the data changed while it was being prepared", hint="type the same command again")
-
-
-def _read_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
-    """Every data file, scanned, and the files of tokenizer and template, hashed."""
+def _cut_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
+    """Every data file, hashed and cut into portions, and the files of tokenizer and template, hashed."""
     folder = tokenizers.folder_of(data)
     files = [(f, "tokenizer") for f in tokenizers.files_of(data, folder)]
     files += [(f, "template") for f in [tokenizers.template_file(data)] if f]
@@ -90,17 +100,12 @@ def _read_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
         for number, source in enumerate(getattr(data, split))
         for file in data_files(source)
     ]
-    scans: dict[Path, Scan] = {}
+    cuts: dict[Path, Cut] = {}
     for _, _, file in found:
-        if file.path not in scans:
-            scans[file.path] = scan(file, data.rows)
-    reads = [Read(n, split, source, file, scans[file.path]) for n, (split, source, file) in enumerate(found)]
+        if file.path not in cuts:
+            cuts[file.path] = cut(file)
+    reads = [Read(n, split, source, cuts[file.path]) for n, (split, source, file) in enumerate(found)]
     return reads, [_input(file, kind) for file, kind in files]
-
-
-def _data_input(read: Read) -> Input:
-    kind, scan = f"{read.split}:{read.source}", read.scan
-    return Input(str(read.file.path), scan.size, scan.mtime_ns, scan.sha256, kind, read.file.pinned)
 
 
 def _input(file: DataFile, kind: str) -> Input:
@@ -111,99 +116,128 @@ def _input(file: DataFile, kind: str) -> Input:
 
 
 class _Preparation:
-    """The second pass: from scanned files to a filled content folder."""
+    """Both passes: from files that are cut into portions to a filled content folder."""
 
-    def __init__(self, data: DataPlan, reads: Sequence[Read], folder: Path, keep_lock: Any) -> None:
-        self.data, self.reads, self.folder, self.keep_lock = data, reads, folder, keep_lock
-        self.audit = Audit()
-        self.classes = found([(read.file.shown, read.scan.labels) for read in reads], data.num_labels)
+    def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_lock: Callable[[], None]) -> None:
+        self.data, self.reads, self.work, self.keep_lock = data, reads, work, keep_lock
+        self.tokenizer_folder = tokenizers.folder_of(data)
+        self.scans: dict[Path, Scan] = {}
+        self.classes = Classes()
+        self.audits = {split: Audit() for split in ("train", "validation")}
         self.taken = [0] * len(reads)
 
-    def run(self) -> dict[str, Any]:
-        """Write all splits; the manifest's facts."""
-        choice = _choice(self.data, self.reads)
-        folder = tokenizers.folder_of(self.data)
-        tokenizer = tokenizers.load(self.data, folder)
-        template = tokenizers.Template(tokenizer, self.data)
-        for read in self.reads:
-            if read.scan.shape not in WITHOUT_TEMPLATE and not template.exists:
-                raise tokenizers.no_template(self.data, read.file.shown)
-        splits = self._splits(list(self._tasks(choice)), tokenizer, folder)
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Write all splits into ``folder``; the manifest's facts."""
+        with Workers(Desk(self.data, self.tokenizer_folder, self.work)) as workers:
+            self._scan(workers)
+            labels = [(read.cut.file.shown, self._scanned(read).labels) for read in self.reads]
+            self.classes = found(labels, self.data.num_labels)
+            choice = _choice(self.data, self.reads, [self.scans[read.cut.file.path] for read in self.reads])
+            tokenizer = tokenizers.load(self.data, self.tokenizer_folder)
+            template = tokenizers.Template(tokenizer, self.data)
+            for read in self.reads:
+                if self._scanned(read).shape not in WITHOUT_TEMPLATE and not template.exists:
+                    raise tokenizers.no_template(self.data, read.cut.file.shown)
+            splits = self._splits(self._copies(choice), workers, folder)
         fixed_date = tokenizers.FIXED_DATE if template.dated else None
         counts = ("duplicates", "held_duplicates", "overlap", "prompts")
         extra = {**{name: getattr(choice, name) for name in counts}, "fixed_date": fixed_date}
-        files = [_file_facts(read, taken) for read, taken in zip(self.reads, self.taken, strict=True)]
-        audit = {**self.audit.facts(tokenizer), **extra}
-        facts = {"statistics": measured(self.folder, splits), "classes": counted(self.folder, splits, self.classes)}
+        files = [_file_facts(self._scanned(read), taken) for read, taken in zip(self.reads, self.taken, strict=True)]
+        audit = {**self._audit().facts(tokenizer), **extra}
+        facts = {"statistics": measured(folder, splits), "classes": counted(folder, splits, self.classes)}
         return {"splits": splits, "files": files, **facts, "audit": audit}
 
-    def _tasks(self, choice: Choice) -> Iterator[tuple[str, Read, Any]]:
-        """(split, file, copies of each of its rows) in the order they are written."""
-        aside_of_train = not self.data.validation
-        for split in ("train", "validation"):
-            copies = getattr(choice, split)
-            home = "train" if aside_of_train else split
-            for source in range(len(copies)):
-                start = 0
-                for read in (read for read in self.reads if read.split == home and read.source == source):
-                    yield split, read, copies[source][start : start + read.scan.rows]
-                    start += read.scan.rows
+    def _scanned(self, read: Read) -> Scan:
+        return self.scans[read.cut.file.path]
 
-    def _splits(self, tasks: list[tuple[str, Read, Any]], tokenizer: Any, folder: Path) -> dict[str, Any]:
-        total = sum(int((copies > 0).sum()) for _, _, copies in tasks)
-        names = [name for name in ("train", "validation") if any(t[0] == name and t[2].any() for t in tasks)]
-        with ExitStack() as stack:
-            writers = {name: stack.enter_context(SplitWriter(self.folder, name)) for name in names}
-            encoders = stack.enter_context(Encoders(self.data, folder, tokenizer))
-            for task, document in shown(encoders.documents(_rows(tasks, self.data.rows)), "tokenising", total):
-                self._take(writers, task, document)
-        self.audit.check(self.data, [read.file.shown for read in self.reads])
-        return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
+    def _scan(self, workers: Workers) -> None:
+        """Read every file once."""
+        for number, of_file in enumerate({read.cut.file.path: read.cut for read in self.reads}.values()):
+            with Progress(f"reading {of_file.file.shown}") as tick:
+                self.scans[of_file.file.path] = scan(number, of_file, self.data.rows, workers, self._kept(tick))
 
-    def _take(self, writers: dict[str, SplitWriter], task: Task, document: Document | str) -> None:
-        split, number, line, copies = task.key
-        if isinstance(document, str):
-            where = f"{self.reads[number].file.shown}:{line}"
-            raise Refusal(Problem(document, where, hint=_template_hint(document)))
-        self.taken[number] += 1
-        self.audit.add(document, (number, line))
-        if document.fate == KEPT:
-            self.classes.mark(document)
-            writers[split].add(document, copies, (number, line))
-        if sum(self.taken) % 4096 == 0:
+    def _kept(self, tick: Progress) -> Callable[[int, bool], None]:
+        def done(rows: int, made: bool) -> None:
+            tick(rows, made)
             self.keep_lock()
 
+        return done
 
-def _choice(data: DataPlan, reads: Sequence[Read]) -> Choice:
-    import numpy as np
+    def _copies(self, choice: Choice) -> list[dict[str, Any]]:
+        """For each file: split → copies of each of its rows."""
+        aside_of_train = not self.data.validation
+        found: list[dict[str, Any]] = [{} for _ in self.reads]
+        for split in ("train", "validation"):
+            home = "train" if aside_of_train else split
+            for source, copies in enumerate(getattr(choice, split)):
+                start = 0
+                for read in (read for read in self.reads if read.split == home and read.source == source):
+                    rows = self._scanned(read).rows
+                    found[read.number][split] = copies[start : start + rows]
+                    start += rows
+        return found
 
+    def _splits(self, copies: list[dict[str, Any]], workers: Workers, folder: Path) -> dict[str, Any]:
+        total = sum(int((of_split > 0).sum()) for of_file in copies for of_split in of_file.values())
+        taken = {split for of_file in copies for split, of_split in of_file.items() if of_split.any()}
+        with ExitStack() as stack:
+            names = [name for name in ("train", "validation") if name in taken]
+            writers: dict[str, SplitWriter] = {name: stack.enter_context(SplitWriter(folder, name)) for name in names}
+            tick = stack.enter_context(Progress("tokenising", total))
+            for task, (arrays, counts), made in workers.results(self._tasks(copies)):
+                rows = 0
+                for split in task.copies:
+                    columns = of_split(arrays, split)
+                    self.audits[split].add_counts(counts[split], columns["row_lengths"])
+                    writers[split].add(columns, task.number)
+                    rows += len(columns["row_lengths"])
+                self.taken[task.number] += rows
+                tick(rows, made)
+                self.keep_lock()
+        if workers.found:
+            tell(
+                f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"
+            )
+        self._audit().check(self.data, [read.cut.file.shown for read in self.reads])
+        return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
+
+    def _tasks(self, copies: list[dict[str, Any]]) -> Iterator[TokeniseTask]:
+        """What is to be tokenised, portion by portion; portions of which no row is taken are left out."""
+        for read in self.reads:
+            found, start = self._scanned(read), 0
+            if not any(of_split.any() for of_split in copies[read.number].values()):
+                continue
+            for piece in pieces(read.cut, self.data.rows, found.shape, found.first):
+                end = start + found.counts[piece.portion.number]
+                here = {split: of_file[start:end] for split, of_file in copies[read.number].items()}
+                if here := {split: of_portion for split, of_portion in here.items() if of_portion.any()}:
+                    yield TokeniseTask(read.number, piece, here, self.classes)
+                start = end
+
+    def _audit(self) -> Audit:
+        """The audit of all rows, those of the train split first."""
+        whole = Audit()
+        for audit in self.audits.values():
+            whole.add_counts(audit.counts(), np.array(audit.lengths, np.int64))
+        return whole
+
+
+def _choice(data: DataPlan, reads: Sequence[Read], scans: Sequence[Scan]) -> Choice:
     def rows(split: str) -> list[Rows]:
-        mine = [[r.scan for r in reads if (r.split, r.source) == (split, n)] for n in range(len(getattr(data, split)))]
+        mine = [
+            [scan for read, scan in zip(reads, scans, strict=True) if (read.split, read.source) == (split, n)]
+            for n in range(len(getattr(data, split)))
+        ]
         return [
-            Rows(np.concatenate([scan.digests for scan in scans]), np.concatenate([scan.groups for scan in scans]))
-            for scans in mine
+            Rows(np.concatenate([scan.digests for scan in some]), np.concatenate([scan.groups for scan in some]))
+            for some in mine
         ]
 
     return choose(data.train, rows("train"), data.validation, rows("validation"), data.validation_ratio, data.seed)
 
 
-def _rows(tasks: Sequence[tuple[str, Read, Any]], rows: str) -> Iterator[Task]:
-    """The chosen rows, read again, with what is needed to place their documents."""
-    for split, read, copies in tasks:
-        if copies.any():
-            for count, (line, row) in zip(copies.tolist(), rows_of(read.file, rows), strict=False):
-                if count:
-                    yield Task((split, read.number, line, count), row)
-
-
-def _file_facts(read: Read, taken: int) -> dict[str, Any]:
-    return {"rows": read.scan.rows, "shape": read.scan.shape, "taken": taken, "unread": read.scan.unread}
-
-
-def _template_hint(sentence: str) -> str:
-    if "system" in sentence.lower():
-        return "this template knows no system turn: remove it from the data, or set chat_template"
-    return "hpcft trains on what the template writes: mend the row, or set chat_template to a template that takes it"
+def _file_facts(scan: Scan, taken: int) -> dict[str, Any]:
+    return {"rows": scan.rows, "shape": scan.shape, "taken": taken, "unread": scan.unread}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -212,10 +246,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", required=True, type=Path, help="the run's plan.json")
     parser.add_argument("--also", type=Path, help="a plan that asks for the same data by names without a revision")
     parser.add_argument("--store", required=True, type=Path, help="the folder of prepared data")
+    parser.add_argument("--workers", type=int, help="processes, in place of the plan's; the result is the same")
+    parser.add_argument("--look", action="store_true", help="only look: exit code 3 where it is not prepared")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of a table")
     given = parser.parse_args(arguments)
     try:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
+        if given.look:
+            return 0 if stores.find(given.store, data) else EXIT_UNPREPARED
+        if given.workers:
+            data = dataclasses.replace(data, workers=given.workers)
         answer = prepare(data, given.store)
         if given.also:
             asked = Plan.from_json(given.also.read_text(encoding="utf-8"), str(given.also)).data

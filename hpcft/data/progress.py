@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any
 
-T = TypeVar("T")
 EVERY = 5.0  # seconds between two lines
 
 
@@ -16,19 +14,32 @@ def tell(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def shown(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """``items`` as they are, with progress shown while they are consumed."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
+class Progress:
+    """Rows counted as they are done: a bar in a terminal, a line every few seconds in a log. In a ``with`` block."""
 
-        yield from tqdm(items, desc=what, total=total, unit=" rows", leave=False)
-        return
-    start = last = 0.0
-    for done, item in enumerate(items):
-        if not done:  # what came before the first item was starting up, and says nothing of the speed
-            start = last = time.monotonic()
-        yield item
-        if (now := time.monotonic()) - last > EVERY:
-            last, speed = now, done / (now - start)
-            left = f" of {total:,}, about {(total - done) / speed:.0f} s left" if total else ""
-            tell(f"{what}: {done:,} rows{left} ({speed:,.0f} rows/s)")
+    def __init__(self, what: str, total: int | None = None) -> None:
+        self.what, self.total, self.done, self.counted = what, total, 0, 0
+        self.start = self.last = time.monotonic()
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(desc=self.what, total=self.total, unit=" rows", leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, rows: int, made: bool = True) -> None:
+        """So many more. made: by us now; what was found from before says nothing of the speed."""
+        self.done += rows
+        self.counted += rows if made else 0
+        if self.bar is not None:
+            self.bar.update(rows)
+        elif (now := time.monotonic()) - self.last > EVERY:
+            self.last, speed = now, max(self.counted, 1) / (now - self.start)
+            left = f" of {self.total:,}, about {(self.total - self.done) / speed:.0f} s left" if self.total else ""
+            tell(f"{self.what}: {self.done:,} rows{left} ({speed:,.0f} rows/s)")

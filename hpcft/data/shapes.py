@@ -66,7 +66,8 @@ class Shaped:
         except Unusable as error:
             value = json.dumps(record, ensure_ascii=False, default=str)
             raise refuse(f"{error} (shape {shape})", where=where, value=value, hint=error.hint) from error
-        self.unread.update(key for key in record if key not in looked.at)
+        if len(looked.at) < len(record):
+            self.unread.update(key for key in record if key not in looked.at)
         return row
 
     def _shape(self, record: Mapping[str, Any]) -> str:
@@ -158,6 +159,9 @@ class _Looked(Mapping[str, Any]):
         value = self.record[key]
         self.at.add(key)
         return value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self.record else default
 
     def __contains__(self, key: object) -> bool:
         return key in self.record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,8 @@ class Template:
             self.text = tokenizer.get_chat_template()
         if self.dated:
             self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+        self.doubted = True
+        self.plain = _plain(tokenizer, self.text) if self.exists else None
 
     @property
     def exists(self) -> bool:
@@ -112,17 +114,79 @@ class Template:
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
+        return str(self._applied(_spoken(messages), list(tools) if tools else None, prompt))
+
+    def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
+        """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
+        whole = {id(turns): _spoken(turns) for turns, _ in asked}
+        parts = [whole[id(turns)][:n] for turns, n in asked]
+        if self.plain is None or not all(len(turn) == 2 for turns in whole.values() for turn in turns):
+            return [str(text) for text in self._applied(parts, None, prompt)]
         try:
-            text = self.tokenizer.apply_chat_template(
-                [{key: value for key, value in turn.items() if key != "loss"} for turn in messages],
-                tools=list(tools) if tools else None,
-                chat_template=self.text,
-                add_generation_prompt=prompt,
-                tokenize=False,
+            texts = [self.plain(turns, prompt) for turns in parts]
+        except Exception as error:
+            raise Unrenderable(str(error).strip() or type(error).__name__) from error
+        if self.doubted:  # once in each process: what stands between template and text is transformers' to change
+            self.doubted = False
+            if texts != self._applied(parts, None, prompt):
+                self.plain = None
+                return self.many(asked, prompt)
+        return texts
+
+    def _applied(self, conversation: list[Any], tools: list[Any] | None, prompt: bool) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(
+                conversation, tools=tools, chat_template=self.text, add_generation_prompt=prompt, tokenize=False
             )
         except Exception as error:  # a template may raise whatever Jinja, or its own author, thought of
             raise Unrenderable(str(error).strip() or type(error).__name__) from error
-        return str(text)
+
+
+def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], str] | None:
+    """The compiled template itself, for turns of a role and a text and nothing else; None where it is not to be had.
+
+    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, and Jinja gathers
+    its globals anew for every text: together three times as long as the rendering.
+    """
+    try:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        template = _compile_jinja_template(tokenizer.get_chat_template(text))
+        given = {**template.globals, "tools": None, "documents": None, **tokenizer.special_tokens_map}
+        new_context, write = template.new_context, template.root_render_func
+    except Exception:  # whatever is wrong with the template is said when a row is written with it
+        return None
+
+    def plain(messages: list[Message], prompt: bool) -> str:
+        values = {**given, "messages": messages, "add_generation_prompt": prompt}
+        return "".join(write(new_context(values, shared=True)))
+
+    return plain
+
+
+def _spoken(messages: Sequence[Message]) -> list[Message]:
+    return [
+        {key: value for key, value in turn.items() if key != "loss"} if "loss" in turn else turn for turn in messages
+    ]
+
+
+class Encodings:
+    """What ``tokenizer(texts)`` does inside, less the lists of numbers that it makes for models."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from transformers import PreTrainedTokenizerFast as Fast
+
+        self.tokenizer = tokenizer
+        tokenizer("", add_special_tokens=False)  # leaves its inner tokenizer without truncation and padding
+        names = ("__call__", "_encode_plus")  # where a subclass has its own, its own code must run
+        self.direct = all(getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in names)
+
+    def __call__(self, texts: list[str], special: bool) -> list[Any]:
+        """A ``tokenizers.Encoding`` for each text. special: with what the tokenizer adds around a text."""
+        if self.direct:
+            encodings: list[Any] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special)
+            return encodings
+        return list(self.tokenizer(texts, add_special_tokens=special).encodings)
 
 
 def _chosen(tokenizer: Any, data: DataPlan) -> str | None:

@@ -6,6 +6,7 @@ A format turns a record into a ``Row`` with what stands here (of preference data
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,11 @@ ROLES: dict[str, str] = {
 }
 """Every name of a role that is understood → the one that templates know (``tool_call`` becomes an assistant turn)."""
 
+PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 FLAG_KEYS = ("loss", "train", "weight")
+HALF = re.compile("[\ud800-\udfff]")  # of a UTF-16 pair
+HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS))
 
 
 class Unusable(ValueError):
@@ -41,14 +45,17 @@ def words(record: Mapping[str, Any], key: str) -> str:
 
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
+    plain = type(item) is dict and len(item) == 2 and type(item.get("content")) is str
+    if plain and (role := item.get("role")) in PLAIN_ROLES:  # as nearly all of them are
+        return {"role": role, "content": _text(item["content"], f"content of turn {number}")}
     if not isinstance(item, Mapping):
         raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
     role_key = next((key for key in ROLE_KEYS if key in item), None)
     if role_key is None:
         raise Unusable(f"turn {number} has no role; its keys are {', '.join(map(str, item)) or 'none'}")
     turn: Message = {"role": _role(item[role_key], number), "content": _content(item, number)}
-    handled = {*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS}
-    turn |= {key: value for key, value in item.items() if key not in handled and value is not None}
+    if not item.keys() <= HANDLED:
+        turn |= {key: value for key, value in item.items() if key not in HANDLED and value is not None}
     if (loss := _loss(item, number)) is not None:
         turn["loss"] = loss
     return _called(turn, number) if turn["role"] == "tool_call" else turn
@@ -137,13 +144,15 @@ def listing(value: Any, key: str) -> list[Any]:
 
 
 def _text(value: Any, key: str) -> str:
+    if type(value) is str and value.isascii():
+        return value
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
-    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+    if not value.isascii() and HALF.search(value):
         raise Unusable(
             f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
         )

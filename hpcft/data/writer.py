@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,10 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcft.data.documents import Document
 from hpcft.data.kinds import Kind
 from hpcft.data.packing import best_fit, one_each
 from hpcft.data.shards import COLUMNS, file_name
+
+# What is kept in memory until all documents are known: a few dozen bytes a document. As ``tokenise.Columns`` has them.
+SMALL = {
+    "lengths": "i8", "counts": "i4", "kinds": "u1", "lines": "i8", "margins": "f4",
+    "documents": "i8", "copies": "i8", "files": "i8",
+}  # fmt: skip
 
 
 class SplitWriter:
@@ -27,13 +33,7 @@ class SplitWriter:
         self.folder, self.split = folder, split
         self.tokens = (folder / file_name(split, "tokens")).open("wb")
         self.trained = (folder / file_name(split, "trained")).open("wb")
-        self.lengths: list[int] = []
-        self.counts: list[int] = []
-        self.kinds: list[int] = []
-        self.margins: list[float] = []
-        self.origins: list[tuple[int, int]] = []
-        self.rows: list[int] = []  # documents of each row
-        self.copies: list[int] = []  # windows that hold each row
+        self.small: dict[str, list[Any]] = {name: [np.empty(0, kind)] for name, kind in SMALL.items()}
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -44,46 +44,46 @@ class SplitWriter:
         self.tokens.close()
         self.trained.close()
 
-    def add(self, document: Document, copies: int, origin: tuple[int, int]) -> None:
-        """Append what a row became; ``copies`` windows will hold it. origin: number of its input file, line in it."""
-        self.rows.append(len(document.both))
-        self.copies.append(copies)
-        for part in document.both:
-            self.tokens.write(part.tokens.astype(COLUMNS["tokens"]).tobytes())
-            self.trained.write(part.trained.astype(COLUMNS["trained"]).tobytes())
-            self.lengths.append(len(part.tokens))
-            self.counts.append(int(part.trained.sum()))
-            self.kinds.append(part.kind)
-            self.margins.append(part.margin)
-            self.origins.append(origin)
+    def add(self, columns: Mapping[str, Any], file: int) -> None:
+        """Append the documents of one portion, as ``tokenise.Columns`` has them. file: number of its input file."""
+        self.tokens.write(columns["tokens"].astype(COLUMNS["tokens"], copy=False).data)
+        self.trained.write(columns["trained"].astype(COLUMNS["trained"], copy=False).data)
+        for name in SMALL:
+            self.small[name].append(columns[name] if name != "files" else np.full(len(columns["lines"]), file))
 
     def finish(self, max_length: int, packing: bool) -> dict[str, Any]:
         """Write offsets and windows; the facts of this split for the manifest."""
         self.tokens.close()
         self.trained.close()
-        starts, rows = _offsets(self.lengths), _offsets(self.rows)
-        taken = np.repeat(np.arange(len(self.rows)), self.copies)
+        column = {name: np.concatenate(parts) for name, parts in self.small.items()}
+        starts, rows = _offsets(column["lengths"]), _offsets(column["documents"])
+        taken = np.repeat(np.arange(len(column["copies"])), column["copies"])
         sizes = (starts[rows[1:]] - starts[rows[:-1]])[taken]
         chosen = best_fit(sizes, max_length) if packing else one_each(len(taken))
-        windows = [[d for row in taken[window] for d in range(rows[row], rows[row + 1])] for window in chosen]
-        members = np.array([document for window in windows for document in window], np.int64)
+        windows = _offsets([len(window) for window in chosen])  # first place of each window, and the end
+        order = np.fromiter(chain.from_iterable(chosen), np.int64, len(taken))
+        placed, filled = taken[order], _offsets(sizes[order])[windows]
+        many = column["documents"][placed]
+        ends = _offsets(many)
+        members = np.repeat(rows[placed] - ends[:-1], many) + np.arange(ends[-1])
         self._write("documents", starts)
-        self._write("counts", self.counts)
-        self._write("origins", np.array(self.origins, np.int64).reshape(-1))
-        self._write("windows", _offsets([len(window) for window in windows]))
+        self._write("counts", column["counts"])
+        self._write("origins", np.stack([column["files"], column["lines"]], 1).reshape(-1))
+        self._write("windows", ends[windows])
         self._write("members", members)
-        self._write("kinds", self.kinds)
-        self._write("margins", self.margins)
-        kinds, tokens = Counter(self.kinds[document] for document in members), int(sizes.sum())
+        self._write("kinds", column["kinds"])
+        self._write("margins", column["margins"])
+        kinds = Counter(column["kinds"][members].tolist())
+        tokens = int(filled[-1])
         return {
-            "windows": len(windows),
+            "windows": len(chosen),
             "rows": len(taken),
             "kinds": {kind.word: kinds[kind] for kind in Kind if kinds[kind]},
             "tokens": tokens,
-            "trained_tokens": int(np.array(self.counts, np.int64)[members].sum()),
-            "max_window": max((int(sizes[window].sum()) for window in chosen), default=0),
+            "trained_tokens": int(column["counts"].astype(np.int64)[members].sum()),
+            "max_window": int(np.diff(filled).max(initial=0)),
             "max_length": max_length,
-            "filled": round(tokens / (max_length * len(windows)), 4) if windows else 0.0,
+            "filled": round(tokens / (max_length * len(chosen)), 4) if len(chosen) else 0.0,
             "files": {name: (self.folder / name).stat().st_size for name in self._names()},
         }
 
@@ -94,5 +94,5 @@ class SplitWriter:
         (self.folder / file_name(self.split, column)).write_bytes(np.asarray(values).astype(COLUMNS[column]).tobytes())
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:
+def _offsets(lengths: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))])

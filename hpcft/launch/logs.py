@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hpcft.errors import printable, refuse
+from hpcft.launch.preparation import newest
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 
@@ -18,12 +19,18 @@ def log_files(paths: RunPaths, attempt: int | None = None) -> list[Path]:
 
     Raises Refusal where there was no such attempt.
     """
+    if attempt is None and (log := _preparing(paths)):
+        return [log]
     number = _attempt(paths, attempt)
     return sorted(path for path in paths.attempt(number).glob("*.log"))
 
 
 def read(paths: RunPaths, rank: int = 0, attempt: int | None = None) -> Iterator[str]:
     """The lines of one rank's log in one attempt (None: the newest). Raises Refusal where it is not there."""
+    if attempt is None and (before := _preparing(paths)):
+        with before.open(errors="replace") as stream:
+            yield from map(clean, stream)
+        return
     number = _attempt(paths, attempt)
     log = paths.rank_log(number, rank)
     if not log.exists():
@@ -42,6 +49,8 @@ def follow(
     attempt: stay with this one. A line ``== attempt N`` stands where one begins.
     """
     number = attempt or 1
+    if attempt is None and not _began(paths, number):
+        yield from _preparation(paths, over, look)
     while True:
         ended = over()
         if attempt is None and not _began(paths, number):
@@ -54,6 +63,27 @@ def follow(
         if attempt is not None or (over() and not _began(paths, number + 1)):
             return
         number += 1
+
+
+def _preparing(paths: RunPaths) -> Path | None:
+    """The log of the preparation, while it is all that there is of the run."""
+    log = newest(paths, read_events(paths))
+    return log if log is not None and log.is_file() and not _began(paths, 1) else None
+
+
+def _preparation(paths: RunPaths, over: Callable[[], bool], look: float) -> Iterator[str]:
+    """The lines of the preparation's log, until the first attempt begins."""
+    told, log = 0, None
+    while True:
+        last = over() or _began(paths, 1)
+        if log is None and (log := _preparing(paths)) is not None:
+            yield "== preparing the data"
+        lines = log.read_text(errors="replace").splitlines() if log is not None else []
+        yield from map(clean, lines[told:])
+        told = len(lines)
+        if last or newest(paths, read_events(paths)) is None:
+            return
+        time.sleep(look)
 
 
 def _lines(paths: RunPaths, number: int, rank: int, over: Callable[[], bool], look: float, stay: bool) -> Iterator[str]:

@@ -26,6 +26,12 @@ def run_prepare(named: Plan, pinned: Plan, store: Path, *words: str, aside: bool
         return run_data("prepare", pinned, store, "--also", file, *words, aside=aside)
 
 
+def is_prepared(plan: Plan, store: Path) -> bool:
+    """Whether the data of ``plan`` is in ``store`` as its files are now."""
+    with _plan_file(plan) as file:
+        return run_module("hpcft.data.prepare", plan, "--plan", file, "--store", str(store), "--look", aside=True) == 0
+
+
 def run_data(verb: str, plan: Plan, store: Path, *words: str, aside: bool = False) -> int:
     """Run ``python -m hpcft.data.<verb>`` on ``plan`` and return its exit code.
 

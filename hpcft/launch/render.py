@@ -25,6 +25,7 @@ from hpcft.run.expand import REFERENCE
 TERMINATOR = "HPCFT_PLAN"
 TEMPLATE = "train.sbatch.j2"
 ARRAY_TEMPLATE = "array.sbatch.j2"
+PREPARE_TEMPLATE = "prepare.sbatch.j2"
 
 # What sbatch takes literally on a directive line: no space, quote, backslash, $, #, or anything that ends a line.
 _WORD = re.compile(r"[A-Za-z0-9._,:=@%+/&|*!()\[\]-]+")
@@ -103,6 +104,24 @@ def _rendered(facts: dict[str, Any], template: Path | None, ours: str) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def render_preparation(plan: Plan) -> str:
+    """The script of the job that prepares the data of ``plan``. Raises Refusal where its cluster has no such job."""
+    if plan.resources.prepare_job is None:
+        raise refuse(
+            "this cluster prepares data without a job of its own",
+            where=f"cluster {plan.resources.cluster}",
+            value=f"prepare: {plan.resources.prepare}",
+            hint="prepare: job in the cluster profile",
+        )
+    return render(plan, templates() / PREPARE_TEMPLATE)
+
+
+def plan_in_script(text: str) -> Plan:
+    """The Plan that a rendered script carries. Raises Refusal where it has none."""
+    _, _, rest = text.partition(f"<<'{TERMINATOR}'\n")
+    return Plan.from_json(rest.partition(f"\n{TERMINATOR}\n")[0], where="the plan in the script")
+
+
 def _environment(template: Path | None) -> jinja2.Environment:
     """A user's template comes first and may include our parts; nothing of the Plan is ever taken for a template."""
     folders = [template.parent] if template else []
@@ -127,6 +146,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "job_name": r.job_name,
         "log": "%x-%j.log",
         "resources": r,
+        "job": r.prepare_job,
         "layout": plan.layout,
         "tasks_per_node": 1 if r.launcher == "torchrun" else r.tasks_per_node,
         "cpus_per_task": r.cpus_per_task * (r.tasks_per_node if r.launcher == "torchrun" else 1),

@@ -21,13 +21,15 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
+from hpcft.launch.preparation import WAITS, preparation
 from hpcft.launch.submissions import living
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.expand import run_folder
 from hpcft.run.folder import make_folder, refuse_other_plan
-from hpcft.run.ledger import JOB_VARIABLE, is_finished, read_events
+from hpcft.run.ledger import JOB_VARIABLE, Ledger, is_finished, read_events
 from hpcft.run.paths import RUN_VARIABLE, RUNS_VARIABLE, STORE_VARIABLE, RunPaths
+from hpcft.slurm import requeue
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import scrubbed
 from hpcft.slurm.states import State
@@ -54,11 +56,15 @@ BUSY = ("nodes are busy", "nodes required for job are down", "required node not 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run on its way. job_id: Slurm's, or the controlling process's. where: slurm or local."""
+    """A run on its way. job_id: Slurm's, or the controlling process's. where: slurm or local.
+
+    preparation: the job that prepares its data first, "" where there is none.
+    """
 
     job_id: str
     run: Path
     where: str
+    preparation: str = ""
 
 
 class ScriptExecutor(SlurmExecutor):
@@ -92,8 +98,10 @@ def slurm_here() -> bool:
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
-def submit(plan: Plan, script: str, run: Path | None = None) -> Submitted:
+def submit(plan: Plan, script: str, run: Path | None = None, prepare: str = "") -> Submitted:
     """Hand ``script`` to sbatch; the job's working directory is this one. run: its folder, when not the default.
+
+    prepare: the script of a job that prepares the data; ``script`` waits for its success, and goes with its failure.
 
     Raises Refusal, with sbatch's own words and a hint, where Slurm does not take it or the run cannot be submitted.
     """
@@ -104,8 +112,26 @@ def submit(plan: Plan, script: str, run: Path | None = None) -> Submitted:
     disk.replace(paths.script, script)
     with clean(job_environment(plan, None if paths.root == default else paths.root)):
         try_out(paths.script)
+        if prepare:
+            return _submit_both(plan, script, prepare, paths)
         job_id = hand_over(ScriptExecutor(paths.jobs, script, plan))
     return Submitted(job_id, paths.root, "slurm")
+
+
+def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Submitted:
+    """The preparation, then the job that waits for it; both or neither."""
+    paths.prepare_jobs.mkdir(mode=0o700, exist_ok=True)
+    disk.replace(paths.prepare_script, prepare)
+    try_out(paths.prepare_script)
+    first = hand_over(ScriptExecutor(paths.prepare_jobs, prepare, plan))
+    try:
+        job_id = hand_over(ScriptExecutor(paths.jobs, script, plan, [f"--dependency=afterok:{first}"]))
+    except BaseException:
+        requeue.cancel(first)
+        raise
+    log = Path.cwd() / f"prepare-{plan.resources.job_name}-{first}.log"
+    Ledger(paths, "submit", {JOB_VARIABLE: job_id}).write(WAITS, preparation=first, batch_log=str(log))
+    return Submitted(job_id, paths.root, "slurm", first)
 
 
 def check(script: Path) -> str:
@@ -131,7 +157,12 @@ def holding(paths: RunPaths, ask: Callable[[str], State] | None = None) -> str |
     holder = lease.holder(paths)
     if holder is not None and lease.alive(holder, ask):
         return holder.job
-    return next((job for job, state in living(paths, ask).items() if state.alive), None)  # no lease before it starts
+    waits = [job for job, state in living(paths, ask).items() if state.alive]  # it has no lease before it starts
+    events = read_events(paths)
+    for job in [job for job in waits if (before := preparation(paths, events, job)) and before.failed]:
+        requeue.cancel(job)  # it waits for what will not come, and Slurm would end it within a minute
+        waits.remove(job)
+    return next(iter(waits), None)
 
 
 def _about(paths: RunPaths, job: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
+from hpcft.launch.preparation import preparation
 from hpcft.launch.startup import Startup, startup_of
 from hpcft.launch.submissions import handed_over, job_in, living
 from hpcft.plan.plan import Plan
@@ -47,8 +48,8 @@ class AttemptStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run. state: finished, cancelled, stopped; cancelling, while a cancelled job still lives; or Slurm's word in
-    small letters (pending, running …), or unknown.
+    """A run. state: finished, cancelled, stopped; cancelling, while a cancelled job still lives; preparing, while
+    another job prepares its data; or Slurm's word in small letters (pending, running …), or unknown.
 
     step: the newest that is known of; total: None before the data is prepared. saved: the newest checkpoint's step.
     """
@@ -143,6 +144,11 @@ def state_of(
         cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value
         return ("cancelled" if cancelled else "stopped"), str(ended["why"])
     asked = _asked(paths, job, ask or job_state)
+    before = None if cancelled or asked == "running" else preparation(paths, events, job)
+    if before is not None and before.failed:  # the job that waits for it ends with it, if it has not yet
+        return "stopped", f"preparing the data failed in job {before.job}: {before.failed}; its log: {before.log}"
+    if before is not None and before.alive:
+        return "preparing", f"job {before.job}, {before.state.name.lower()}; its log: {before.log}"
     if cancelled:  # its ranks save before they end, and until then nothing else may hold the run
         return ("cancelled" if asked in (*ENDED, "unknown") else "cancelling"), "cancelled"
     return asked, str(ended["why"]) if ended else ""
@@ -214,19 +220,24 @@ def cancel(folder: Path, by: str = "hpcft cancel") -> str:
     now = status(folder)
     here = now.alive and now.where == "local"
     jobs = [now.job] if here and now.job else [] if now.state == "finished" else list(living(paths))
-    if not jobs:
+    events = read_events(paths)
+    asked = jobs or ([now.job] if now.job and now.state != "finished" else [])
+    before = [made for job in asked if (made := preparation(paths, events, job)) and made.alive]
+    if not jobs and not before:
         return f"run {now.name} is {now.state}; nothing to cancel"
     # Written first: whoever decides what comes next sees it, whatever happens to the signal.
     for job in jobs:
         Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
-    return _cancel_local(paths, now) if here else _cancel_jobs(jobs)
+    return _cancel_local(paths, now) if here else _cancel_jobs(jobs, [made.job for made in before])
 
 
-def _cancel_jobs(jobs: Sequence[str]) -> str:
-    for job in jobs:
+def _cancel_jobs(jobs: Sequence[str], preparing: Sequence[str]) -> str:
+    for job in (*jobs, *preparing):  # first who waits, so that nothing starts it
         answer = requeue.cancel(job)
         if answer.rc != 0:
             raise refuse(f"scancel: {answer.err.strip()}", where=f"job {job}")
+    if preparing:
+        return f"cancelled job {', '.join((*jobs, *preparing))}; what is prepared by now is kept"
     return f"cancelled job {', '.join(jobs)}; its ranks may save before they end"
 
 

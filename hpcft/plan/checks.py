@@ -179,6 +179,7 @@ def check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str,
             clock(time),
             hint="the run requeues itself at the limit and goes on",
         )
+    problems += _prepare_job(cluster)
     if cluster.scheduler == "slurm" and time * 60 <= cluster.signal_lead + 60:
         wrong(
             "time",
@@ -187,6 +188,27 @@ def check_resources(run: RunConfig, cluster: ClusterProfile, where: Mapping[str,
             hint="a longer time, or a shorter signal_lead in the cluster profile",
         )
     return problems
+
+
+def _prepare_job(cluster: ClusterProfile) -> list[Problem]:
+    """The job that prepares data, against the same profile."""
+    ask = cluster.prepare_job
+    if ask is None:
+        return []
+    if cluster.prepare != "job":
+        hint = "write prepare: job, or take the section out"
+        return [Problem(f"prepare_job says what a job asks for, but prepare is {cluster.prepare}", hint=hint)]
+    limits = cluster.partitions.get(ask.partition) if ask.partition else None
+    if ask.partition and cluster.partitions and limits is None:
+        guess = near(ask.partition, cluster.partitions)
+        hint = f"did you mean {guess}?" if guess else "add it to partitions"
+        what = f"prepare_job.partition: {cluster.name} has no such partition"
+        return [Problem(what, "", ask.partition, tuple(sorted(cluster.partitions)), hint)]
+    if limits and limits.max_time and ask.time > limits.max_time:
+        hint = "a preparation that ends at its limit goes on where it was when the run is submitted again"
+        what = f"prepare_job.time: {ask.partition} allows at most {clock(limits.max_time)}"
+        return [Problem(what, "", clock(ask.time), hint=hint)]
+    return []
 
 
 def _roomier(cluster: ClusterProfile, nodes: int) -> str:

@@ -207,7 +207,10 @@ def _cluster(plan: Plan, file: str) -> list[tuple[str, str]]:
         "cancel": "when preempted: this partition cancels; the run requeues itself if the site lets it",
         "none": "this partition does not preempt",
     }[r.preemption]
-    return [("cluster", f"{named}: " + ", ".join(part for part in asked if part) + f"\n{preempted}")]
+    lines = [f"{named}: " + ", ".join(part for part in asked if part), preempted]
+    if job := r.prepare_job:
+        lines.append(f"data that is not prepared: a job of {_count(job.cores, 'core')}, for which the run waits")
+    return [("cluster", "\n".join(lines))]
 
 
 def _paths(plan: Plan) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from hpcft import __version__
 from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
-from hpcft.config.cluster import ClusterProfile
+from hpcft.config.cluster import ClusterProfile, PrepareJob
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, refuse
@@ -34,6 +34,7 @@ from hpcft.plan.plan import (
     ModelPlan,
     OptimPlan,
     Plan,
+    PreparePlan,
     Resources,
     Source,
     TrainPlan,
@@ -343,6 +344,17 @@ def _resources(run: RunConfig, cluster: ClusterProfile, layout: Layout) -> Resou
         preemption=_preemption(cluster, partition), extra=cluster.extra, setup=cluster.setup,
         launcher=cluster.launcher, accelerator=cluster.accelerator,
         backend="gloo" if cluster.accelerator == "cpu" else "nccl", prepare=cluster.prepare, template=cluster.template,
+        prepare_job=_prepare_job(cluster, partition),
+    )  # fmt: skip
+
+
+def _prepare_job(cluster: ClusterProfile, partition: str | None) -> PreparePlan | None:
+    if cluster.prepare != "job" or cluster.scheduler == "none":
+        return None
+    ask = cluster.prepare_job or PrepareJob()
+    return PreparePlan(
+        partition=ask.partition or partition, qos=ask.qos, cores=ask.cores, memory=ask.mem, time_minutes=ask.time,
+        extra=ask.extra,
     )  # fmt: skip
 
 

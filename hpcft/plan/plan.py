@@ -187,6 +187,18 @@ class Variable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreparePlan:
+    """The job that prepares the data before the ranks' job starts: one task on one node, without GPUs."""
+
+    partition: str | None
+    qos: str | None
+    cores: int  # as many processes prepare
+    memory: str | None
+    time_minutes: int
+    extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """What is asked of Slurm, and how the ranks are started there."""
 
@@ -215,8 +227,9 @@ class Resources:
     launcher: str  # srun (a task per rank) | torchrun (a task per node)
     accelerator: str  # cuda | rocm | cpu
     backend: str  # nccl | gloo
-    prepare: str  # login | in_job
+    prepare: str  # login | in_job | job
     template: str | None  # a template of the user's own
+    prepare_job: PreparePlan | None  # where prepare is job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +326,7 @@ _MEANT: dict[int, dict[str, dict[str, Any]]] = {
         "model": {"quantization": "none"},
         "train": {"deepspeed": "", "compiled": False, "resharding": True},
         "data": {"num_labels": 0},
+        "resources": {"prepare_job": None},
     }
 }
 # The same of whole sections.

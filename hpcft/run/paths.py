@@ -47,6 +47,19 @@ class RunPaths:
         return self.jobs / "plan.json"
 
     @property
+    def prepare_script(self) -> Path:
+        return self.root / "prepare.sbatch"
+
+    @property
+    def prepare_jobs(self) -> Path:
+        """submitit's files of the jobs that prepare data."""
+        return self.root / "prepare-jobs"
+
+    def prepare_log(self, job: str) -> Path:
+        """What the preparation in that job says."""
+        return self.root / "logs" / f"prepare-{job}.log"
+
+    @property
     def lease(self) -> Path:
         return self.root / "lease.json"
 

@@ -125,7 +125,7 @@ def test_words_without_effect_are_said_on_stderr_once(tmp_path: Path) -> None:
         (f"plan {LEAST} --nodes 3", "this machine is one node"),
         (f"plan {LEAST} --cluster nosuch", "cluster: no such profile"),
         (f"plan {LEAST} --name 'a\nb'", "may not stand here"),
-        (f"plan {LEAST} --cluster infiniband-h100 --partition x", "valid: gpu, scavenge"),
+        (f"plan {LEAST} --cluster infiniband-h100 --partition x", "valid: cpu, gpu, scavenge"),
         (f"plan {LEAST} --cluster infiniband-h100 --global_batch_size 9", "valid: 8, 16"),
         (f"plan {LEAST} --pp 2", "not in this release"),
         (f"render {LEAST} -o /proc/nowhere/x", "cannot be written"),

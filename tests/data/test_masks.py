@@ -11,7 +11,7 @@ import pytest
 
 from hpcft.data.masks import Masker
 from hpcft.data.shards import Prepared
-from hpcft.data.tokenizer import load
+from hpcft.data.tokenizer import Template, load
 from hpcft.errors import Refusal
 from tests.data.conftest import Preparing, Tokenizers
 from tests.data.small import EOS, chat, request
@@ -207,14 +207,52 @@ def test_a_random_conversation_is_masked_alike_by_prefixes_and_by_substitution(t
     for template in ("chatml", "llama3", "gemma"):
         folder = tokenizer(template)
         fast = load(request(tokenizer=folder), folder)
-
-        def render(messages: Any, tools: Any, prompt: bool, fast: Any = fast) -> str:
-            return str(fast.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt))
-
-        masker = Masker(render, [EOS[template]])
+        masker = Masker(Template(fast, request(tokenizer=folder)), [EOS[template]])
         for _ in range(20):
             turns = ["x" + "".join(draw.choices(pieces, k=5)) + "x" for _ in range(2 * draw.randint(1, 3))]
             messages = chat(*turns)["messages"]
             text, spans = masker.spans(messages, None)
             assert [text[s.start : s.end] for s in spans] == [turn + EOS[template] for turn in turns[1::2]]
             assert spans == [masker._substituted(text, messages, None, s.turn) for s in spans]
+
+
+def test_the_tokens_of_a_span_are_those_that_the_offsets_of_all_tokens_name(tokenizer: Tokenizers) -> None:
+    """Characters of several tokens, tokens of several characters, spans that begin and end inside of both."""
+    import random
+
+    from hpcft.data.masks import Span, reach
+
+    draw = random.Random(6)
+    pieces = [
+        "the answer",
+        " ",
+        "\n\n",
+        "四",
+        "🙂",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "<|im_end|>",
+        "<think>",
+        "two and two",
+        "naïve",
+        "\t",
+    ]
+    folder = tokenizer()
+    backend = load(request(tokenizer=folder), folder).backend_tokenizer
+    for _ in range(400):
+        text = "".join(draw.choices(pieces, k=draw.randint(1, 12)))
+        encoding = backend.encode(text, add_special_tokens=False)
+        start, end = sorted(draw.choices(range(len(text) + 1), k=2))
+        named = [n for n, (first, past) in enumerate(encoding.offsets) if first < end and past > start]
+        assert list(range(*reach(encoding, Span(0, start, end, False), len(text)))) == named
+
+
+@pytest.mark.parametrize("template", sorted(EOS))
+def test_texts_rendered_together_are_those_rendered_one_by_one(template: str, tokenizer: Tokenizers) -> None:
+    folder = tokenizer(template)
+    render = Template(load(request(tokenizer=folder), folder), request(tokenizer=folder))
+    chats = [tuple(chat(*[f"say {n}" for n in range(turns)])["messages"]) for turns in (1, 2, 3, 4)]
+    asked = [(turns, n) for turns in chats for n in range(1, len(turns) + 1)]
+    for prompt in (False, True):
+        for _ in range(2):  # the first time the short way is compared with the long one
+            assert render.many(asked, prompt) == [render(turns[:n], None, prompt) for turns, n in asked]

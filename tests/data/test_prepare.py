@@ -315,7 +315,7 @@ def test_a_failure_in_the_middle_leaves_no_temporary_folder(
     data = request(write_lines(tmp_path / "a.jsonl", ROWS), tokenizer=tokenizer())
     with pytest.raises(OSError, match="Bad file descriptor"):
         prepare(data, tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["locks"]
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["locks", "work"]
 
 
 def test_a_file_that_changes_while_it_is_prepared_is_not_published_under_a_wrong_address(
@@ -326,8 +326,8 @@ def test_a_file_that_changes_while_it_is_prepared_is_not_published_under_a_wrong
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     run = module._Preparation.run
 
-    def and_meanwhile(self: Any) -> Any:
-        manifest = run(self)
+    def and_meanwhile(self: Any, folder: Path) -> Any:
+        manifest = run(self, folder)
         write_lines(path, ROWS[::-1])
         return manifest
 

@@ -155,7 +155,7 @@ class Scene:
 
     def words_of(self, name: str) -> str:
         """What a person would look at: batch log, rank logs, events, the queue."""
-        logs = sorted(self.paths(name).root.glob("logs/*/*.log")) + sorted(self.folder.glob(f"{name}-*.log"))
+        logs = sorted(self.paths(name).root.glob("logs/**/*.log")) + sorted(self.folder.glob(f"*{name}-*.log"))
         parts = [f"--- {log.relative_to(self.folder)}\n{log.read_text(errors='replace')[-3000:]}" for log in logs]
         events = "\n".join(json.dumps(event) for event in self.events(name)[-40:])
         queue = self.slurm.run(["squeue", "-l"], check=False).stdout

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hpcft.catalog import OBJECTIVES, STRATEGIES
+from hpcft.config.cluster import PrepareJob
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
 from hpcft.plan.make import make_plan, source_of
@@ -176,7 +177,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--nproc_per_node 9", "a node of infiniband-h100 has 8 GPUs", ("1 … 8",)),
         ("--nodes 17", "gpu gives at most 16 nodes to a job", ("1 … 16",)),
         ("--nodes 65 --partition scavenge", "scavenge gives at most 64 nodes to a job", ("1 … 64",)),
-        ("--partition gpuu", "infiniband-h100 has no such partition", ("gpu", "scavenge")),
+        ("--partition gpuu", "infiniband-h100 has no such partition", ("cpu", "gpu", "scavenge")),
         ("--time 3-00:00:00", "gpu allows at most 2-00:00:00", ()),
         ("--time 6", "shorter than the warning of 300 s", ()),
         ("--strategy ddpp", "no such value", (*STRATEGIES, "auto")),
@@ -325,3 +326,33 @@ def test_rows_are_those_that_the_objective_needs() -> None:
         "pair",
         "pair",
     ]
+
+
+def test_a_profile_may_have_data_prepared_by_a_job_of_its_own() -> None:
+    made = from_words("--model m --dataset a.jsonl", "infiniband-h100").resources
+    assert made.prepare == "job"
+    assert made.prepare_job is not None
+    assert (made.prepare_job.partition, made.prepare_job.cores, made.prepare_job.time_minutes) == ("cpu", 32, 360)
+    assert from_words("--model m --dataset a.jsonl", "cloud-spot").resources.prepare_job is None
+    loaded = load_run(["--model", "m", "--dataset", "a.jsonl"])
+    bare = profile("infiniband-h100").model_copy(update={"prepare_job": None})
+    job = make_plan(loaded.run, bare, loaded.origins).resources.prepare_job
+    assert job is not None
+    assert job.partition == "gpu", "the run's own, where the profile names none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "hint"),
+    [
+        ({"prepare": "login"}, "prepare_job says what a job asks for, but prepare is login", "prepare: job"),
+        ({"prepare_job": PrepareJob(partition="cpus")}, "infiniband-h100 has no such partition", "did you mean cpu?"),
+        ({"prepare_job": PrepareJob(partition="cpu", time=9000)}, "cpu allows at most 1-00:00:00", "goes on where"),
+    ],
+)
+def test_a_job_for_data_that_the_profile_cannot_give_is_refused(changes: dict[str, Any], what: str, hint: str) -> None:
+    loaded = load_run(["--model", "m", "--dataset", "a.jsonl"])
+    with pytest.raises(Refusal) as refused:
+        make_plan(loaded.run, profile("infiniband-h100").model_copy(update=changes), loaded.origins)
+    (problem,) = refused.value.problems
+    assert what in problem.what
+    assert hint in problem.hint

@@ -1,0 +1,177 @@
+"""A prepare that is killed goes on where it ended: the same bytes, nothing finished done twice, nothing left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hpcft.data import portions
+from hpcft.data.prepare import main, prepare
+from hpcft.data.work import Work
+from hpcft.errors import Refusal
+from hpcft.plan.plan import DataPlan
+from tests.data.conftest import Tokenizers
+from tests.data.small import chat, request, write_lines
+from tests.plans import plan
+
+ROWS = [chat(f"what is {n} ?", "the answer is " + "and two " * (n % 40) + str(n)) for n in range(3000)]
+NAMED = ("locks", "requests")
+
+
+@pytest.fixture
+def data(tmp_path: Path, tokenizer: Tokenizers) -> DataPlan:
+    path = write_lines(tmp_path / "rows.jsonl", ROWS)
+    return request(path, tokenizer=tokenizer(), max_length=512, validation_ratio=0.05)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All but the picture, which only the command draws."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".png"}
+
+
+def results(store: Path) -> dict[str, int]:
+    """The finished portions in the work area → the moment each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in store.glob("work/*/*.npz")}
+
+
+def slowly(data: DataPlan, store: Path, pause: float) -> None:
+    """``prepare`` in a process of its own, with a pause before every result."""
+    save = Work.save
+
+    def later(self: Work, name: str, result: Any) -> None:
+        time.sleep(pause)
+        save(self, name, result)
+
+    Work.save = later  # type: ignore[method-assign]
+    prepare(data, store)
+
+
+def killed(data: DataPlan, store: Path, seconds: float, pause: float = 0.02) -> bool:
+    """Whether a prepare that was SIGKILLed after so many seconds had not ended by itself."""
+    process = multiprocessing.get_context("fork").Process(target=slowly, args=(data, store, pause))
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def started(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
+    """A prepare of two workers that has tokenised its first portion."""
+    (folder / "plan.json").write_text(plan(data=data).to_json())
+    words = ["--plan", str(folder / "plan.json"), "--store", str(store), "--workers", "2"]
+    command = [sys.executable, "-m", "hpcft.data.prepare", *words]
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list(store.glob("work/*/read-*.npz")):
+        assert time.monotonic() < end, "no portion was ever finished"
+        assert process.poll() is None, "it ended before any portion was finished"
+        time.sleep(0.01)
+    return process
+
+
+def test_kills_at_random_moments_cost_no_finished_portion_and_no_byte(data: DataPlan, tmp_path: Path) -> None:
+    whole, store = files(prepare(data, tmp_path / "undisturbed").folder), tmp_path / "store"
+    draw, landed, before = random.Random(4), 0, dict[str, int]()
+    while killed(data, store, draw.uniform(0.1, 0.9)):
+        now = results(store)
+        assert now.items() >= before.items(), "a finished portion was lost or done again"
+        landed += len(now) > len(before)
+        before = now
+    assert landed >= 3, "too few kills hit the middle of the work"
+    assert files(prepare(data, store).folder) == whole
+    assert {path.name for path in store.iterdir()} - set(NAMED) == {prepare(data, store).content}
+
+
+def test_a_killed_prepare_leaves_no_worker_and_another_number_of_workers_goes_on(
+    data: DataPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    process = started(data, tmp_path, store)
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert len(tree) >= 3, "no workers were there to outlive it"
+    assert psutil.wait_procs(tree, timeout=10)[1] == []
+    done = len(results(store))
+    assert main(["--plan", str(tmp_path / "plan.json"), "--store", str(store)]) == 0
+    assert f"went on where an earlier prepare ended: {done} of" in capsys.readouterr().err
+    assert files(prepare(data, store).folder) == files(prepare(data, tmp_path / "undisturbed").folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_result_is_noticed_and_done_again(damage: str, data: DataPlan, tmp_path: Path) -> None:
+    whole, store = files(prepare(data, tmp_path / "undisturbed").folder), tmp_path / "store"
+    assert killed(data, store, 0.6, 0.1)
+    torn = max(store.glob("work/*/*.npz"), key=lambda path: path.stat().st_size)
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 2] ^= 1
+    torn.write_bytes({"cut": bytes(content[:-100]), "flip": bytes(content), "empty": b""}[damage])
+    assert files(prepare(data, store).folder) == whole
+
+
+def test_what_was_refused_leaves_no_work_behind(data: DataPlan, tmp_path: Path) -> None:
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("{broken\n")
+    with pytest.raises(Refusal, match=r"rows\.jsonl:3001: broken JSON"):
+        prepare(data, tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["locks"]
+
+
+def test_a_worker_killed_from_outside_is_told_as_such_and_its_work_is_kept(data: DataPlan, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = started(data, tmp_path, store)
+    server = next(p for p in psutil.Process(process.pid).children() if p.children())
+    server.children()[0].kill()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a worker process was killed from outside" in said
+    assert "Traceback" not in said
+    assert results(store)
+
+
+def test_the_first_fault_in_the_file_is_told_whatever_portion_it_is_in(data: DataPlan, tmp_path: Path) -> None:
+    rows = [*ROWS]
+    for at in (1200, 2400):
+        rows[at] = {"messages": [{"role": "nobody", "content": "x"}]}
+    write_lines(tmp_path / "rows.jsonl", rows)
+    for workers in (1, 2):
+        with pytest.raises(Refusal, match=r"rows\.jsonl:1201: turn 1 has the unknown role"):
+            main_with(data, tmp_path, workers)
+
+
+def main_with(data: DataPlan, folder: Path, workers: int) -> None:
+    import dataclasses
+
+    prepare(dataclasses.replace(data, workers=workers), folder / f"store-{workers}")
+
+
+def cuts(content: bytes, path: Path) -> Iterator[portions.Portion]:
+    from hpcft.data.sources import DataFile
+
+    path.write_bytes(content)
+    yield from portions.cut(DataFile(path, path.name)).portions or ()
+
+
+def test_portions_hold_every_line_once_and_know_its_number(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    lines = [b'"' + b"x" * draw.choice((0, 10, 3000, 90_000)) + b'"' for _ in range(200)]
+    for end in (b"", b"\n", b"\n\n\n"):
+        content = b"\n".join(lines) + end
+        found = list(cuts(content, tmp_path / "lines.jsonl"))
+        assert len(found) > 20
+        assert b"".join(content[portion.start : portion.end] for portion in found) == content
+        assert [portion.line for portion in found] == [1 + content[: portion.start].count(b"\n") for portion in found]
+        assert all(content[: portion.start].endswith(b"\n") for portion in found[1:])

@@ -19,7 +19,8 @@ from hpcft.data import tokenizer as tokenizers
 from hpcft.data.cutting import EQUAL, cut, cut_pair
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
-from hpcft.data.masks import Masker, Span, Unrenderable, reach, says_something, wanted
+from hpcft.data.masks import Masker, Span, Unrenderable, says_something, wanted
+from hpcft.data.reach import Encodings, Tokens
 from hpcft.data.rows import Message, Row, filled, opened
 from hpcft.plan.plan import DataPlan
 
@@ -40,7 +41,7 @@ class Encoder:
         self.data = data
         self.tokenizer = tokenizer
         self.template = tokenizers.Template(tokenizer, data)
-        self.encodings = tokenizers.Encodings(tokenizer)
+        self.encodings = Encodings(tokenizer)
         self.specials = special_tokens(tokenizer)
         self.masker = Masker(self.template, list(self.specials))
         self.firsts = {text[0]: [t for t in self.specials if t[0] == text[0]] for text in self.specials}
@@ -61,10 +62,9 @@ class Encoder:
         result: list[Document | str] = [item if isinstance(item, str) else "" for item in rendered]
         for special in (False, True):  # only raw text gets what the tokenizer adds: a template writes it
             chosen = [n for n, row in enumerate(rows) if (row.text is not None) is special and not result[n]]
-            encodings = self.encodings([rendered[n][0] for n in chosen], special) if chosen else []
-            for n, encoding in zip(chosen, encodings, strict=True):
-                text, spans = rendered[n]
-                result[n] = self._document(parts[n], text, spans, encoding)
+            encoded = self.encodings([rendered[n][0] for n in chosen], special) if chosen else []
+            for n, tokens in zip(chosen, encoded, strict=True):
+                result[n] = self._document(parts[n], rendered[n][1], tokens)
         return result
 
     def _prepared(self, row: Row) -> Row:
@@ -110,28 +110,27 @@ class Encoder:
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
 
-    def _document(self, part: Part, text: str, spans: Sequence[Span], encoding: Any) -> Document | str:
-        row, ids, eos = part.row, encoding.ids, self.tokenizer.eos_token_id
-        tokens = np.array(ids, np.int32)
+    def _document(self, part: Part, spans: Sequence[Span], found: Tokens) -> Document | str:
+        row, tokens, eos = part.row, found.ids, self.tokenizer.eos_token_id
         if part.kind == Kind.LABELLED:
             return _labelled(tokens)
         if row.text is not None:
-            trained = np.full(len(ids), bool(spans))
-            closed = bool(ids) and ids[-1] == eos
-            ends = np.array([len(ids) - 1] * (closed and bool(spans)), np.int64)
+            trained = np.full(len(tokens), bool(spans))
+            closed = len(tokens) > 0 and bool(tokens[-1] == eos)
+            ends = np.array([len(tokens) - 1] * (closed and bool(spans)), np.int64)
         else:
             spans = wanted(spans, row.messages, part.train_on)
-            reached = [reach(encoding, span, len(text)) for span in spans]
-            trained = self._trained(part, text, reached, encoding)
-            closing = [past - 1 for span, (_, past) in zip(spans, reached, strict=True) if span.closed and past]
-            ends = np.array(closing, np.int64)
+            reached = [found.reach(span.start, span.end) for span in spans]
+            trained = self._trained(part, reached, found)
+            lasts = [past - 1 for span, (_, past) in zip(spans, reached, strict=True) if span.closed and past]
+            ends = np.array(lasts, np.int64)
             closed = not spans or spans[-1].closed or spans[-1].turn < len(row.messages) - 1
         added = not closed and bool(trained.any())
         if added:
             if eos is None:
                 return "nothing ends its last turn: neither the chat template nor the tokenizer has an end token"
             tokens, trained = np.append(tokens, np.int32(eos)), np.append(trained, True)
-            ends = np.append(ends, len(ids))
+            ends = np.append(ends, len(tokens) - 1)
         if not trained[1:].any():
             return Document(UNTRAINED, len(tokens), why_untrained(row, part.train_on), kind=part.kind)
         turns, control = _turns(part, spans, added), self._control(row)
@@ -139,9 +138,9 @@ class Encoder:
             KEPT, len(tokens), "", tokens, trained, ends, turns, part.kind, end_added=added, control=control
         )
 
-    def _trained(self, part: Part, text: str, reached: Sequence[tuple[int, int]], encoding: Any) -> NDArray[np.bool_]:
+    def _trained(self, part: Part, reached: Sequence[tuple[int, int]], found: Tokens) -> NDArray[np.bool_]:
         row, all_ = part.row, part.train_on == "all"
-        trained = np.full(len(encoding), all_)
+        trained = np.full(len(found.ids), all_)
         if not all_:
             for first, past in reached:
                 trained[first:past] = True
@@ -152,7 +151,7 @@ class Encoder:
             _, every = self.masker.spans(loud, row.tools)
             for span in every:
                 if span.turn in silent:
-                    trained[slice(*reach(encoding, span, len(text)))] = False
+                    trained[slice(*found.reach(span.start, span.end))] = False
         return trained
 
     def _control(self, row: Row) -> bool:

@@ -244,31 +244,3 @@ def wanted(spans: Sequence[Span], messages: Sequence[Message], train_on: str) ->
         return list(spans)
     last_user = max((n for n, message in enumerate(messages) if message["role"] == "user"), default=-1)
     return [span for span in spans if span.turn > last_user]
-
-
-def reach(encoding: Any, span: Span, end: int) -> tuple[int, int]:
-    """The tokens (first, past the last) with at least one character in a span; ``end``: characters of the text.
-
-    encoding: a ``tokenizers.Encoding``. Asking it for the tokens at both ends takes a twentieth of the time that the
-    list of all offsets takes. A token that holds the template's last character and the assistant's first one is in,
-    for the model has to learn that word. Tokens may lack characters (trimmed spaces) and share one (pieces of an
-    emoji), so both ends are looked at token by token; their offsets never go back.
-    """
-    count, chars = len(encoding), encoding.token_to_chars
-    past = _token_at(encoding, span.end, end, count)
-    while past < count and chars(past)[0] < span.end:
-        past += 1
-    while past and chars(past - 1)[0] >= span.end:
-        past -= 1
-    first = min(past, _token_at(encoding, span.start, span.end, past))
-    while first < past and chars(first)[1] <= span.start:
-        first += 1
-    while first and chars(first - 1)[1] > span.start:
-        first -= 1
-    return first, past
-
-
-def _token_at(encoding: Any, start: int, end: int, otherwise: int) -> int:
-    """The first token that holds the first character from ``start`` on that any token holds, before ``end``."""
-    found = (encoding.char_to_token(at) for at in range(start, end))
-    return next((token for token in found if token is not None), otherwise)

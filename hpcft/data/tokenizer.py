@@ -170,25 +170,6 @@ def _spoken(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-class Encodings:
-    """What ``tokenizer(texts)`` does inside, less the lists of numbers that it makes for models."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        from transformers import PreTrainedTokenizerFast as Fast
-
-        self.tokenizer = tokenizer
-        tokenizer("", add_special_tokens=False)  # leaves its inner tokenizer without truncation and padding
-        names = ("__call__", "_encode_plus")  # where a subclass has its own, its own code must run
-        self.direct = all(getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in names)
-
-    def __call__(self, texts: list[str], special: bool) -> list[Any]:
-        """A ``tokenizers.Encoding`` for each text. special: with what the tokenizer adds around a text."""
-        if self.direct:
-            encodings: list[Any] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=special)
-            return encodings
-        return list(self.tokenizer(texts, add_special_tokens=special).encodings)
-
-
 def _chosen(tokenizer: Any, data: DataPlan) -> str | None:
     """The text of the template that the plan names; None: the tokenizer's own."""
     name = data.chat_template

@@ -216,37 +216,6 @@ def test_a_random_conversation_is_masked_alike_by_prefixes_and_by_substitution(t
             assert spans == [masker._substituted(text, messages, None, s.turn) for s in spans]
 
 
-def test_the_tokens_of_a_span_are_those_that_the_offsets_of_all_tokens_name(tokenizer: Tokenizers) -> None:
-    """Characters of several tokens, tokens of several characters, spans that begin and end inside of both."""
-    import random
-
-    from hpcft.data.masks import Span, reach
-
-    draw = random.Random(6)
-    pieces = [
-        "the answer",
-        " ",
-        "\n\n",
-        "四",
-        "🙂",
-        "👩‍👩‍👧",
-        "e\u0301",
-        "<|im_end|>",
-        "<think>",
-        "two and two",
-        "naïve",
-        "\t",
-    ]
-    folder = tokenizer()
-    backend = load(request(tokenizer=folder), folder).backend_tokenizer
-    for _ in range(400):
-        text = "".join(draw.choices(pieces, k=draw.randint(1, 12)))
-        encoding = backend.encode(text, add_special_tokens=False)
-        start, end = sorted(draw.choices(range(len(text) + 1), k=2))
-        named = [n for n, (first, past) in enumerate(encoding.offsets) if first < end and past > start]
-        assert list(range(*reach(encoding, Span(0, start, end, False), len(text)))) == named
-
-
 @pytest.mark.parametrize("template", sorted(EOS))
 def test_texts_rendered_together_are_those_rendered_one_by_one(template: str, tokenizer: Tokenizers) -> None:
     folder = tokenizer(template)

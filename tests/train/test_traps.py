@@ -133,7 +133,9 @@ def test_a_packed_batch_comes_with_positions_that_restart_and_without_a_mask(fol
 
 
 def test_kernels_are_told_the_documents_of_every_row() -> None:
-    rows: Any = SimpleNamespace(packed=True, lengths=[[3, 5], [8]], tokens=SimpleNamespace(device=torch.device("meta")))
+    rows: Any = SimpleNamespace(
+        packed=True, lengths=[[3, 5], [8]], tokens=SimpleNamespace(device=torch.device("meta")), few_shapes=False
+    )
     told = attention.document_arguments(rows)
     assert (told["cu_seq_lens_q"].shape, told["max_length_q"]) == ((4,), 8)
     assert set(told) == {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -75,18 +76,28 @@ def prepare(data: DataPlan, store: Path) -> Answer:
         inputs = [*(read.input for read in reads), *others]
         content = stores.address(data, inputs)
         if not (store / content / "manifest.json").is_file():
-            work = Work(store, content)
-            with stores.new_content(store, content) as folder, work.kept():
-                manifest = _Preparation(data, reads, work, keep_lock).run(folder)
-                if any(entry.changed for entry in inputs):  # its bytes would stand under the address of other bytes
-                    raise changed()
-                stores.write_json(folder / "manifest.json", {"schema": stores.SCHEMA, "content": content, **manifest})
-            work.end()
+            try:
+                _make(data, store, content, reads, inputs, keep_lock)
+            except OSError:  # the same content under another request: who is first takes the work area away
+                if not (store / content / "manifest.json").is_file():
+                    raise
         stores.remember(store, data, content, inputs)
     answer = stores.find(store, data)
     if answer is None:
         raise changed()
     return answer
+
+
+def _make(
+    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_lock: Callable[[], None]
+) -> None:
+    work = Work(store, content)
+    with stores.new_content(store, content) as folder, work.kept():
+        manifest = _Preparation(data, reads, work, keep_lock).run(folder)
+        if any(entry.changed for entry in inputs):  # its bytes would stand under the address of other bytes
+            raise changed()
+        stores.write_json(folder / "manifest.json", {"schema": stores.SCHEMA, "content": content, **manifest})
+    work.end()
 
 
 def _cut_all(data: DataPlan) -> tuple[list[Read], list[Input]]:
@@ -267,5 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _interrupted(number: int, _: object) -> None:
+    """The way out that gives the lock back: a requeued job on another node would wait for it."""
+    tell("interrupted; what is finished is kept for the next time")
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
     sys.exit(main())

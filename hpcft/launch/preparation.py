@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft.launch.prepare import BEGAN, FAILED, PREPARED
+from hpcft.launch.submissions import LIVES
 from hpcft.run.ledger import Event
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.job import job_state
@@ -36,9 +37,9 @@ class Preparation:
 
 
 def preparation(paths: RunPaths, events: Sequence[Event], job: str | None) -> Preparation | None:
-    """What ``job`` waits for; None where it waits for nothing, or for data that is there by now."""
+    """What ``job`` waits for; None where it waits for nothing or has begun, or where the data is there by now."""
     waits = next((event for event in reversed(events) if event["event"] == WAITS and event["job"] == job), None)
-    if waits is None:
+    if waits is None or any(event["job"] == job and event["event"] in LIVES for event in events):
         return None
     number = str(waits["preparation"])
     mine = [event for event in events if event["job"] == number and event["event"] in (BEGAN, PREPARED, FAILED)]

@@ -43,7 +43,10 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
     if code == 0:
         ledger.write(PREPARED, log=str(log))
         say(f"the data of {plan.name} is prepared; what it is: {log}")
-    elif code != -signal.SIGTERM:  # whoever sent that also ends this process, and may start the job anew
+    elif code not in (
+        -signal.SIGTERM,
+        128 + signal.SIGTERM,
+    ):  # whoever sent that also ends this process, and may start the job anew
         why = (
             cause(log)
             if code > 0

@@ -122,6 +122,18 @@ def test_a_damaged_result_is_noticed_and_done_again(damage: str, data: DataPlan,
     assert files(prepare(data, store).folder) == whole
 
 
+def test_a_prepare_that_is_asked_to_end_gives_its_lock_back_and_keeps_its_work(data: DataPlan, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = started(data, tmp_path, store)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "what is finished is kept" in said
+    assert "Traceback" not in said
+    assert list((store / "locks").iterdir()) == []
+    assert results(store)
+
+
 def test_what_was_refused_leaves_no_work_behind(data: DataPlan, tmp_path: Path) -> None:
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{broken\n")

@@ -82,6 +82,12 @@ def test_a_preparation_that_failed_says_why_and_one_that_began_anew_is_asked_aga
     assert preparation(waiting, read_events(waiting), "8") is None
 
 
+def test_a_run_that_has_begun_waits_for_nothing(waiting: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    states(monkeypatch, State.FORGOTTEN, State.PENDING)
+    Ledger(waiting, "batch", {JOB_VARIABLE: "8"}).write("accepted", plan="x", store=None)
+    assert watch.status(waiting.root).state == "pending"
+
+
 def test_a_controller_that_is_away_is_no_failure(waiting: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     states(monkeypatch, State.UNKNOWN, State.UNKNOWN)
     assert watch.status(waiting.root).state == "unknown"

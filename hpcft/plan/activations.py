@@ -21,7 +21,7 @@ from hpcft.plan.weights import COMPUTE_BYTES, adapted
 
 CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
 TILE = 128  # rows that a matrix product of a GPU works on together
-LOGIT_COPIES = 3  # logits and their gradient in float32; scores and their gradient in two bytes
+LOGIT_BYTES = 14  # of a number: scores and their gradient in two bytes, logits and two steps to it in float32
 
 
 def attention_kind(plan: Plan) -> str:
@@ -106,4 +106,4 @@ def chunk_rows(vocabulary: int) -> int:
 
 def logit_bytes(plan: Plan, shape: Shape) -> int:
     """Of one chunk; there is never more than one. Tensor-parallel ranks have some columns each."""
-    return LOGIT_COPIES * 4 * logit_rows(plan, shape) * shape.vocabulary // plan.layout.degree("tp")
+    return LOGIT_BYTES * logit_rows(plan, shape) * shape.vocabulary // plan.layout.degree("tp")

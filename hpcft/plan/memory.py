@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcft.catalog import STRATEGIES
-from hpcft.plan.activations import activation_bytes, logit_bytes, logit_rows, micro_tokens
+from hpcft.plan.activations import LOGIT_BYTES, activation_bytes, logit_bytes, logit_rows, micro_tokens
 from hpcft.plan.hardware import GIB
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
@@ -162,13 +162,21 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
     else:
         size, text = c * unit, "a gradient before it is added to its float32 sum"
     unpacked = _unpacked(plan, shape)
-    return Part("gathered", _divided(size, tp) + unpacked, text + (", a matrix out of four bits" if unpacked else ""))
+    return Part(
+        "gathered", _divided(size, tp) + unpacked, text + (", what is multiplied in other bits" if unpacked else "")
+    )
 
 
 def _unpacked(plan: Plan, shape: Shape) -> int:
-    """The largest matrix in the compute type, while it is multiplied."""
-    if plan.model.quantization != "nf4":
+    """Four bits: the largest matrix in the compute type, while it is multiplied.
+
+    Eight: the gradient of the widest output on its way to eight bits, two float32 copies and they; the matrix turned.
+    """
+    if plan.model.quantization == "none":
         return 0
+    if plan.model.quantization == "fp8":
+        sizes = shape.linears().values()
+        return 9 * micro_tokens(plan) * max(o for _, o in sizes) + max(i * o for i, o in sizes)
     return COMPUTE_BYTES[plan.model.dtype] * max(i * o for i, o in shape.linears().values())
 
 
@@ -184,7 +192,7 @@ def _logits(plan: Plan, shape: Shape) -> Part:
     if not rows:
         return Part("logits", 0, "none: a text is scored at its last token")
     columns = shape.vocabulary // plan.layout.degree("tp")
-    return Part("logits", logit_bytes(plan, shape), f"3 × 4 B × {rows:,} rows × {columns:,} words")
+    return Part("logits", logit_bytes(plan, shape), f"{LOGIT_BYTES} B × {rows:,} rows × {columns:,} words")
 
 
 def _divided(size: int, among: int) -> int:

@@ -12,8 +12,9 @@ from hpcft.plan.checks import clashes
 from hpcft.plan.layout import mesh
 from hpcft.plan.make import cpus_per_rank, hardware_of, memory_of, variables
 from hpcft.plan.memory import memory_plan
-from hpcft.plan.plan import Plan, TrainPlan
+from hpcft.plan.plan import RECOMPUTATION, Plan, TrainPlan
 from hpcft.plan.prediction import MemoryPlan
+from hpcft.plan.ways import clearly_too_large
 
 
 def replan(
@@ -61,7 +62,7 @@ def replan(
     environment = variables(cluster, layout, plan.train.dataloader_workers) if cluster else plan.environment
     new = dataclasses.replace(plan, layout=layout, batch=batch, train=train, resources=resources,
                               environment=environment)  # fmt: skip
-    return dataclasses.replace(new, memory=_foretold(new, cluster))
+    return _held(new, cluster)
 
 
 def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPlan:
@@ -82,6 +83,16 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     return dataclasses.replace(
         plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept
     )
+
+
+def _held(plan: Plan, cluster: ClusterProfile | None) -> Plan:
+    """``plan`` with its prediction, and with more recomputed where the GPUs it has now would clearly not hold it."""
+    for level in RECOMPUTATION[RECOMPUTATION.index(plan.train.recomputation) :]:
+        new = dataclasses.replace(plan, train=dataclasses.replace(plan.train, recomputation=level))
+        new = dataclasses.replace(new, memory=_foretold(new, cluster))
+        if new.memory is None or not clearly_too_large(new):
+            break
+    return new
 
 
 def _foretold(plan: Plan, cluster: ClusterProfile | None) -> MemoryPlan | None:

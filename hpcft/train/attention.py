@@ -7,7 +7,6 @@ a cache or with any mask (documents then attend to each other), so neither is ev
 
 from __future__ import annotations
 
-import functools
 import inspect
 from itertools import accumulate
 from typing import Any
@@ -21,6 +20,7 @@ from hpcft.train.skeleton import body_of, plain, run_inside
 
 VARLEN = "hpcft_varlen"
 DOCUMENT = 16  # tokens of the check's documents
+KNOWN: set[str] = set()  # what this release of torch's kernel can be told, for compiled layers found out beforehand
 LEAST_BOUNDS, LEAST_LONGEST = 64, 1024  # what a compiled layer sees of documents, at least
 
 
@@ -70,8 +70,10 @@ def _varlen_runs(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
 
 def register_varlen() -> None:
     """Make VARLEN known to transformers. Without a mask function of that name the model passes no mask."""
+    from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface
 
+    KNOWN.update(inspect.signature(varlen_attn).parameters)
     AttentionInterface.register(VARLEN, varlen)
 
 
@@ -97,28 +99,19 @@ def varlen(
     if cu_seq_lens_q is None or max_length_q is None:
         cu_seq_lens_q = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=query.device)
         max_length_q = length
-    known = _parameters()
     options: dict[str, Any] = {"scale": scaling}
-    if "window_size" in known:
+    if "window_size" in KNOWN:
         options["window_size"] = (sliding_window - 1 if sliding_window else -1, 0)
     else:
         options["is_causal"] = True
     if key.shape[1] != heads:
-        if "enable_gqa" in known:
+        if "enable_gqa" in KNOWN:
             options["enable_gqa"] = True
         else:
             key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
     q, k, v = (t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value))
     out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return out.view(rows, length, heads, width), None
-
-
-@functools.cache
-def _parameters() -> frozenset[str]:
-    """What this release of torch's kernel can be told."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def document_arguments(batch: Batch) -> dict[str, Any]:

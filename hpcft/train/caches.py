@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import MutableMapping
 from pathlib import Path
 
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 VARIABLES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
 
@@ -25,11 +26,16 @@ def keep_to_ourselves(environ: MutableMapping[str, str]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Made if need be; ours and written by nobody else, in a folder whose owner is us or root."""
+    """Made if need be; ours and written by nobody else, in a folder where nobody else can put another in its place."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        before = os.umask(0o077)  # of the folders above it, too
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        finally:
+            os.umask(before)
         own, above = folder.lstat(), folder.parent.lstat()
     except OSError:
         return False
-    private = stat.S_ISDIR(own.st_mode) and not own.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return private and own.st_uid == os.geteuid() and above.st_uid in (os.geteuid(), 0)
+    private = stat.S_ISDIR(own.st_mode) and own.st_uid == os.geteuid() and not own.st_mode & OTHERS_WRITE
+    stays = above.st_uid in (os.geteuid(), 0) and (not above.st_mode & OTHERS_WRITE or above.st_mode & stat.S_ISVTX)
+    return private and bool(stays)

@@ -14,7 +14,7 @@ import torch
 from hpcft.train import cross_entropy
 from hpcft.train.skeleton import layers_of
 
-PROGRAMS = 64  # for one piece of code at most; beyond them torch would quietly compile no more
+PROGRAMS = 64  # for one piece of code at most, in this thread; beyond them torch would quietly compile no more
 
 
 def compile_layers(model: Any) -> None:

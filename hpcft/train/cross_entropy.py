@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 
@@ -67,7 +68,8 @@ def summed_in_chunks(
     """float32 scalar: Σ log π(target). hidden: [n, width]; ``chunk`` rows of scores exist at a time, each once.
 
     head: whose trained parameters ``scores`` uses. Their gradients and hidden's are made beside the loss, which knows
-    them but for the factor that the backward pass brings; so no chunk is computed a second time.
+    them but for the factor that the backward pass brings; so no chunk is computed a second time. Where no gradients are
+    wanted it makes them in vain.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     return _Summed.apply(hidden, targets, scores, scaling, columns, chunk, *trained)
@@ -101,28 +103,29 @@ class _Summed(torch.autograd.Function):
         chunk: int,
         *trained: torch.Tensor,
     ) -> torch.Tensor:
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[6:]]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        of_hidden, of_trained = torch.empty_like(hidden), [torch.zeros_like(parameter) for parameter in trained]
+        of_hidden, of_trained = torch.empty_like(hidden), [torch.zeros_like(p, dtype=torch.float32) for p in trained]
         for rows, labels, into in zip(*(tensor.split(chunk) for tensor in (hidden, targets, of_hidden)), strict=True):
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
                 made = scores(rows)
             picked, normaliser = _numbers(made.detach(), labels, scaling, columns)
             total += (picked - normaliser).sum()
-            if any(wanted):
-                slope = _gradient(made.detach(), labels, normaliser, scaling, columns, 1.0)
-                first, *others = torch.autograd.grad(made, [rows, *trained], slope, materialize_grads=True)
-                into.copy_(first)
-                for whole, part in zip(of_trained, others, strict=True):
-                    whole += part
-        ctx.gradients = [of_hidden, *of_trained]
+            slope = _gradient(made.detach(), labels, normaliser, scaling, columns, 1.0)
+            first, *others = torch.autograd.grad(made, [rows, *trained], slope, materialize_grads=True)
+            into.copy_(first)
+            for whole, part in zip(of_trained, others, strict=True):
+                whole += part  # in float32: each of dozens of sums would round anew
+        ctx.gradients, ctx.types = [of_hidden, *of_trained], [hidden.dtype, *(p.dtype for p in trained)]
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this sum have been used already")
         made, ctx.gradients = ctx.gradients, None
-        of_hidden, *of_trained = (one.mul_(gradient) for one in made)
+        of_hidden, *of_trained = (one.mul_(gradient).to(kind) for one, kind in zip(made, ctx.types, strict=True))
         return of_hidden, None, None, None, None, None, *of_trained
 
 

@@ -27,7 +27,7 @@ def fits(linear: nn.Linear) -> bool:
 
 def by_rows(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, m] → 8-bit floats [n, m] and float32 scales [n, 1], whose product is about ``numbers``."""
-    wide = numbers.float()
+    wide = numbers.float().contiguous()  # the kernels want rows
     scales = wide.abs().amax(1, keepdim=True).clamp(min=TINY) / LARGEST
     return (wide / scales).to(KIND), scales
 

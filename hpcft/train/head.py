@@ -51,7 +51,7 @@ class Head:
 
     def summed(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Their sum, float32; each chunk is computed once where that can be."""
-        if not self._at_once(hidden):
+        if not torch.is_grad_enabled() or not self._at_once(hidden):
             return self.log_probabilities(hidden, targets).sum()
         return summed_in_chunks(hidden, targets, self.output, self._scores, self.scaling, self.columns, self.chunk)
 

@@ -302,3 +302,11 @@ def test_on_another_layout_nothing_stays_gathered_before_it_is_weighed_anew() ->
     roomy = planned(line, gpu_memory=141)
     assert replan(roomy) == roomy
     assert replan(roomy, nodes=1).train.resharding
+
+
+def test_on_smaller_cards_more_is_recomputed() -> None:
+    line = "--tuner_type lora --nproc_per_node 8 --max_length 4096 --global_batch_size 32"
+    roomy = planned(line, gpu_memory=141)
+    small = profile("infiniband-h100").model_copy(update={"gpu_memory": 40})
+    assert roomy.train.recomputation == "none"
+    assert replan(roomy, cluster=small).train.recomputation == "full"

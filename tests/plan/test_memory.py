@@ -163,9 +163,9 @@ def test_tensor_parallel_ranks_divide_activations() -> None:
 
 
 def test_logits_exist_a_chunk_at_a_time() -> None:
-    assert on_gpu(on_gpus())["logits"] == 3 * 4 * TOKENS * 32
+    assert on_gpu(on_gpus())["logits"] == 14 * TOKENS * 32
     many = on_gpus(data={"max_length": 10**6})
-    assert gpu_parts(many, shape("Qwen2.5-7B"))[5].bytes == 3 * 4 * 768 * 152064
+    assert gpu_parts(many, shape("Qwen2.5-7B"))[5].bytes == 14 * 768 * 152064
 
 
 def test_the_rest_is_communication_the_driver_and_gaps() -> None:

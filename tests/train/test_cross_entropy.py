@@ -61,14 +61,6 @@ def test_a_frozen_head_gets_no_gradient_and_hands_one_on() -> None:
     assert all(parameter.grad is None for parameter in head.parameters())
 
 
-def test_without_gradients_only_the_sum_is_made() -> None:
-    head, hidden, targets = parts()
-    with torch.no_grad():
-        total = summed_in_chunks(hidden, targets, head, head, Scaling(), None, 2)
-    assert not total.requires_grad
-    torch.testing.assert_close(total, torchs_own(head, hidden, targets, Scaling()).sum().detach())
-
-
 def test_in_bfloat16_the_loss_is_that_of_the_rounded_scores_in_float32() -> None:
     head, hidden, targets = parts(torch.bfloat16)
     total = summed_in_chunks(hidden, targets, head, head, Scaling(), None, 2)
@@ -112,3 +104,24 @@ def with_columns(way: str, scaling: Scaling) -> dict[str, Any]:
     return {
         "total": total.item(), "hidden": hidden.grad.tolist(), "head": [p.grad.tolist() for p in head.parameters()]
     }  # fmt: skip
+
+
+def test_many_chunks_add_up_a_weight_s_gradient_in_float32() -> None:
+    head, _, _ = parts(torch.bfloat16)
+    torch.manual_seed(4)
+    hidden, targets = torch.randn(2048, WIDTH, dtype=torch.bfloat16), torch.randint(0, VOCABULARY, (2048,))
+    errors, weight = [], next(head.parameters())
+    exact = torch.autograd.grad(torchs_own(head, hidden, targets, Scaling()).sum(), weight)[0].float()
+    for chunk in (2048, 4):
+        total = summed_in_chunks(hidden, targets, head, head, Scaling(), None, chunk)
+        made = torch.autograd.grad(total, weight)[0].float()
+        errors.append(float((made - exact).norm() / exact.norm()))
+    assert errors[1] < 2 * errors[0] + 5e-3
+
+
+def test_a_sum_gives_its_gradients_once() -> None:
+    head, hidden, targets = parts()
+    total = summed_in_chunks(hidden, targets, head, head, Scaling(), None, 2)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used already"):
+        total.backward()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen2Config
 
+from hpcft.train import cross_entropy
 from hpcft.train import head as heads
 from hpcft.train.batches import collate, untrained
 from hpcft.train.objectives.sft import Supervised
@@ -69,6 +70,14 @@ def test_the_chunked_loss_is_the_plain_loss(name: str, monkeypatch: pytest.Monke
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     for parameter, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = made("tied"), collate(small.windows(2), packed=True)
+    expected = SFT.loss(model, batch).value.item()
+    monkeypatch.setattr(cross_entropy, "_gradient", None)
+    with torch.no_grad():
+        assert SFT.loss(model, batch).value.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_head_that_does_more_gets_its_logits_whole() -> None:

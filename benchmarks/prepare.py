@@ -3,9 +3,9 @@
     python -m benchmarks.prepare --folder SCRATCH [--records 1000000] [--workers 2] [--kill]
 
 The bare loop parses the JSON, puts the turns into chatml with an f-string and encodes whole texts batch by batch, with
-the same tokenizer in as many processes that are already up; it masks, checks and writes nothing. It runs once over the
-first half of the records and once, after us, over the second, so that other load on the machine hits both. --kill
-prepares anew, kills the process with SIGKILL in the middle, goes on with one worker and compares the bytes.
+the same tokenizer in as many processes that are already up; it masks, checks and writes nothing. The two take turns of
+some seconds, the other one stopped meanwhile, so that other load on the machine hits both alike. --kill prepares anew,
+kills the process with SIGKILL in the middle, goes on with one worker and compares the bytes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks.prepare_data import write_records, write_tokenizer
 
 BLOCK = 4 * 2**20  # bytes of the records that a process of the bare loop takes at a time
 TOGETHER = 256
+TURN, STRETCHES = 15.0, 12  # seconds of ours, and stretches of the bare loop, in turns
 MAX_LENGTH = 4096
 
 
@@ -87,12 +88,19 @@ class Bare:
         self.workers = workers
         self.pool = multiprocessing.get_context("spawn").Pool(workers, _begin, (str(tokenizer),))
         self.seconds, self.cpu, self.tokens = 0.0, 0.0, 0
+        self.left: list[tuple[str, int, int]] = []
 
     def run(self, tasks: Sequence[tuple[str, int, int]]) -> None:
         began, cpu = time.monotonic(), self._cpu()
         self.tokens += sum(self.pool.imap_unordered(_bare, tasks))
         self.seconds += time.monotonic() - began
         self.cpu += self._cpu() - cpu
+
+    def turn(self) -> None:
+        """Some of what is left."""
+        some, self.left = self.left[:STRETCHES], self.left[STRETCHES:]
+        if some:
+            self.run(some)
 
     def _cpu(self) -> float:
         return sum(sum(process.cpu_times()[:2]) for process in psutil.Process().children())
@@ -109,13 +117,14 @@ class Ours:
     said: str
 
 
-def prepare(folder: Path, plan: Any, store: Path, kill_at: int = 0) -> Ours:
-    """Prepare into ``store``; kill_at: SIGKILL as soon as so many portions are tokenised."""
+def prepare(folder: Path, plan: Any, store: Path, kill_at: int = 0, other: Bare | None = None) -> Ours:
+    """Prepare into ``store``; kill_at: SIGKILL once so many portions are tokenised; other: takes turns with us."""
     file = folder / f"plan-{plan.data.workers}.json"
     file.write_text(plan.to_json())
     log = folder / "prepare.log"
     words = [sys.executable, "-m", "hpcft.data.prepare", "--plan", str(file), "--store", str(store), "--json"]
-    began = time.monotonic()
+    began = last = time.monotonic()
+    stopped = 0.0
     with log.open("w") as stream:
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=stream)
     peak, cpu = 0, dict[int, float]()
@@ -127,8 +136,22 @@ def prepare(folder: Path, plan: Any, store: Path, kill_at: int = 0) -> Ours:
             process.wait()
             _, alive = psutil.wait_procs(tree, timeout=30)
             assert not alive, f"workers outlive the process that started them: {alive}"
+        if other and other.left and time.monotonic() - last > TURN:
+            since = time.monotonic()
+            _signal(process.pid, signal.SIGSTOP)
+            other.turn()
+            _signal(process.pid, signal.SIGCONT)
+            last = time.monotonic()
+            stopped += last - since
         time.sleep(0.25)
-    return Ours(time.monotonic() - began, sum(cpu.values()), peak, process.returncode, log.read_text())
+    return Ours(time.monotonic() - began - stopped, sum(cpu.values()), peak, process.returncode, log.read_text())
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """To a process and all below it."""
+    process = psutil.Process(pid)
+    for one in (process, *process.children(recursive=True)):
+        one.send_signal(number)
 
 
 def _looked(pid: int, cpu: dict[int, float]) -> int:
@@ -169,9 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks = stretches(records)
     bare = Bare(tokenizer, given.workers)
     bare.pool.map(_bare, tasks[:1] * given.workers, chunksize=1)  # all are up and warm
-    bare.run(tasks[::2])
-    ours = prepare(folder, make_plan(records, tokenizer, given.workers), folder / "store")
-    bare.run(tasks[1::2])
+    bare.left = tasks
+    bare.turn()
+    ours = prepare(folder, make_plan(records, tokenizer, given.workers), folder / "store", other=bare)
+    while bare.left:
+        bare.turn()
     bare.pool.terminate()
     if ours.code:
         print(ours.said)

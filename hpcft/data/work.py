@@ -1,6 +1,6 @@
 """The work area of a prepare: what became of each portion, kept until the content is published.
 
-    <store>/work/<content>/scan-0-000017.npz   read-1-000017.npz
+In the store's folder ``work`` each content has one of its own, with files such as scan-0-000017.npz, read-1-000017.npz.
 
 A result appears by one rename and is read with its checksums, so one that a crash tore is done again. The folder has
 the content's name, which is a hash of every option and of every file: no other data can find it.

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import Plan, Source
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".txt")
 BYTES_PER_TOKEN = 4  # of English text and its JSON; other languages and code differ by a factor of two
+
+
+def is_absent(source: Source) -> bool:
+    """Is this a plain path under which nothing is found here? The machine that prepares the data may be another one."""
+    plain = source.source == "local" and not set("*?[$") & set(source.path)
+    return plain and not Path(source.path).expanduser().exists()
 
 
 def guessed_tokens(plan: Plan) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from hpcft.catalog import OBJECTIVES
 from hpcft.clock import clock
 from hpcft.errors import printable
-from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens
+from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens, is_absent
 from hpcft.plan.explain_memory import explain_memory, explain_time
 from hpcft.plan.plan import QUANTISED, Plan, Source
 from hpcft.plan.prepared import PreparedFacts
@@ -132,6 +132,8 @@ def _data(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
         )
     else:
         lines.append("not prepared yet; submit does it first, or: hpcft prepare")
+        if absent := [source.path for source in (*data.train, *data.validation) if is_absent(source)]:
+            lines.append(f"not on this machine: {', '.join(absent)}")
         if size := guessed_tokens(plan):
             lines.append(f"about {size:,} tokens, judging by the files' size ({BYTES_PER_TOKEN} bytes a token)")
     return [("data", "\n".join(lines))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,12 @@ def test_the_objective_s_settings_are_shown_where_it_has_any() -> None:
     assert "objective   dpo: beta 0.1, loss_type sigmoid, label_smoothing 0, rpo_alpha 0\n" in page
     assert "reference: a pass over the data before the first step" in page
     assert "objective" not in explain(plan(), None, {})
+
+
+def test_a_data_file_that_is_not_here_is_said_to_be_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = plan("--val_dataset lost.jsonl $HOME/b.jsonl owner/hub")
+    assert "not on this machine: a.jsonl, lost.jsonl\n" in explain(made, None, {})
+    Path("a.jsonl").write_text("{}\n")
+    assert "not on this machine: lost.jsonl\n" in explain(made, None, {})
+    assert "not on this machine" not in explain(made, FACTS, {}), "its shards are here"

@@ -21,20 +21,14 @@ def command(run: str) -> None:
     Budgets start anew: a person has looked. A run that is alive, or finished, is refused.
     """
     from hpcft.cli.submit import goes_to_slurm, hand_over, report
-    from hpcft.launch.render import plan_in_script
     from hpcft.run.folder import read_plan
 
     paths = find_run(run)
-    plan = plan_in_script(paths.script.read_text(encoding="utf-8")) if _never_began(paths) else read_plan(paths)
+    plan = read_plan(paths)
     on_slurm = goes_to_slurm(plan)
     refuse_elsewhere(plan, paths, on_slurm)
     submitted = hand_over(plan, on_slurm, paths.root)
     report(submitted, plan)
-
-
-def _never_began(paths: RunPaths) -> bool:
-    """A run that ended while it waited, for nodes or for its data, has its plan in its script alone."""
-    return not paths.plan.exists() and paths.script.exists()
 
 
 def refuse_elsewhere(plan: Plan, paths: RunPaths, on_slurm: bool) -> None:

@@ -58,11 +58,13 @@ class Audit:
                 examples.append((*origin, document.why))
 
     def _count(self, document: Document) -> None:
-        self.ends.update(document.end_tokens)
-        self.turns.update({Turn(turn).value: many for turn, many in document.turns.items()})
+        for token in document.end_tokens:
+            self.ends[token] += 1
+        for turn, many in document.turns.items():
+            self.turns[turn] += many
         self.cut += document.length - len(document.tokens)
         sums = self.kinds.setdefault(document.kind, [0, 0, 0])
-        for n, more in enumerate((1, len(document.tokens), int(document.trained.sum()))):
+        for n, more in enumerate((1, len(document.tokens), int(np.count_nonzero(document.trained)))):
             sums[n] += more
 
     def counts(self) -> dict[str, Any]:
@@ -132,7 +134,7 @@ class Audit:
                 "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
             },
-            "turns": {turn.value: self.turns[turn.value] for turn in Turn if self.turns[turn.value]},
+            "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
             "tokens_cut": self.cut,
             "kinds": {
                 Kind(kind).word: {

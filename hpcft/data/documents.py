@@ -60,8 +60,8 @@ class Document:
     @property
     def end_twice(self) -> bool:
         """Is a turn closed by the same token twice? Then a model learns to go on behind the first of them."""
-        before = self.ends[self.ends > 0] - 1
-        return bool((self.trained[before] & (self.tokens[before] == self.tokens[before + 1])).any())
+        tokens, trained = self.tokens, self.trained
+        return any(bool(at and trained[at - 1] and tokens[at] == tokens[at - 1]) for at in self.ends.tolist())
 
     @property
     def both(self) -> tuple[Document, ...]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from hpcft import disk
-from hpcft.data.files import Records, is_lines, kind_of, records, stretch
+from hpcft.data.files import is_lines, records, stretch
 from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
 from hpcft.errors import Refusal, refuse
@@ -65,14 +65,12 @@ class Piece:
     def read(self, shaped: Shaped) -> Iterator[tuple[int, Any]]:
         """(line, row) of every record. Raises Refusal, with file and line, at a fault."""
         shaped.shape, shaped.first = self.shape, self.first
-        for line, record in self.records if self.records is not None else self._records():
-            yield line, shaped.row(line, record)
-
-    def _records(self) -> Records:
         file, portion = self.cut.file, self.portion
-        if self.cut.portions is not None:
-            return stretch(file.path, file.shown, portion.start, portion.end, portion.line)
-        return islice(records(file.path, file.shown), portion.number * ROWS, (portion.number + 1) * ROWS)
+        there: Iterable[tuple[int, Any]] | None = self.records
+        if there is None:
+            there = stretch(file.path, file.shown, portion.start, portion.end, portion.line)
+        for line, record in there:
+            yield line, shaped.row(line, record)
 
 
 def changed() -> Refusal:
@@ -82,9 +80,9 @@ def changed() -> Refusal:
 
 def cut(file: DataFile) -> Cut:
     """Hash ``file`` and find its portions. Raises Refusal where it cannot be read."""
-    kind_of(file.path, file.shown)
+    lines = is_lines(file.path, file.shown)
     before = file.path.stat()
-    if not is_lines(file.path, file.shown):
+    if not lines:
         return Cut(file, before.st_size, before.st_mtime_ns, disk.sha256(file.path), None)
     sha256, portions = _lines(file, min(LARGEST, max(SMALLEST, before.st_size // MANY)))
     return Cut(file, before.st_size, before.st_mtime_ns, sha256, portions)

@@ -23,7 +23,7 @@ from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
 FORMAT = 3  # raised whenever the same input would give other bytes
-SCHEMA = 2  # of the manifest; one of another release is prepared anew
+SCHEMA = 2  # of the manifest, and of what is counted of a portion; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
@@ -92,7 +92,7 @@ def address(data: DataPlan, inputs: Sequence[Input]) -> str:
     for split in ("train", "validation"):
         options[split] = [(source.rows, source.weight) for source in getattr(data, split)]
     files = [(entry.kind, Path(entry.path).name if entry.kind == "tokenizer" else "", entry.sha256) for entry in inputs]
-    text = json.dumps({"format": FORMAT, "options": options, "files": files}, sort_keys=True)
+    text = json.dumps({"format": FORMAT, "schema": SCHEMA, "options": options, "files": files}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from hpcft.errors import printable, refuse
@@ -59,10 +60,15 @@ def follow(
             time.sleep(look)
             continue
         yield f"== attempt {number}"
-        yield from _lines(paths, number, rank, over, look, stay=attempt is not None)
+        yield from _lines(paths.rank_log(number, rank), partial(_passed, paths, number, over, attempt), look)
         if attempt is not None or (over() and not _began(paths, number + 1)):
             return
         number += 1
+
+
+def _passed(paths: RunPaths, number: int, over: Callable[[], bool], stay: int | None) -> bool:
+    """Is the run over or, unless we are to ``stay`` with an attempt, has the next one begun?"""
+    return over() or (stay is None and _began(paths, number + 1))
 
 
 def _preparing(paths: RunPaths) -> Path | None:
@@ -72,26 +78,24 @@ def _preparing(paths: RunPaths) -> Path | None:
 
 
 def _preparation(paths: RunPaths, over: Callable[[], bool], look: float) -> Iterator[str]:
-    """The lines of the preparation's log, until the first attempt begins."""
-    told, log = 0, None
-    while True:
-        last = over() or _began(paths, 1)
-        if log is None and (log := _preparing(paths)) is not None:
-            yield "== preparing the data"
-        lines = log.read_text(errors="replace").splitlines() if log is not None else []
-        yield from map(clean, lines[told:])
-        told = len(lines)
-        if last or newest(paths, read_events(paths)) is None:
+    """The lines of the preparation's log, where there is one, until the first attempt begins."""
+
+    def last() -> bool:
+        return over() or _began(paths, 1)
+
+    while (log := _preparing(paths)) is None:
+        if last() or newest(paths, read_events(paths)) is None:
             return
         time.sleep(look)
+    yield "== preparing the data"
+    yield from _lines(log, last, look)
 
 
-def _lines(paths: RunPaths, number: int, rank: int, over: Callable[[], bool], look: float, stay: bool) -> Iterator[str]:
-    """One attempt's lines until the run is over or, unless we are to stay, the next attempt has begun."""
-    log, at, rest = paths.rank_log(number, rank), 0, b""
+def _lines(log: Path, over: Callable[[], bool], look: float) -> Iterator[str]:
+    """The lines of a file as they are written, until ``over`` says so; one that nothing ends comes then."""
+    at, rest = 0, b""
     while True:
-        # Asked before reading: what was written until then is read below.
-        last = over() or (not stay and _began(paths, number + 1))
+        last = over()  # asked before reading: what was written until then is read below
         if log.exists():
             with log.open("rb") as stream:
                 stream.seek(at)

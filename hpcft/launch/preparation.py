@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,16 +36,30 @@ class Preparation:
         return self.state.alive
 
 
-def preparation(paths: RunPaths, events: Sequence[Event], job: str | None) -> Preparation | None:
-    """What ``job`` waits for; None where it waits for nothing or has begun, or where the data is there by now."""
-    waits = next((event for event in reversed(events) if event["event"] == WAITS and event["job"] == job), None)
-    if waits is None or any(event["job"] == job and event["event"] in LIVES for event in events):
+def waiting(events: Sequence[Event], job: str | None) -> Event | None:
+    """The word that ``job`` waits for a preparation; None where it does not, or has begun."""
+    begun = any(event["job"] == job and event["event"] in LIVES for event in events)
+    words = (event for event in reversed(events) if event["event"] == WAITS and event["job"] == job)
+    return None if begun else next(words, None)
+
+
+def preparation(
+    paths: RunPaths, events: Sequence[Event], job: str | None, ask: Callable[[str], State] | None = None
+) -> Preparation | None:
+    """What ``job`` waits for; None where it waits for nothing, or where the data is there by now.
+
+    ask: the state of a job, where it was asked for already.
+    """
+    waits = waiting(events, job)
+    if waits is None:
         return None
     number = str(waits["preparation"])
     mine = [event for event in events if event["job"] == number and event["event"] in (BEGAN, PREPARED, FAILED)]
     told = mine[-1] if mine else {"event": BEGAN}
-    state = State.FAILED if told["event"] == FAILED else job_state(number)
-    if told["event"] == PREPARED or state is State.COMPLETED:
+    if told["event"] == PREPARED:
+        return None
+    state = State.FAILED if told["event"] == FAILED else (ask or job_state)(number)
+    if state is State.COMPLETED:
         return None
     ended = not state.alive and state is not State.UNKNOWN
     why = str(told.get("why") or ENDINGS.get(state, f"it ended as {state.name.lower()}")) if ended else ""

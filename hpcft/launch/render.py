@@ -116,12 +116,6 @@ def render_preparation(plan: Plan) -> str:
     return render(plan, templates() / PREPARE_TEMPLATE)
 
 
-def plan_in_script(text: str) -> Plan:
-    """The Plan that a rendered script carries. Raises Refusal where it has none."""
-    _, _, rest = text.partition(f"<<'{TERMINATOR}'\n")
-    return Plan.from_json(rest.partition(f"\n{TERMINATOR}\n")[0], where="the plan in the script")
-
-
 def _environment(template: Path | None) -> jinja2.Environment:
     """A user's template comes first and may include our parts; nothing of the Plan is ever taken for a template."""
     folders = [template.parent] if template else []

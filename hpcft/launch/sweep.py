@@ -14,16 +14,26 @@ from pathlib import Path
 from hpcft import disk
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.array import Array, arrays, refuse_twice
+from hpcft.launch.preparation import waiting
+from hpcft.launch.processes import is_prepared
 from hpcft.launch.render import render_array
 from hpcft.launch.submissions import SUBMITTED, unended
-from hpcft.launch.transport import ScriptExecutor, Submitted, clean, hand_over, holding, job_environment, try_out
-from hpcft.plan.plan import Plan
+from hpcft.launch.transport import (
+    ScriptExecutor,
+    Submitted,
+    clean,
+    hand_over,
+    holding,
+    job_environment,
+    take_back,
+    try_out,
+)
+from hpcft.plan.plan import Plan, data_key
 from hpcft.run import lease
-from hpcft.run.expand import run_folder
+from hpcft.run.expand import run_folder, store_folder
 from hpcft.run.folder import make_folder, refuse_other_plan
-from hpcft.run.ledger import is_finished
+from hpcft.run.ledger import is_finished, read_events
 from hpcft.run.paths import RunPaths
-from hpcft.slurm import requeue
 from hpcft.slurm.commands import SlurmAway
 from hpcft.slurm.job import job_states
 from hpcft.slurm.limits import limits
@@ -76,6 +86,7 @@ def submit_sweep(name: str, plans: Sequence[Plan], at_once: int | None = None) -
     submitted, with every such run, or where Slurm does not take an array; then no array is left in the queue.
     """
     _refuse_unfit(plans, at_once)
+    _refuse_unprepared(plans)
     runs = _runs(plans)
     left_out = _left_out([run for run in runs if not run.fresh])
     todo = {id(run.plan): run for run in runs if run.paths.root not in left_out}
@@ -111,6 +122,17 @@ def _refuse_unfit(plans: Sequence[Plan], at_once: int | None) -> None:
             )
 
 
+def _refuse_unprepared(plans: Sequence[Plan]) -> None:
+    """An array waits for no preparation: every element would find in the job that there is no data."""
+    for plan in {data_key(plan.data): plan for plan in plans if plan.resources.prepare_job}.values():
+        if not is_prepared(plan, store_folder(plan)):
+            raise refuse(
+                f"the data of run {plan.name} is not prepared, and a sweep waits for no preparation",
+                value=f"prepare: {plan.resources.prepare}",
+                hint="hpcft prepare, with the words of one of its runs, prepares it for all that read the same",
+            )
+
+
 def _runs(plans: Sequence[Plan]) -> list[_Run]:
     """Raises Refusal where two of them have one folder."""
     refuse_twice(plans)
@@ -137,7 +159,9 @@ def _left_out(there: Sequence[_Run]) -> dict[Path, str]:
 def _asked(runs: Sequence[RunPaths]) -> Callable[[str], State]:
     """The state of every job that may have one of ``runs``, asked for at once."""
     holders = [found.job for paths in runs if (found := lease.holder(paths)) is not None and not found.local]
-    states = job_states({*holders, *(job for paths in runs for job in unended(paths))})
+    jobs = [(read_events(paths), job) for paths in runs for job in unended(paths)]
+    before = [str(waits["preparation"]) for events, job in jobs if (waits := waiting(events, job))]
+    states = job_states({*holders, *(job for _, job in jobs), *before})
     return lambda job: states.get(job, State.UNKNOWN)
 
 
@@ -191,15 +215,5 @@ def _submit(parts: Sequence[_Part]) -> list[Submitted]:
     except BaseException:
         for run in (run for part in parts[len(jobs) :] for run in part.runs):
             run.undo()
-        _take_back(jobs)
+        take_back(jobs)
         raise
-
-
-def _take_back(jobs: Sequence[str]) -> None:
-    """End arrays that were taken before another was refused. Raises Refusal where they stay in the queue."""
-    for job in jobs:
-        try:
-            requeue.cancel(job)
-        except SlurmAway as error:
-            where = f"the rest of the sweep was refused, and array {job} is in the queue all the same"
-            raise refuse(f"{where}: {error}", hint=f"scancel {' '.join(jobs)}") from error

@@ -110,6 +110,7 @@ def submit(plan: Plan, script: str, run: Path | None = None, prepare: str = "") 
     refuse_unsubmittable(plan, paths)
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.replace(paths.script, script)
+    disk.replace(paths.handed_over, plan.to_json())
     with clean(job_environment(plan, None if paths.root == default else paths.root)):
         try_out(paths.script)
         if prepare:
@@ -124,14 +125,25 @@ def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Subm
     disk.replace(paths.prepare_script, prepare)
     try_out(paths.prepare_script)
     first = hand_over(ScriptExecutor(paths.prepare_jobs, prepare, plan))
+    jobs = [first]
     try:
-        job_id = hand_over(ScriptExecutor(paths.jobs, script, plan, [f"--dependency=afterok:{first}"]))
+        jobs.append(hand_over(ScriptExecutor(paths.jobs, script, plan, [f"--dependency=afterok:{first}"])))
+        log = Path.cwd() / f"prepare-{plan.resources.job_name}-{first}.log"
+        Ledger(paths, "submit", {JOB_VARIABLE: jobs[1]}).write(WAITS, preparation=first, batch_log=str(log))
     except BaseException:
-        requeue.cancel(first)
+        take_back(jobs)
         raise
-    log = Path.cwd() / f"prepare-{plan.resources.job_name}-{first}.log"
-    Ledger(paths, "submit", {JOB_VARIABLE: job_id}).write(WAITS, preparation=first, batch_log=str(log))
-    return Submitted(job_id, paths.root, "slurm", first)
+    return Submitted(jobs[1], paths.root, "slurm", first)
+
+
+def take_back(jobs: Sequence[str]) -> None:
+    """End jobs that were taken before what belongs to them was refused. Raises Refusal where they stay in the queue."""
+    for job in jobs:
+        try:
+            requeue.cancel(job)
+        except SlurmAway as error:
+            where = f"the rest of the submission was refused, and job {job} is in the queue all the same"
+            raise refuse(f"{where}: {error}", hint=f"scancel {' '.join(jobs)}") from error
 
 
 def check(script: Path) -> str:
@@ -159,8 +171,9 @@ def holding(paths: RunPaths, ask: Callable[[str], State] | None = None) -> str |
         return holder.job
     waits = [job for job, state in living(paths, ask).items() if state.alive]  # it has no lease before it starts
     events = read_events(paths)
-    for job in [job for job in waits if (before := preparation(paths, events, job)) and before.failed]:
-        requeue.cancel(job)  # it waits for what will not come, and Slurm would end it within a minute
+    for job in [job for job in waits if (before := preparation(paths, events, job, ask)) and before.failed]:
+        with contextlib.suppress(SlurmAway):  # it waits for what will not come: Slurm would end it within a minute
+            requeue.cancel(job)
         waits.remove(job)
     return next(iter(waits), None)
 

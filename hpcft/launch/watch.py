@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcft.errors import refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
-from hpcft.launch.preparation import preparation
+from hpcft.launch.preparation import preparation, waiting
 from hpcft.launch.startup import Startup, startup_of
 from hpcft.launch.submissions import handed_over, job_in, living
 from hpcft.plan.plan import Plan
@@ -101,6 +101,12 @@ class _Read:
         finished = any(event["event"] == "finished" for event in self.events)
         return None if finished or (self.job or "").startswith(lease.LOCAL) else self.job
 
+    @property
+    def slurm_jobs(self) -> list[str]:
+        """The same, and the job that it waits for."""
+        waits = waiting(self.events, self.slurm_job)
+        return [job for job in (self.slurm_job, str(waits["preparation"]) if waits else None) if job]
+
 
 def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
     paths, events, job = found.paths, found.events, found.job
@@ -127,7 +133,7 @@ def runs(folder: Path) -> list[RunStatus]:
     newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
     found = [_Read.of(RunPaths(path)) for path in newest]
     # A sweep has a thousand runs, and Slurm is asked once.
-    states = job_states({run.slurm_job for run in found if run.slurm_job})
+    states = job_states({job for run in found for job in run.slurm_jobs})
     return [_status(run, lambda job: states.get(job, State.UNKNOWN)) for run in found]
 
 
@@ -144,7 +150,7 @@ def state_of(
         cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value
         return ("cancelled" if cancelled else "stopped"), str(ended["why"])
     asked = _asked(paths, job, ask or job_state)
-    before = None if cancelled or asked == "running" else preparation(paths, events, job)
+    before = None if cancelled or asked == "running" else preparation(paths, events, job, ask)
     if before is not None and before.failed:  # the job that waits for it ends with it, if it has not yet
         return "stopped", f"preparing the data failed in job {before.job}: {before.failed}; its log: {before.log}"
     if before is not None and before.alive:

@@ -14,14 +14,19 @@ from hpcft.run.paths import RunPaths
 # What may differ when an unfinished run is submitted again: how it is started and spread, not what it computes.
 MAY_CHANGE = frozenset(
     {"hpcft", "resources", "budgets", "environment", "layout", "memory", "batch.micro_windows", "batch.accumulation",
-     "train.strategy", "train.strategy_module", "train.deepspeed"}
+     "train.strategy", "train.strategy_module", "train.deepspeed", "train.recomputation", "train.resharding",
+     "train.compiled"}
 )  # fmt: skip
 
 
 def read_plan(paths: RunPaths) -> Plan:
-    """The plan of a run. Raises Refusal where there is none, naming the runs beside it, or where it cannot be read."""
+    """The plan of a run; of one that waits, or that ended while it did, the one that was handed over.
+
+    Raises Refusal where there is none, naming the runs beside it, or where it cannot be read.
+    """
+    file = paths.handed_over if paths.handed_over.exists() and not paths.plan.exists() else paths.plan
     try:
-        return Plan.from_json(paths.plan.read_text(encoding="utf-8"), where=str(paths.plan))
+        return Plan.from_json(file.read_text(encoding="utf-8"), where=str(file))
     except OSError as error:
         if paths.root.is_dir():
             raise refuse(f"the run has no plan: {error.strerror}", where=str(paths.plan)) from error

@@ -138,7 +138,10 @@ def _jobs(job_ids: Iterable[str]) -> str:
 
 def _queue(jobs: str, timeout: float) -> dict[str, State]:
     args = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={jobs}", "--format=%i|%T"]
-    return _states(call(args, timeout).out)
+    answer = call(args, timeout)
+    if answer.rc != 0 and "invalid job id" not in answer.err.lower():  # which it says of one that is gone
+        raise SlurmAway(answer.err.strip() or f"squeue ended with {answer.rc}")
+    return _states(answer.out)
 
 
 def _recorded(jobs: str, timeout: float) -> dict[str, State]:

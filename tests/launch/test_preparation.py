@@ -10,7 +10,7 @@ from hpcft.errors import Refusal
 from hpcft.launch import preparation as module
 from hpcft.launch import prepare, watch
 from hpcft.launch.preparation import WAITS, preparation
-from hpcft.launch.render import plan_in_script, render, render_preparation
+from hpcft.launch.render import render_preparation
 from hpcft.plan.plan import PreparePlan
 from hpcft.run.ledger import JOB_VARIABLE, Ledger, read_events
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
@@ -31,8 +31,8 @@ def waiting(tmp_path: Path) -> RunPaths:
 
 
 def states(monkeypatch: pytest.MonkeyPatch, preparing: State, training: State) -> None:
-    monkeypatch.setattr(module, "job_state", lambda job: preparing)
-    monkeypatch.setattr(watch, "job_state", lambda job: training)
+    for asks in (module, watch):
+        monkeypatch.setattr(asks, "job_state", {"7": preparing, "8": training}.__getitem__)
 
 
 def says(paths: RunPaths, event: str, **facts: object) -> None:
@@ -113,18 +113,13 @@ def test_the_script_of_the_preparation_asks_for_no_gpu_and_carries_the_plan() ->
     assert "--gres" not in text
     assert "#SBATCH --partition=cpu\n" in text
     assert "#SBATCH --cpus-per-task=4\n" in text
-    assert plan_in_script(text) == plan_in_script(render(asked)) == asked
+    assert asked.to_json() in text
 
 
 def test_a_cluster_without_such_a_job_renders_none() -> None:
     with pytest.raises(Refusal, match="prepares data without a job of its own") as refusal:
         render_preparation(plan())
     assert "prepare: job" in refusal.value.problems[0].hint
-
-
-def test_a_script_without_a_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="not a Plan"):
-        plan_in_script("#!/bin/bash\n")
 
 
 def test_the_cause_is_the_first_error_or_the_last_line(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from hpcft.launch import transport, watch
 from hpcft.launch.array import arrays
 from hpcft.launch.render import render_array
 from hpcft.launch.sweep import Sweep, submit_sweep
-from hpcft.plan.plan import Plan
+from hpcft.plan.plan import Plan, PreparePlan
+from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.job import job_states, show_job
@@ -215,6 +216,30 @@ def test_every_run_with_another_plan_is_named_before_the_queue(
 def test_a_sweep_that_cannot_be_is_refused(plans: list[Plan], words: dict[str, Any], match: str) -> None:
     with pytest.raises(Refusal, match=match):
         submit_sweep("sweep", plans, **words)
+
+
+def test_a_sweep_waits_for_no_preparation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    looked: list[str] = []
+
+    def is_prepared(of: Plan, store: Path) -> bool:
+        looked.append(of.name)
+        return False
+
+    monkeypatch.setattr(sweeps, "is_prepared", is_prepared)
+    job = PreparePlan(partition="cpu", qos=None, cores=4, memory="8G", time_minutes=60, extra=())
+    with pytest.raises(Refusal, match="waits for no preparation") as refused:
+        submit_sweep("sweep", runs(3, prepare="job", prepare_job=job))
+    assert "hpcft prepare" in refused.value.problems[0].hint
+    assert len(looked) == 1, "data that several runs read is looked for once"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_element_that_never_began_has_the_plan_that_was_handed_over(tmp_path: Path) -> None:
+    [wanted] = runs(1)
+    paths = RunPaths(tmp_path)
+    sweeps._Run(wanted, paths, fresh=True).prepare(wanted.to_json())
+    assert read_plan(paths) == wanted
 
 
 def test_sbatch_is_called_twice_for_an_array(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_with_the_controller_away_a_job_is_unknown_not_forgotten(slurm: Loopback
         assert job_state("999999") is State.UNKNOWN
     finally:
         slurm.start_controller()
+
+
+def test_what_squeue_cannot_say_is_unknown_not_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, code in (("squeue", 1), ("sacct", 1)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 'slurm_load_jobs error: Unspecified error' >&2\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_states(["1", "2_3"]) == {"1": State.UNKNOWN, "2_3": State.UNKNOWN}
 
 
 def test_without_slurm_a_job_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

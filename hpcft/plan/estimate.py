@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hpcft.plan.plan import Plan, Source
@@ -13,7 +14,7 @@ BYTES_PER_TOKEN = 4  # of English text and its JSON; other languages and code di
 def is_absent(source: Source) -> bool:
     """Is this a plain path under which nothing is found here? The machine that prepares the data may be another one."""
     plain = source.source == "local" and not set("*?[$") & set(source.path)
-    return plain and not Path(source.path).expanduser().exists()
+    return plain and not os.path.exists(os.path.expanduser(source.path))  # unlike Path's, no name makes them raise
 
 
 def guessed_tokens(plan: Plan) -> int | None:
@@ -23,14 +24,14 @@ def guessed_tokens(plan: Plan) -> int | None:
     """
     total = 0.0
     for source in plan.data.train:
-        path = Path(source.path).expanduser()
+        path = Path(os.path.expanduser(source.path))
         if source.source != "local" or path.suffix not in TEXT_FILES:
             return None
         try:
             size = path.stat().st_size
             with path.open("rb") as file:
                 head = file.read(1 << 20)
-        except OSError:
+        except (OSError, ValueError):
             return None
         lines = head.count(b"\n")
         if source.rows and (path.suffix == ".json" or not lines):  # a JSON list may have any number of lines a row

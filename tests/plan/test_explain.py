@@ -85,3 +85,11 @@ def test_a_data_file_that_is_not_here_is_said_to_be_not_here(tmp_path: Path, mon
     Path("a.jsonl").write_text("{}\n")
     assert "not on this machine: lost.jsonl\n" in explain(made, None, {})
     assert "not on this machine" not in explain(made, FACTS, {}), "its shards are here"
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/a.jsonl", f"{'x' * 400}.jsonl", "\0.jsonl"])
+def test_a_name_that_no_file_can_have_is_one_that_is_not_here(name: str) -> None:
+    made = plan()
+    source = dataclasses.replace(made.data.train[0], path=name)
+    made = dataclasses.replace(made, data=dataclasses.replace(made.data, train=(source,)))
+    assert "not on this machine: " in explain(made, None, {})

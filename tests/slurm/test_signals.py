@@ -104,7 +104,8 @@ def test_the_teardown_after_a_peers_death_is_known(slurm: LoopbackSlurm, tmp_pat
 
 @pytest.mark.slow
 def test_the_warning_before_the_time_limit_is_known_and_requeued(slurm: LoopbackSlurm, tmp_path: Path) -> None:
-    job = Job(slurm, tmp_path, "--time=1", "--signal=USR2@55")
+    # Slurm looks every 30 s and warns up to 30 s early: here from 10 s on, when the rank has its handlers.
+    job = Job(slurm, tmp_path, "--time=2", "--signal=USR2@80")
     until(job.notes.exists, 60)
     assert job.wrote() == ["0 SIGUSR2 TIME_LIMIT True"]
     job.started(1)

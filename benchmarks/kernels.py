@@ -78,6 +78,17 @@ class Profile:
         self.recorded: Any = None
         self.wall = 0.0
 
+    def longest(self, most: int = 25) -> list[tuple[str, int, float]]:
+        """Name, how often, and seconds in all of the kernels that take longest; [] on a CPU."""
+        from torch.autograd import DeviceType
+
+        seconds, often = Counter[str](), Counter[str]()
+        for event in self.recorded.events():
+            if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+                seconds[event.name] += (event.time_range.end - event.time_range.start) / 1e6
+                often[event.name] += 1
+        return [(name, often[name], time) for name, time in seconds.most_common(most)]
+
     def groups(self) -> dict[str, float]:
         """Seconds by group. On a CPU by operations, of the thread that ran them, which is a rehearsal and no more."""
         from torch.autograd import DeviceType

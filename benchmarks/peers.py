@@ -149,12 +149,18 @@ def tokenizer(task: Task) -> Any:
     )  # fmt: skip
 
 
-def varlen() -> str:
-    """Our kernel, made known to transformers, which gives it the ends of documents that TRL's collator finds."""
-    from hpcft.train.attention import VARLEN, register_varlen
+def varlen(task: Task) -> str:
+    """Our kernel, made known to transformers, which gives it the ends of documents that TRL's collator finds.
 
-    register_varlen()
-    return VARLEN
+    On a CPU sdpa stands in for it.
+    """
+    import torch
+
+    from hpcft.train.attention import choose_attention
+
+    if task.cpu:
+        return "sdpa"
+    return choose_attention("auto", load_config(task), torch.bfloat16, torch.device("cuda"))
 
 
 def hf(task: Task) -> Any:
@@ -180,15 +186,14 @@ def trl_tuned(task: Task) -> Any:
 
 
 def trl_varlen(task: Task) -> Any:
-    """The same with our attention kernel registered for it and the card filled. On a CPU sdpa stands in for it."""
-    attention = "sdpa" if task.cpu else varlen()
-    return sft(task, windows(task), attention, packing=True, gradient_checkpointing=False, **liger(task))
+    """The same with our attention kernel registered for it and the card filled."""
+    return sft(task, windows(task), varlen(task), packing=True, gradient_checkpointing=False, **liger(task))
 
 
 def trl_varlen_bf16(task: Task) -> Any:
     """The same with weights and moments in bfloat16: leaner and faster, and another training."""
-    attention, own = "sdpa" if task.cpu else varlen(), liger(task)
-    return sft(task, windows(task), attention, "bfloat16", packing=True, gradient_checkpointing=False, **own)
+    own = {"packing": True, "gradient_checkpointing": False, **liger(task)}
+    return sft(task, windows(task), varlen(task), "bfloat16", **own)
 
 
 def liger(task: Task) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Strategies on real shapes: do they train, do their losses agree, is the memory as foretold, what does loading take?
 
-    python -m benchmarks.strategies --folder SCRATCH [--cases NAME …] [--steps 8] [--cpu]
+    python -m benchmarks.strategies --folder SCRATCH [--cases NAME …] [--steps 8] [--words=…] [--cpu]
 
 Every case is a run of its own: as many processes as it has GPUs, random weights of a real shape, read from files that
 are written once. Prints a Markdown row per case; the rows and every loss are in SCRATCH/results.jsonl. --cpu rehearses
@@ -75,13 +75,13 @@ REHEARSAL: dict[str, Case] = {
 LENGTH, WINDOWS = 4096, 8  # tokens in a window, windows of an optimizer step
 
 
-def plan_of(case: Case, model: Path, cpu: bool, steps: int) -> Plan:
-    """The Plan of a case; every activation recomputed where it does not say otherwise."""
-    words = merged(
+def plan_of(case: Case, model: Path, cpu: bool, steps: int, words: str) -> Plan:
+    """The Plan of a case with some words more; every activation recomputed where they do not say otherwise."""
+    every = merged(
         f"--global_batch_size {WINDOWS} --max_steps {steps} --max_length {64 if cpu else LENGTH}",
-        f"--gradient_checkpointing full {case.words}",
+        f"--gradient_checkpointing full {case.words} {words}",
     )
-    return make(words, model, case.gpus, cpu)
+    return make(every, model, case.gpus, cpu)
 
 
 @contextmanager
@@ -161,13 +161,13 @@ def rank(file: Path) -> None:
     os._exit(0)
 
 
-def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, limit: float) -> dict[str, Any]:
+def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, words: str, limit: float) -> dict[str, Any]:
     """All ranks of one case; what rank 0 wrote, or the last words of the first rank that failed."""
     place = folder / "cases" / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "result.json").unlink(missing_ok=True)
     model = written(folder / case.model, case.model, cpu)
-    plan = plan_of(case, model, cpu, steps)
+    plan = plan_of(case, model, cpu, steps, words)
     (place / "plan.json").write_text(plan.to_json())
     failed = run_ranks("benchmarks.strategies", ["--rank", str(place / "plan.json")], case.gpus, place, limit)
     result = place / "result.json"
@@ -175,7 +175,13 @@ def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, limit: 
         return {"case": name, "failed": failed or "ended without a result"}
     foretold = plan.memory.allocated if plan.memory else 0
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    facts = {"case": name, "gpus": case.gpus, "foretold": foretold, "size": size, "words": case.words}
+    facts = {
+        "case": name,
+        "gpus": case.gpus,
+        "foretold": foretold,
+        "size": size,
+        "words": f"{case.words} {words}".strip(),
+    }
     return {**facts, "foretold_step": _foretold_step(plan), **json.loads(result.read_text())}
 
 
@@ -212,6 +218,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--cases", nargs="*", default=[])
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--words", default="", help='added to each run, as in --words="--torch_compile false"')
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for one case")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
@@ -223,7 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{device.said(device.facts(given.cpu))}\n\n{HEAD}", flush=True)
     failed = 0
     for name in given.cases or table:
-        facts = run_case(name, table[name], given.folder, given.cpu, given.steps, given.limit)
+        facts = run_case(name, table[name], given.folder, given.cpu, given.steps, given.words, given.limit)
         with (given.folder / "results.jsonl").open("a") as file:
             file.write(json.dumps(facts) + "\n")
         print(row(facts), flush=True)

@@ -11,6 +11,9 @@ attention            2c·(q+k)  queries, keys, values and the result, and a floa
 feed-forward         3c·f      gate, its SiLU, up; with experts also c·h for each expert's copy of the token
 inputs of linears    c·(2h+f)  both norms' outputs and gate × up, for weight gradients; a frozen weight keeps none
     LoRA             c·r for each adapter; with dropout each has its own dropped input and a mask of a byte
+
+A compiled layer makes what is cheap again: no float32 copies, of the feed-forward gate, up and their product, of
+norms input and output: c·(4h + 3f) and the attention, the same for LoRA.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ def attention_kind(plan: Plan) -> str:
 def layer_token_bytes(plan: Plan, shape: Shape) -> int:
     """Bytes per token that one decoder layer keeps when nothing is recomputed."""
     c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
+    if plan.train.compiled:
+        experts = c * h * shape.experts_per_token
+        return c * (4 * h + 3 * shape.feed_forward) + experts + _attention(plan, shape, c) + _adapters(plan, shape, c)
     norms = 2 * (4 * h + (c * h if plan.tuner.kind == "full" else 0))
     feed = 3 * c * shape.feed_forward + c * h * shape.experts_per_token
     return norms + _attention(plan, shape, c) + feed + _inputs(plan, shape, c)
@@ -53,11 +59,19 @@ def _inputs(plan: Plan, shape: Shape, c: int) -> int:
     if tuner.kind == "full":
         return c * (2 * h + f)
     modules = adapted(tuner, shape)
-    ranks = c * tuner.rank * len(modules)
     if tuner.dropout > 0:
-        return ranks + (c + 1) * sum(inputs for inputs, _ in modules.values())
+        return _adapters(plan, shape, c)
     norms = bool({"q_proj", "k_proj", "v_proj"} & set(modules)) + bool({"gate_proj", "up_proj"} & set(modules))
-    return ranks + c * (h * norms + (f if "down_proj" in modules else 0))
+    return _adapters(plan, shape, c) + c * (h * norms + (f if "down_proj" in modules else 0))
+
+
+def _adapters(plan: Plan, shape: Shape, c: int) -> int:
+    """What LoRA's own products keep; dropout's masks and dropped inputs."""
+    if plan.tuner.kind == "full":
+        return 0
+    modules = adapted(plan.tuner, shape)
+    dropped = (c + 1) * sum(inputs for inputs, _ in modules.values()) if plan.tuner.dropout > 0 else 0
+    return c * plan.tuner.rank * len(modules) + dropped
 
 
 def kept_layers(plan: Plan, shape: Shape) -> int:
@@ -74,14 +88,16 @@ def activation_bytes(plan: Plan, shape: Shape) -> int:
     """At the peak, when the backward pass is in its first layer; tensor parallel ranks share it by sequence and heads.
 
     Beside the kept layers: of a recomputed one its input, and one of them whole; a layer's gradients, about four
-    tensors as wide as the feed-forward and four as the model; around the last norm its float32 copy and three more.
+    tensors as wide as the feed-forward and four as the model, half as many in a compiled one; around the last norm its
+    float32 copy and three more.
     """
     c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
     kept = kept_layers(plan, shape)
     layer = layer_token_bytes(plan, shape)
     whole = kept + (1 if kept < shape.layers else 0)
     inputs = (shape.layers - kept) * c * h
-    per_token = whole * layer + inputs + 4 * c * (shape.feed_forward + h) + (4 + 3 * c) * h
+    passing = 2 if plan.train.compiled else 4
+    per_token = whole * layer + inputs + passing * c * (shape.feed_forward + h) + (4 + 3 * c) * h
     return micro_tokens(plan) * per_token // plan.layout.degree("tp") + _mask(plan)
 
 

@@ -41,7 +41,7 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
         dtype=run.model.torch_dtype,
         quantization="nf4" if run.model.quant_bits else run.model.base_precision or "none",
-        compiled=run.train.torch_compile,
+        compiled=run.train.torch_compile is True,
     )  # fmt: skip
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
 
@@ -61,7 +61,7 @@ def clashes(
         what = f"model.torch_dtype: float16 needs its losses scaled, which {strategy} does not do here"
         yield "torch_dtype", Problem(what, "", dtype, ("bfloat16", "float32"), "or strategy: fsdp")
     if compiled:
-        yield from _compiled(strategy, tp)
+        yield from uncompilable(strategy, tp)
     if quantization != "none":
         yield from _quantised(strategy, tp, tuner, quantization, dtype)
     if tp > 1 and tuner == "lora":
@@ -86,7 +86,7 @@ def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str
             yield leaf, Problem(f"model.{leaf}: a quantised base {what}", "", value, ("null",), hint)
 
 
-def _compiled(strategy: str, tp: int) -> Iterator[tuple[str, Problem]]:
+def uncompilable(strategy: str, tp: int) -> Iterator[tuple[str, Problem]]:
     """What a compiled layer cannot have inside: messages, and weights that come and go."""
     for wrong, what, hint in (
         (strategy.startswith("zero3"), f"{strategy} gathers weights inside of layers", "strategy: fsdp"),

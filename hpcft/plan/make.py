@@ -19,7 +19,7 @@ from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words
+from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words, uncompilable
 from hpcft.plan.fabric import environment
 from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
@@ -128,7 +128,7 @@ def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], wa
             where=where.get("global_batch_size", ""),
         ),
         optim=_optim(train, run.tuner.tuner_type),
-        train=_train(run, way.strategy),
+        train=_train(run, way, cluster.accelerator),
         objective=plan_objective(run),
         checkpoint=_checkpoint(run),
         layout=layout,
@@ -282,8 +282,8 @@ def _optim(train: Train, kind: str) -> OptimPlan:
     )  # fmt: skip
 
 
-def _train(run: RunConfig, strategy: str) -> TrainPlan:
-    train = run.train
+def _train(run: RunConfig, way: Way, accelerator: str) -> TrainPlan:
+    train, strategy = run.train, way.strategy
     evaluates = bool(run.data.val_dataset or run.data.split_dataset_ratio)
     every = run.checkpoint.save_steps if train.eval_steps is None else train.eval_steps
     return TrainPlan(
@@ -291,11 +291,25 @@ def _train(run: RunConfig, strategy: str) -> TrainPlan:
         strategy=strategy, strategy_module=STRATEGIES[strategy].module,
         deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=_recomputation(train),
-        compiled=train.torch_compile, resharding=True,
+        compiled=_compiled(run, way, accelerator), resharding=True,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
         dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,
     )  # fmt: skip
+
+
+def _compiled(run: RunConfig, way: Way, accelerator: str) -> bool:
+    """As was said; for auto where it pays: not where half-empty windows would be filled with padding.
+
+    Nor where every number has to come out the same again: which of several programs is taken may follow from a
+    stopwatch. Raises Refusal where it was asked for and cannot be.
+    """
+    problems = [problem for _, problem in uncompilable(way.strategy, way.tp)]
+    if run.train.torch_compile is True and problems:
+        raise Refusal(problems)
+    if run.train.torch_compile != AUTO:
+        return run.train.torch_compile is True
+    return accelerator == "cuda" and run.data.packing and not run.train.deterministic and not problems
 
 
 def _recomputation(train: Train) -> str:

@@ -8,7 +8,7 @@ from hpcft.catalog import STRATEGIES
 from hpcft.config.cluster import ClusterProfile
 from hpcft.errors import Refusal, near, refuse
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import clashes
+from hpcft.plan.checks import clashes, uncompilable
 from hpcft.plan.layout import mesh
 from hpcft.plan.make import cpus_per_rank, hardware_of, memory_of, variables
 from hpcft.plan.memory import memory_plan
@@ -75,13 +75,14 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     problems = clashes(
         strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
         modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantization=model.quantization,
-        compiled=plan.train.compiled,
+        compiled=False,
     )  # fmt: skip
     if found := [problem for _, problem in problems]:
         raise Refusal(found)
     kept = plan.train.deepspeed if strategy.startswith("zero") else ""
+    compiled = plan.train.compiled and not any(uncompilable(strategy, tp))  # it is speed, which is not what is asked
     return dataclasses.replace(
-        plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept
+        plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept, compiled=compiled
     )
 
 

@@ -99,7 +99,7 @@ class Question:
         for way in self._ways(wanted):
             try:
                 plans.append(self.fitted(self.draft(way)))
-            except Refusal:  # the batch does not divide among its ranks
+            except Refusal:  # the batch does not divide among its ranks, or it cannot be compiled as is asked
                 continue
         return plans
 
@@ -125,12 +125,11 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
     yield Way("fsdp")
     if nodes > 1:
         yield Way("fsdp", dp_replicate=nodes)
-    for tp in range(2, per_node + 1) if full and not plan.train.compiled else ():
+    for tp in range(2, per_node + 1) if full else ():
         if per_node % tp == shape.kv_heads % tp == shape.heads % tp == shape.inner % tp == 0:
             yield Way("fsdp", tp=tp)
     if plan.model.quantization == "none":
-        able = [name for name in OFFLOADING if not (plan.train.compiled and name.startswith("zero3"))]
-        yield from (Way(name) for name in able if full or "weights" in STRATEGIES[name].shards)
+        yield from (Way(name) for name in OFFLOADING if full or "weights" in STRATEGIES[name].shards)
 
 
 def fits(plan: Plan, share: float = HEADROOM) -> bool:

@@ -79,7 +79,7 @@ def assemble(
         prepared = with_references(plan, paths, world, sharded, prepared)
         phase("reference")
     if plan.train.compiled:
-        compile_layers(sharded.model)
+        compile_layers(sharded.model, world.device)
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")

@@ -1,8 +1,9 @@
 """Which attention runs, and how it learns where documents end in a packed window.
 
-On a GPU torch's own ``varlen_attn`` is registered with transformers when it really runs there; everything else
-is transformers' sdpa, which builds a block mask from positions that restart. That detection is silently off with
-a cache or with any mask (documents then attend to each other), so neither is ever passed, and a check proves it.
+On a GPU torch's own ``varlen_attn`` is registered with transformers when it really runs there; rows that are one
+document each go through cuDNN's kernel where that runs, which takes about half the time on Hopper. Everything else is
+transformers' sdpa, which builds a block mask from positions that restart. That detection is silently off with a cache
+or with any mask (documents then attend to each other), so neither is ever passed, and a check proves it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from hpcft.errors import refuse
 from hpcft.train.protocols import Batch
 from hpcft.train.skeleton import body_of, plain, run_inside
 
-VARLEN = "hpcft_varlen"
+VARLEN = "hpcft_varlen"  # behind it what of ABLE it may make use of: hpcft_varlen_grouped_cudnn
 DOCUMENT = 16  # tokens of the check's documents
 KNOWN: set[str] = set()  # what this release of torch's kernel can be told, for compiled layers found out beforehand
+ABLE: set[str] = set()  # what it may make use of, likewise
+CUDNN, GROUPED = "cudnn", "grouped"  # dense rows through cuDNN; fewer keys than queries without repeating them
+HOPPER = (9, 0)  # compute capability from which cuDNN's kernel is the faster one
 LEAST_BOUNDS, LEAST_LONGEST = 64, 1024  # what a compiled layer sees of documents, at least
 
 
@@ -31,7 +35,7 @@ def choose_attention(wanted: str, config: Any, dtype: torch.dtype, device: torch
     fallback = "sdpa" if _knows_sdpa(config) else "eager"
     if device.type != "cuda" or dtype is torch.float32 or not _varlen_fits(config):
         return fallback
-    return VARLEN if _varlen_runs(config, dtype, device) else fallback
+    return _fastest(config, dtype, device) or fallback
 
 
 def _knows_sdpa(config: Any) -> bool:
@@ -49,32 +53,60 @@ def _varlen_fits(config: Any) -> bool:
     return not capped and not getattr(text, "attention_dropout", 0.0) and text.model_type != "gpt_oss"
 
 
-def _varlen_runs(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """One small forward and backward pass, which is the only honest way to ask a kernel."""
+def _fastest(config: Any, dtype: torch.dtype, device: torch.device) -> str:
+    """VARLEN with what works here, each tried by a small forward and backward pass, which is the only honest way to
+    ask a kernel; "" where it does not run at all.
+    """
     try:
-        register_varlen()
-        text = config.get_text_config()
-        heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads)
-        width = getattr(text, "head_dim", None) or text.hidden_size // heads
-        query, key, value = (
-            torch.randn(1, n, 32, width, dtype=dtype, device=device, requires_grad=True)
-            for n in (heads, groups, groups)
-        )
-        bounds = torch.tensor([0, 20, 32], dtype=torch.int32, device=device)
-        out, _ = varlen(nn.Module(), query, key, value, None, cu_seq_lens_q=bounds, max_length_q=20)
-        out.float().sum().backward()
-        return query.grad is not None and bool(torch.isfinite(query.grad).all())
+        register_varlen(VARLEN)
+        known = {lengths: _tried(config, dtype, device, lengths) for lengths in ((20, 12), (32,))}
     except (ImportError, RuntimeError, TypeError, NotImplementedError):
-        return False
+        return ""
+    if not all(bool(torch.isfinite(t).all()) for found in known.values() for t in found):
+        return ""
+    name, hopper = VARLEN, torch.cuda.get_device_capability(device) >= HOPPER
+    for able, lengths in ((GROUPED, (20, 12)), (CUDNN, (32,))):
+        if able == CUDNN and (not hopper or torch.are_deterministic_algorithms_enabled()):
+            continue
+        register_varlen(f"{name}_{able}")
+        try:
+            found = _tried(config, dtype, device, lengths)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            continue
+        if all(torch.allclose(a, b, rtol=3e-2, atol=3e-2) for a, b in zip(found, known[lengths], strict=True)):
+            name = f"{name}_{able}"
+    register_varlen(name)
+    return name
 
 
-def register_varlen() -> None:
-    """Make VARLEN known to transformers. Without a mask function of that name the model passes no mask."""
+def _tried(config: Any, dtype: torch.dtype, device: torch.device, lengths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """The result for a row of such documents, and the gradients of queries, keys and values."""
+    text = config.get_text_config()
+    heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads)
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    numbers = torch.Generator(device).manual_seed(0)
+    query, key, value = (
+        torch.randn(1, n, sum(lengths), width, dtype=dtype, device=device, generator=numbers, requires_grad=True)
+        for n in (heads, groups, groups)
+    )
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    told: dict[str, Any] = {"cu_seq_lens_q": bounds, "max_length_q": max(lengths)} if len(lengths) > 1 else {}
+    out, _ = varlen(nn.Module(), query, key, value, None, **told)
+    return (out, *torch.autograd.grad(out.float().sum(), (query, key, value)))
+
+
+def register_varlen(name: str) -> None:
+    """Make it known to transformers. Without a mask function of that name the model passes no mask.
+
+    name: VARLEN and what of ABLE is to be made use of, for the whole process.
+    """
     from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface
 
     KNOWN.update(inspect.signature(varlen_attn).parameters)
-    AttentionInterface.register(VARLEN, varlen)
+    ABLE.clear()
+    ABLE.update(name.removeprefix(VARLEN).split("_"))
+    AttentionInterface.register(name, varlen)
 
 
 def varlen(
@@ -97,6 +129,8 @@ def varlen(
 
     rows, heads, length, width = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
+        if CUDNN in ABLE and not sliding_window:
+            return _dense(query, key, value, scaling), None
         cu_seq_lens_q = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=query.device)
         max_length_q = length
     options: dict[str, Any] = {"scale": scaling}
@@ -105,18 +139,33 @@ def varlen(
     else:
         options["is_causal"] = True
     if key.shape[1] != heads:
-        if "enable_gqa" in KNOWN:
+        if GROUPED in ABLE and "enable_gqa" in KNOWN:
             options["enable_gqa"] = True
-        else:
+        elif GROUPED not in ABLE:  # a release that knows no such word may be able to, nevertheless
             key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
     q, k, v = (t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value))
     out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
     return out.view(rows, length, heads, width), None
 
 
+def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Rows that are one document each; as ``varlen``."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        grouped = key.shape[1] != query.shape[1]
+        out = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+    return out.transpose(1, 2)
+
+
 def document_arguments(batch: Batch) -> dict[str, Any]:
-    """What kernels for packed rows want besides the positions; transformers' names. Empty for unpacked rows."""
-    if not batch.packed or batch.tokens.device.type == "cpu":
+    """What kernels for packed rows want besides the positions; transformers' names.
+
+    Empty for rows that are one document each: nothing has to be kept apart in them.
+    """
+    if not batch.packed or batch.tokens.device.type == "cpu" or all(len(row) == 1 for row in batch.lengths):
         return {}
     starts, longest = document_bounds(batch)
     bounds = torch.tensor(starts, dtype=torch.int32).to(batch.tokens.device, non_blocking=True)

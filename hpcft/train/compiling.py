@@ -7,6 +7,7 @@ its own, so windows are padded to their full length, and what kernels hear of do
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,12 +15,35 @@ import torch
 from hpcft.train import cross_entropy
 from hpcft.train.skeleton import layers_of
 
+# What attention hears of documents goes through a layer as it is: a program need not be made for each number of it.
+DOCUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 PROGRAMS = 64  # for one piece of code at most, in this thread; beyond them torch would quietly compile no more
 
 
-def compile_layers(model: Any) -> None:
-    """From now on; before, a check of a few tokens would have cost a program of its own."""
+def compile_layers(model: Any, device: torch.device) -> None:
+    """From now on; before, a check of a few tokens would have cost a program of its own.
+
+    Where this machine has nothing to compile with, it is said, and everything stays as it is.
+    """
+    if why := _hindrance(device):
+        print(f"WARNING: torch_compile: nothing is compiled here, which is slower: {why}", file=sys.stderr)
+        return
     torch._dynamo.config.recompile_limit = PROGRAMS
+    if hasattr(torch.compiler.config, "dynamic_sources"):
+        torch.compiler.config.dynamic_sources = ",".join(rf".*\['{name}'\]" for name in DOCUMENTS)
     for layer in layers_of(model):
         layer.forward = torch.compile(layer.forward, dynamic=False)
     cross_entropy.compile_arithmetic()
+
+
+def _hindrance(device: torch.device) -> str:
+    """Why the smallest program cannot be made, most often for want of a C compiler; "" when it can."""
+    try:
+        torch.compile(_smallest, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a compiler may raise
+        return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ""
+
+
+def _smallest(numbers: torch.Tensor) -> torch.Tensor:
+    return numbers * 2 + 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -72,7 +73,35 @@ def summed_in_chunks(
     wanted it makes them in vain.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    return _Summed.apply(hidden, targets, scores, scaling, columns, chunk, *trained)
+    plain = next((at for at, one in enumerate(trained) if one is _matrix_of(head) and columns is None), -1)
+    return _Summed.apply(hidden, targets, scores, scaling, columns, chunk, plain, *trained)
+
+
+def _matrix_of(head: nn.Module) -> torch.Tensor | None:
+    """The weight of a linear module that is nothing else; its gradient is one product."""
+    return head.weight if type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks) else None
+
+
+def add_product(whole: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """whole += a·b in float32, in one kernel where there is one: a product of its own would be rounded, and added by
+    another pass over all of it. whole: float32 [n, m]; a: [n, k]; b: [k, m].
+    """
+    if whole.is_cuda and a.dtype is torch.bfloat16 and _adds_products(whole.device):
+        torch.addmm(whole, a, b, out_dtype=torch.float32, out=whole)
+    else:
+        whole += a @ b
+
+
+@lru_cache
+def _adds_products(device: torch.device) -> bool:
+    """Can this release of torch, on this device? Tried once on small numbers."""
+    a, b = (torch.arange(256, device=device).view(16, 16).remainder(7).bfloat16() for _ in range(2))
+    whole = torch.ones(16, 16, device=device)
+    try:
+        torch.addmm(whole, a, b, out_dtype=torch.float32, out=whole)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return torch.equal(whole, 1 + a.float() @ b.float())
 
 
 class _LogProbabilities(torch.autograd.Function):
@@ -101,9 +130,11 @@ class _Summed(torch.autograd.Function):
         scaling: Scaling,
         columns: Columns | None,
         chunk: int,
+        plain: int,
         *trained: torch.Tensor,
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        asked = [parameter for at, parameter in enumerate(trained) if at != plain]
         of_hidden, of_trained = torch.empty_like(hidden), [torch.zeros_like(p, dtype=torch.float32) for p in trained]
         for rows, labels, into in zip(*(tensor.split(chunk) for tensor in (hidden, targets, of_hidden)), strict=True):
             with torch.enable_grad():
@@ -112,10 +143,14 @@ class _Summed(torch.autograd.Function):
             picked, normaliser = _numbers(made.detach(), labels, scaling, columns)
             total += (picked - normaliser).sum()
             slope = _gradient(made.detach(), labels, normaliser, scaling, columns, 1.0)
-            first, *others = torch.autograd.grad(made, [rows, *trained], slope, materialize_grads=True)
+            first, *others = torch.autograd.grad(made, [rows, *asked], slope, materialize_grads=True)
             into.copy_(first)
-            for whole, part in zip(of_trained, others, strict=True):
-                whole += part  # in float32: each of dozens of sums would round anew
+            parts = iter(others)
+            for at, whole in enumerate(of_trained):  # in float32: each of dozens of sums would round anew
+                if at == plain:
+                    add_product(whole, slope.t(), rows.detach())
+                else:
+                    whole += next(parts)
         ctx.gradients, ctx.types = [of_hidden, *of_trained], [hidden.dtype, *(p.dtype for p in trained)]
         return total
 
@@ -126,7 +161,7 @@ class _Summed(torch.autograd.Function):
             raise RuntimeError("the gradients of this sum have been used already")
         made, ctx.gradients = ctx.gradients, None
         of_hidden, *of_trained = (one.mul_(gradient).to(kind) for one, kind in zip(made, ctx.types, strict=True))
-        return of_hidden, None, None, None, None, None, *of_trained
+        return of_hidden, None, None, None, None, None, None, *of_trained
 
 
 def compile_arithmetic() -> None:

@@ -104,8 +104,8 @@ def local_folder(plan: ModelPlan) -> str:
 def load_model(plan: Plan, config: Any, attention: str, device: torch.device) -> nn.Module:
     """The base model on ``device``: float32 when it is trained whole, else in the compute type."""
     dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
-    if attention == VARLEN:
-        register_varlen()
+    if attention.startswith(VARLEN):
+        register_varlen(attention)
     trust = plan.model.trust_remote_code
     torch.manual_seed(plan.train.seed)  # of all weights, or of those that the files do not have
     if plan.model.from_scratch:
@@ -130,8 +130,8 @@ def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
     """The base model without weights; for adapters, which are made real, as ghosts of them."""
     from accelerate import init_empty_weights
 
-    if attention == VARLEN:
-        register_varlen()
+    if attention.startswith(VARLEN):
+        register_varlen(attention)
     dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
     with init_empty_weights(include_buffers=False):
         model = auto_class(plan).from_config(

@@ -15,6 +15,7 @@ from hpcft.launch.render import render
 from hpcft.plan.checks import check_shape
 from hpcft.plan.make import make_plan
 from hpcft.plan.plan import Plan
+from hpcft.plan.replan import replan
 from hpcft.run.folder import keep_plan, make_folder, refuse_other_plan
 from hpcft.run.paths import RunPaths
 from tests.plan.models import shape
@@ -201,6 +202,25 @@ def test_layers_with_messages_inside_are_not_compiled(line: str) -> None:
 
 def test_compiled_layers_are_asked_for_in_hugging_face_s_word() -> None:
     assert plan("--strategy fsdp --torch_compile").train.compiled
+    assert not plan("--strategy fsdp --torch_compile false").train.compiled
+
+
+@pytest.mark.parametrize(
+    ("line", "compiled"),
+    [
+        ("--strategy fsdp", True),
+        ("--strategy ddp --deterministic true", False),
+        ("--strategy ddp --packing false", False),
+        ("--strategy zero3", False),
+        ("--strategy fsdp --tp 2", False),
+    ],
+)
+def test_layers_are_compiled_where_that_pays(line: str, compiled: bool) -> None:
+    assert plan(line).train.compiled is compiled
+
+
+def test_what_was_compiled_goes_on_without_where_it_cannot_be() -> None:
+    assert not replan(plan("--strategy fsdp --torch_compile true"), strategy="zero3").train.compiled
 
 
 @pytest.mark.parametrize(

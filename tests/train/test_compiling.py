@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import AttentionInterface
 
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
@@ -60,12 +61,60 @@ def test_all_layers_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = CompileCounterWithBackend(TRACED)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     model = made(layers=6)
-    compile_layers(model)
+    compile_layers(model, torch.device("cpu"))
     for step in range(3):
         batch = batch_of(2 * step, 2 * step + 1)
         model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.sum().backward()
     assert len(layers_of(model)) == 6
-    assert counter.frame_count == 1
+    assert counter.frame_count == 2, "the smallest one, by which it is seen that programs can be made, and theirs"
+
+
+def test_other_documents_need_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend(TRACED)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+
+    def told(module: Any, query: Any, key: Any, value: Any, mask: Any, **of: Any) -> Any:
+        return seen(query, of["cu_seq_lens_q"], of["max_length_q"]).transpose(1, 2), None
+
+    AttentionInterface.register("told", told)
+    model = made(layers=2)
+    model.set_attn_implementation("told")
+    compile_layers(model, torch.device("cpu"))
+    with torch.no_grad():
+        for bounds, longest in (([0, 3, 64], 61), ([0, 30, 40, 64], 30), ([0, 64], 64)):
+            starts = torch.tensor(bounds, dtype=torch.int32)
+            model(input_ids=torch.ones(1, 64, dtype=torch.int64), use_cache=False,
+                  cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=longest, max_length_k=longest)  # fmt: skip
+    assert counter.frame_count == 2
+    assert LONGEST == [61, 61, 30, 30, 64, 64]
+
+
+LONGEST: list[int] = []
+
+
+@torch.library.custom_op("hpcft_tests::seen", mutates_args=())
+def seen(query: torch.Tensor, starts: torch.Tensor, longest: int) -> torch.Tensor:
+    LONGEST.append(longest)
+    return query + starts[-1]
+
+
+@seen.register_fake
+def _(query: torch.Tensor, starts: torch.Tensor, longest: int) -> torch.Tensor:
+    return torch.empty_like(query)
+
+
+def test_where_nothing_can_be_compiled_layers_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler(*ignored: Any, **also: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(torch, "compile", lambda made, **how: no_compiler)
+    model = made(layers=2)
+    compile_layers(model, torch.device("cpu"))
+    assert "nothing is compiled here, which is slower: Failed to find C compiler." in capsys.readouterr().err
+    batch = batch_of(0)
+    assert model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.isfinite().all()
 
 
 def test_batches_for_compiled_layers_have_one_length_and_documents_in_powers_of_two() -> None:

@@ -92,12 +92,19 @@ CASES: dict[str, Case] = {
         "llama-8b", f"{FULL} --strategy fsdp", 4096, 1, 2, ("trl-varlen", "trl", "hf", "hf-zero3"), BOTH, (4,),
         spread="fsdp", shards=True,
     ),
+    "1.5b-full-fsdp-4096": Case(
+        "qwen-1.5b", f"{FULL} --strategy fsdp", 4096, 1, 4, ("trl-varlen", "hf-zero3"), BOTH, (2,),
+        spread="fsdp", shards=True,
+    ),
     "7b-lora-ddp-scaling": Case(
         "qwen-7b", f"{LORA} --lora_rank 8 --strategy ddp", windows=2, rank=8, peers=("trl-varlen",), gpus=(1, 4),
         **SHORT,
     ),
     "8b-full-tp4": Case(
         "llama-8b", f"{FULL} --strategy ddp --tp 4", 4096, 1, 8, (), ours=("us", "us-fsdp"), gpus=(4,), tp=4,
+    ),
+    "1.5b-full-tp2": Case(
+        "qwen-1.5b", f"{FULL} --strategy ddp --tp 2", 4096, 1, 8, (), ours=("us", "us-fsdp"), gpus=(2,), tp=2,
     ),
     # 16 pairs a window: a peer's batches of eight pairs come out even again.
     "dpo-7b-lora": Case(

@@ -79,7 +79,7 @@ def entries(given: argparse.Namespace) -> Iterator[Entry]:
     table_of = REHEARSAL if given.cpu else CASES
     for name in given.cases or table_of:
         case = EVERY[name]
-        for gpus in case.gpus:
+        for gpus in given.gpus or case.gpus:
             others = [who for who in given.who if who in OURS and who not in case.ours]
             for who in (*case.ours, *others, *case.peers):
                 if not given.who or who in given.who:
@@ -204,6 +204,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="for models, logs, results; /dev/shm is fastest")
     parser.add_argument("--cases", nargs="+", default=[], metavar="NAME", help=", ".join(EVERY))
     parser.add_argument("--who", nargs="+", default=[], metavar="NAME", help=", ".join((*OURS, *PEERS)))
+    parser.add_argument("--gpus", nargs="+", type=int, default=[], help="instead of the numbers of GPUs of each case")
     parser.add_argument("--warmup", type=int, default=10, help="optimizer steps before the timed ones")
     parser.add_argument("--steps", type=int, default=20, help="timed optimizer steps")
     parser.add_argument("--seconds", type=float, default=45.0, help="of the timed window; slow ones make fewer steps")

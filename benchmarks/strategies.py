@@ -52,6 +52,19 @@ CASES: dict[str, Case] = {
     "8b-lora-ddp": Case("llama-8b", 4, f"{LORA} --strategy ddp"),
     "8b-lora-fsdp": Case("llama-8b", 4, f"{LORA} --strategy fsdp"),
     "8b-qlora-fsdp": Case("llama-8b", 4, f"{LORA} --strategy fsdp --quant_bits 4"),
+    # The same on two.
+    **{
+        f"1.5b-full-{name}": Case("qwen-1.5b", 2, f"{FULL} --strategy {words}")
+        for name, words in (
+            ("ddp", "ddp"),
+            ("zero2", "zero2"),
+            ("zero3", "zero3"),
+            ("fsdp", "fsdp"),
+            ("tp2", "ddp --tp 2"),
+        )
+    },
+    "8b-full-fsdp-2": Case("llama-8b", 2, f"{FULL} --strategy fsdp"),
+    "8b-qlora-fsdp-2": Case("llama-8b", 2, f"{LORA} --strategy fsdp --quant_bits 4"),
     # What does not fit on one GPU otherwise.
     "8b-full-zero3-offload": Case("llama-8b", 1, f"{FULL} --strategy zero3_offload"),
     # Memory on one GPU: tuning, recomputation.

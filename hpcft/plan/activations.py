@@ -25,6 +25,10 @@ from hpcft.plan.weights import COMPUTE_BYTES, adapted
 CHUNK_LOGITS = 2**27  # float32 numbers of logits alive at once: half a GiB
 TILE = 128  # rows that a matrix product of a GPU works on together
 LOGIT_BYTES = 14  # of a number: scores and their gradient in two bytes, logits and two steps to it in float32
+COMPILED_LOGIT_BYTES = 8  # the same where each of these is made in one pass
+# Moments of a step at one of which a GPU is fullest: when the loss is computed, when the backward pass is in the last
+# layer, when it is in the first one, and when the gradients of the ends are summed.
+LOSS, BACKWARD, FIRST, ENDS = MOMENTS = ("loss", "backward", "first layer", "ends")
 
 
 def attention_kind(plan: Plan) -> str:
@@ -84,20 +88,24 @@ def micro_tokens(plan: Plan) -> int:
     return plan.batch.micro_windows * plan.data.max_length
 
 
-def activation_bytes(plan: Plan, shape: Shape) -> int:
-    """At the peak, when the backward pass is in its first layer; tensor parallel ranks share it by sequence and heads.
+def activation_bytes(plan: Plan, shape: Shape, moment: str) -> int:
+    """What is kept at that moment, and what passes; tensor parallel ranks share it by sequence and heads.
 
-    Beside the kept layers: of a recomputed one its input, and one of them whole; a layer's gradients, about four
-    tensors as wide as the feed-forward and four as the model, half as many in a compiled one; around the last norm its
-    float32 copy and three more.
+    Kept layers, and of a recomputed one its input. With the loss, around the last norm its float32 copy and three more.
+    In the backward pass a layer that is recomputed whole, in place of the one before it where some are kept, and a
+    layer's gradients: about four tensors as wide as the feed-forward and four as the model, half as many in a compiled
+    one that has no adapters. Behind the first layer nothing is left.
     """
     c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
-    kept = kept_layers(plan, shape)
-    layer = layer_token_bytes(plan, shape)
-    whole = kept + (1 if kept < shape.layers else 0)
-    inputs = (shape.layers - kept) * c * h
-    passing = 2 if plan.train.compiled else 4
-    per_token = whole * layer + inputs + passing * c * (shape.feed_forward + h) + (4 + 3 * c) * h
+    kept, layer = kept_layers(plan, shape), layer_token_bytes(plan, shape)
+    passing = (2 if plan.train.compiled and plan.tuner.kind == "full" else 4) * c * (shape.feed_forward + h)
+    every = kept * layer + (shape.layers - kept) * c * h
+    per_token = {
+        LOSS: every + (4 + 3 * c) * h,
+        BACKWARD: every + (0 if kept else layer) + passing,
+        FIRST: layer + passing,
+        ENDS: 0,
+    }[moment]
     return micro_tokens(plan) * per_token // plan.layout.degree("tp") + _mask(plan)
 
 
@@ -122,4 +130,5 @@ def chunk_rows(vocabulary: int) -> int:
 
 def logit_bytes(plan: Plan, shape: Shape) -> int:
     """Of one chunk; there is never more than one. Tensor-parallel ranks have some columns each."""
-    return LOGIT_BYTES * logit_rows(plan, shape) * shape.vocabulary // plan.layout.degree("tp")
+    each = COMPILED_LOGIT_BYTES if plan.train.compiled else LOGIT_BYTES
+    return each * logit_rows(plan, shape) * shape.vocabulary // plan.layout.degree("tp")

@@ -61,7 +61,7 @@ def clashes(
         what = f"model.torch_dtype: float16 needs its losses scaled, which {strategy} does not do here"
         yield "torch_dtype", Problem(what, "", dtype, ("bfloat16", "float32"), "or strategy: fsdp")
     if compiled:
-        yield from uncompilable(strategy, tp)
+        yield from uncompilable(strategy)
     if quantization != "none":
         yield from _quantised(strategy, tp, tuner, quantization, dtype)
     if tp > 1 and tuner == "lora":
@@ -86,15 +86,11 @@ def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str
             yield leaf, Problem(f"model.{leaf}: a quantised base {what}", "", value, ("null",), hint)
 
 
-def uncompilable(strategy: str, tp: int) -> Iterator[tuple[str, Problem]]:
-    """What a compiled layer cannot have inside: messages, and weights that come and go."""
-    for wrong, what, hint in (
-        (strategy.startswith("zero3"), f"{strategy} gathers weights inside of layers", "strategy: fsdp"),
-        (tp > 1, f"tp {tp} sends messages inside of layers", "tp: 1, with strategy: fsdp to shard it"),
-    ):
-        if wrong:
-            what = f"train.torch_compile: {what}, which are not compiled in this release"
-            yield "torch_compile", Problem(what, "", "true", ("false",), hint)
+def uncompilable(strategy: str) -> Iterator[tuple[str, Problem]]:
+    """What a compiled layer cannot have inside: weights that come and go."""
+    if strategy.startswith("zero3"):
+        what = f"train.torch_compile: {strategy} gathers weights inside of layers, which are not compiled then"
+        yield "torch_compile", Problem(what, "", "true", ("false",), "strategy: fsdp")
 
 
 def _ends(leaf: str, names: Collection[str]) -> Iterator[tuple[str, Problem]]:

@@ -7,7 +7,7 @@ from hpcft.plan.auto import gib
 from hpcft.plan.memory import gpu_parts, host_parts
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import MemoryPlan, Option
-from hpcft.plan.speed import USUAL_UTILISATION, StepTime, step_time
+from hpcft.plan.speed import StepTime, peak_of, step_flop, step_time
 from hpcft.plan.ways import HEADROOM, host_overflows, host_unknown
 
 BAR = 24  # characters for a whole GPU
@@ -80,7 +80,8 @@ def explain_time(plan: Plan) -> tuple[float, str] | None:
 
 def _seconds(plan: Plan, time: StepTime) -> str:
     assert plan.memory is not None
-    size = f"{plan.memory.shape.parameters / 1e9:.2f} B weights at {USUAL_UTILISATION:.0%} of the peak"
+    share = sum(step_flop(plan, plan.memory.shape)) / (time.total * plan.layout.world_size * peak_of(plan))
+    size = f"{plan.memory.shape.parameters / 1e9:.2f} B weights at {share:.0%} of the peak"
     beside = [f"{seconds:.2g} s of {what}" for seconds, what in
               ((time.exposed, "waiting for other GPUs"), (time.host, "the node's memory and cores"))
               if seconds >= 0.01 * time.total]  # fmt: skip

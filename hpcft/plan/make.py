@@ -304,7 +304,7 @@ def _compiled(run: RunConfig, way: Way, accelerator: str) -> bool:
     Nor where every number has to come out the same again: which of several programs is taken may follow from a
     stopwatch. Raises Refusal where it was asked for and cannot be.
     """
-    problems = [problem for _, problem in uncompilable(way.strategy, way.tp)]
+    problems = [problem for _, problem in uncompilable(way.strategy)]
     if run.train.torch_compile is True and problems:
         raise Refusal(problems)
     if run.train.torch_compile != AUTO:

@@ -12,6 +12,8 @@ fsdp     sharded are the masters themselves, so there are no compute copies but 
          next is fetched while one runs), or all of them where they stay until the backward pass; and embedding, head
          and last norm, which always do; beside them the gradients of one unit, in compute type and in float32 for
          their sum
+A step has four moments at one of which a GPU is fullest (``activations``): the parts are those of that moment.
+
 offload  optimizer and gradients, and with weights these too, lie in the node's memory instead
 """
 
@@ -21,7 +23,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpcft.catalog import STRATEGIES
-from hpcft.plan.activations import LOGIT_BYTES, activation_bytes, logit_bytes, logit_rows, micro_tokens
+from hpcft.plan.activations import (
+    BACKWARD,
+    ENDS,
+    FIRST,
+    LOSS,
+    MOMENTS,
+    activation_bytes,
+    logit_bytes,
+    logit_rows,
+    micro_tokens,
+)
 from hpcft.plan.hardware import GIB
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
@@ -59,14 +71,25 @@ def memory_plan(
 
 
 def gpu_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
-    """What lies on one GPU, in the order and by the names of MemoryPlan."""
+    """What lies on one GPU at the fullest moment of a step, in the order and by the names of MemoryPlan."""
+    return max((gpu_parts_at(plan, shape, moment) for moment in MOMENTS), key=_size_of)
+
+
+def _size_of(parts: Sequence[Part]) -> int:
+    return sum(part.bytes for part in parts)
+
+
+def gpu_parts_at(plan: Plan, shape: Shape, moment: str) -> tuple[Part, ...]:
+    """The same at one of its MOMENTS."""
     weights = all_weights(plan, shape)
-    comes_and_goes = [_gathered(plan, shape), _activations(plan, shape), _logits(plan, shape)]
+    comes_and_goes = [
+        _gathered(plan, shape, moment), _activations(plan, shape, moment), _logits(plan, shape, moment)
+    ]  # fmt: skip
     fragments = int(FRAGMENTATION * sum(part.bytes for part in comes_and_goes))
     axes = [axis.name for axis in plan.layout.axes if axis.degree > 1]
     return (
         _on_gpu(_weights(plan, weights), "weights", plan),
-        _on_gpu(_gradients(plan, weights), "optimizer", plan),
+        _on_gpu(_gradients(plan, weights, _come(plan, shape, weights, moment)), "optimizer", plan),
         _on_gpu(_optimizer(plan, weights), "optimizer", plan),
         *comes_and_goes,
         Part("communication", NCCL * len(axes), f"{NCCL / GIB:g} GiB for each of: {', '.join(axes) or 'no axis'}"),
@@ -78,7 +101,9 @@ def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
     """What lies in the memory of one node, at its fullest."""
     weights, ranks = all_weights(plan, shape), plan.layout.ranks_per_node
     row = STRATEGIES[plan.train.strategy]
-    moved = [_gradients(plan, weights), _optimizer(plan, weights)] if "optimizer" in row.offload else []
+    moved = (
+        [_gradients(plan, weights, weights.trained), _optimizer(plan, weights)] if "optimizer" in row.offload else []
+    )
     moved += [_weights(plan, weights)] if "weights" in row.offload else []
     offloaded = sum(part.bytes for part in moved) * ranks
     return (
@@ -129,10 +154,17 @@ def _weights(plan: Plan, weights: Weights) -> Part:
     return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
 
 
-def _gradients(plan: Plan, weights: Weights) -> Part:
+def _come(plan: Plan, shape: Shape, weights: Weights, moment: str) -> int:
+    """How many weights have a gradient; those that FSDP keeps come one by one in a step's only backward pass."""
+    if not _is_fsdp(plan) or plan.batch.accumulation > 1 or moment == ENDS:
+        return weights.trained
+    return shape.layers * layer_weights(plan, shape).trained if moment == FIRST else 0
+
+
+def _gradients(plan: Plan, weights: Weights, come: int) -> Part:
     shards = _shards(plan, "gradients")
-    return Part("gradients", _divided(GRADIENT * weights.trained, shards),
-                _over([f"{GRADIENT} B × {_big(weights.trained)} trained"], shards))  # fmt: skip
+    said = f"{GRADIENT} B × {_big(weights.trained)} trained" if come else "not there yet when the GPU is fullest"
+    return Part("gradients", _divided(GRADIENT * come, shards), _over([said], shards) if come else said)
 
 
 def _optimizer(plan: Plan, weights: Weights) -> Part:
@@ -141,17 +173,19 @@ def _optimizer(plan: Plan, weights: Weights) -> Part:
                 _over([f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained"], shards))  # fmt: skip
 
 
-def _gathered(plan: Plan, shape: Shape) -> Part:
+def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
     """What is whole for a moment: gathered weights, buckets, gradients on their way to the sum."""
     layer, root = layer_weights(plan, shape), root_weights(plan, shape)
-    tp, c = plan.layout.degree("tp"), layer.compute
-    unit = max(layer.trained, root.trained)
+    tp, c, head = plan.layout.degree("tp"), layer.compute, _head(plan, shape)
     if _is_fsdp(plan):
-        layers = 2 if plan.train.resharding else shape.layers
-        size = layers * layer.gathered_bytes + root.gathered_bytes + (c + GRADIENT) * unit
+        ends = root.gathered_bytes - (0 if shape.tied else c * shape.embedding)  # an untied embedding is let go
+        layers = 0 if moment == ENDS else shape.layers if not plan.train.resharding and moment != FIRST else 2
+        one = (c + GRADIENT) * layer.trained + c * head
+        last = c * root.trained + GRADIENT * min(root.trained, shape.embedding)
+        sums = {LOSS: 0, BACKWARD: one, FIRST: one, ENDS: last}[moment]
+        size = layers * layer.gathered_bytes + ends + sums
         text = (
-            f"{layers} layers of {_size(layer.gathered_bytes)}, the rest of {_size(root.gathered_bytes)}, "
-            "gradients of one"
+            f"{layers} layers of {_size(layer.gathered_bytes)}, {_size(ends)} of the ends, {_size(sums)} of gradients"
         )
     elif STRATEGIES[plan.train.strategy].shards:
         whole = all_weights(plan, shape)
@@ -160,11 +194,20 @@ def _gathered(plan: Plan, shape: Shape) -> Part:
         live = c * min(ZERO_LIVE, whole.trained + whole.frozen - whole.quantised) if sharded else 0
         size, text = buckets + live, f"{_size(buckets)} of DeepSpeed's buckets, {_size(live)} of gathered weights"
     else:
-        size, text = c * unit, "a gradient before it is added to its float32 sum"
-    unpacked = _unpacked(plan, shape)
+        one = layer.trained + (head if shape.tied else 0)
+        last = root.trained + (head if shape.tied else 0)
+        size = c * {LOSS: 0, BACKWARD: layer.trained + head, FIRST: one, ENDS: last}[moment]
+        text = "a gradient before it is added to its float32 sum"
+    unpacked = 0 if moment == LOSS else _unpacked(plan, shape)
     return Part(
         "gathered", _divided(size, tp) + unpacked, text + (", what is multiplied in other bits" if unpacked else "")
     )
+
+
+def _head(plan: Plan, shape: Shape) -> int:
+    """Weights of the head whose gradient is computed."""
+    whole = plan.tuner.kind == "full" or {"lm_head"} & set(plan.tuner.modules_to_save)
+    return shape.embedding if whole and not plan.scored else 0
 
 
 def _unpacked(plan: Plan, shape: Shape) -> int:
@@ -180,19 +223,25 @@ def _unpacked(plan: Plan, shape: Shape) -> int:
     return COMPUTE_BYTES[plan.model.dtype] * max(i * o for i, o in shape.linears().values())
 
 
-def _activations(plan: Plan, shape: Shape) -> Part:
-    size, tokens, tp = activation_bytes(plan, shape), micro_tokens(plan), plan.layout.degree("tp")
+def _activations(plan: Plan, shape: Shape, moment: str) -> Part:
+    size, tokens, tp = activation_bytes(plan, shape, moment), micro_tokens(plan), plan.layout.degree("tp")
     each = f"{size * tp / tokens / 1e6:.2f} MB"
     text = f"{tokens:,} tokens × {each}{f' / {tp}' if tp > 1 else ''}, recomputation {plan.train.recomputation}"
     return Part("activations", size, text)
 
 
-def _logits(plan: Plan, shape: Shape) -> Part:
+def _logits(plan: Plan, shape: Shape, moment: str) -> Part:
+    """A chunk of them, and the head's gradient, which is summed over the chunks in float32."""
     rows = logit_rows(plan, shape)
     if not rows:
         return Part("logits", 0, "none: a text is scored at its last token")
-    columns = shape.vocabulary // plan.layout.degree("tp")
-    return Part("logits", logit_bytes(plan, shape), f"{LOGIT_BYTES} B × {rows:,} rows × {columns:,} words")
+    if moment != LOSS:
+        return Part("logits", 0, "none in the backward pass, when the GPU is fullest")
+    tp = plan.layout.degree("tp")
+    size, sums = logit_bytes(plan, shape), GRADIENT * _head(plan, shape) // tp
+    columns = shape.vocabulary // tp
+    text = f"{size / (rows * columns):.0f} B × {rows:,} rows × {columns:,} words"
+    return Part("logits", size + sums, text + (f", the head's gradient of {_size(sums)}" if sums else ""))
 
 
 def _divided(size: int, among: int) -> int:

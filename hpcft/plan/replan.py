@@ -80,7 +80,7 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     if found := [problem for _, problem in problems]:
         raise Refusal(found)
     kept = plan.train.deepspeed if strategy.startswith("zero") else ""
-    compiled = plan.train.compiled and not any(uncompilable(strategy, tp))  # it is speed, which is not what is asked
+    compiled = plan.train.compiled and not any(uncompilable(strategy))  # it is speed, which is not what is asked
     return dataclasses.replace(
         plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept, compiled=compiled
     )

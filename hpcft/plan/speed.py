@@ -5,6 +5,9 @@ FLOP  Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): 2 per weight and token
       recomputed, and for each forward pass that a preference objective needs beside, whose head also runs twice.
       Causal attention: 2·q·S per token, layer and pass, three passes (the backward one is two), over whole windows:
       packed short records take less.
+between products  what norms, gates and rotations read and write: in a layer about 24 numbers of the hidden size and 8
+      of the feed-forward's width for each token, and a third again where it is recomputed; each kernel of its own where
+      layers are not compiled.
 traffic  of a collective over n ranks that moves Ψ bytes: Ψ·(n−1)/n for a gather or a scatter, twice that for a sum
       (Thakur et al. 2005). ddp sums T gradients once a step; zero1 scatters them and gathers weights; zero2 scatters
       them every forward pass; zero3 and fsdp gather weights twice (fsdp once where they may stay) and scatter
@@ -23,10 +26,19 @@ from hpcft.plan.memory import GRADIENT, MASTER_AND_MOMENTS
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import all_weights
+from hpcft.plan.weights import COMPUTE_BYTES, all_weights
 
-# Not calibrated yet, but for the first: to be measured on each kind of GPU.
-USUAL_UTILISATION = 0.4  # share of the peak that a tuned run of this kind reaches
+# Shares of the peak and factors beside the GPU's copying speed are measured on H100 (docs/benchmarks.md), the rest is
+# from data sheets.
+PRODUCTS, ATTENTION = 0.66, 0.42  # of the peak: matrix products at the power limit, attention kernels
+NORMS, GATES = 24, 8  # numbers of hidden size and of feed-forward width that are moved between products
+COMPILED, EAGER = 1.35, 5.0  # times that what lies between products takes the traffic of the least that it moves
+LOSS_BYTES = 10  # moved for a word of the vocabulary and a token
+EIGHT_BITS, TO_EIGHT_BITS = (
+    1.5,
+    1.4,
+)  # products of a base in 8-bit floats are so much faster, and what is between slower
+ZERO3_LAYER = 5e-3  # seconds of the host for a layer of DeepSpeed's stage 3 in one pass
 HIDDEN = 0.9  # of traffic that can run behind arithmetic
 LATENCY = 30e-6  # seconds of one collective beside its bytes
 HBM = 2e12  # bytes a second of a GPU's own memory, copying
@@ -50,25 +62,48 @@ class StepTime:
 
 def step_time(plan: Plan, shape: Shape, hardware: Hardware) -> StepTime | None:
     """The prediction; None where the GPU's peak is not known."""
-    peak = PEAK_TFLOPS.get((plan.resources.gpu_type or "").lower())
-    if peak is None or plan.resources.accelerator == "cpu":
+    peak = peak_of(plan)
+    if not peak or plan.resources.accelerator == "cpu":
         return None
-    arithmetic = step_flop(plan, shape) / (plan.layout.world_size * peak * 1e12 * USUAL_UTILISATION)
+    products, attention = step_flop(plan, shape)
+    rate = plan.layout.world_size * peak
+    faster = EIGHT_BITS if plan.model.quantization == "fp8" else 1.0
+    arithmetic = products / (rate * PRODUCTS * faster) + attention / (rate * ATTENTION) + _between_products(plan, shape)
     compute = arithmetic + _own_memory(plan, shape)
     exposed = _unhidden(_data_traffic(plan, shape, hardware), arithmetic) + _tensor_traffic(plan, shape, hardware)
+    if plan.train.strategy.startswith("zero3"):
+        exposed += ZERO3_LAYER * shape.layers * plan.batch.accumulation * 2
     return StepTime(compute, exposed, _host(plan, shape, hardware, arithmetic))
 
 
-def step_flop(plan: Plan, shape: Shape) -> float:
-    """Floating-point operations of one optimizer step on all ranks together, windows taken as full."""
+def peak_of(plan: Plan) -> float:
+    """Operations a second of one GPU by its data sheet; 0 where its kind is not known."""
+    return PEAK_TFLOPS.get((plan.resources.gpu_type or "").lower(), 0.0) * 1e12
+
+
+def step_flop(plan: Plan, shape: Shape) -> tuple[float, float]:
+    """Floating-point operations of one optimizer step on all ranks together, windows taken as full: of matrix products,
+    and of attention.
+    """
     tokens = plan.batch.global_windows * plan.data.max_length
     work = 6 if plan.tuner.kind == "full" else 4
     again = 2 * (shape.layers - kept_layers(plan, shape))  # of layers that run forward twice
     attention = 2 * shape.query * plan.data.max_length
-    layers = shape.active * (work * shape.layers + again) + attention * (3 * shape.layers + again / 2)
-    beside = forwards_beside(plan) * (shape.layers * (2 * shape.active + attention) + 2 * shape.embedding)
+    layers = shape.active * (work * shape.layers + again)
+    beside = forwards_beside(plan) * 2 * (shape.layers * shape.active + shape.embedding)
     head = 0 if plan.scored else shape.embedding * (work + (2 if _head_runs_twice(plan) else 0))
-    return tokens * (layers + head + beside)
+    passes = shape.layers * (3 + forwards_beside(plan)) + again / 2
+    return tokens * (layers + head + beside), tokens * attention * passes
+
+
+def _between_products(plan: Plan, shape: Shape) -> float:
+    """Seconds on one GPU of all that is no matrix product and no attention."""
+    tokens = plan.batch.global_windows * plan.data.max_length / plan.layout.world_size
+    moved = COMPUTE_BYTES[plan.model.dtype] * (NORMS * shape.hidden + GATES * shape.feed_forward)
+    passes = shape.layers * (1 + forwards_beside(plan) / 3) + (shape.layers - kept_layers(plan, shape)) / 3
+    times = (COMPILED if plan.train.compiled else EAGER) * (TO_EIGHT_BITS if plan.model.quantization == "fp8" else 1)
+    loss = 0 if plan.scored else LOSS_BYTES * shape.vocabulary
+    return tokens * (moved * passes * times + loss) / HBM
 
 
 def _head_runs_twice(plan: Plan) -> bool:

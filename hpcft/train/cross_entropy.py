@@ -73,13 +73,15 @@ def summed_in_chunks(
     wanted it makes them in vain.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    plain = next((at for at, one in enumerate(trained) if one is _matrix_of(head) and columns is None), -1)
+    matrix = _matrix_of(head, columns)
+    plain = next((at for at, one in enumerate(trained) if one is matrix), -1)
     return _Summed.apply(hidden, targets, scores, scaling, columns, chunk, plain, *trained)
 
 
-def _matrix_of(head: nn.Module) -> torch.Tensor | None:
-    """The weight of a linear module that is nothing else; its gradient is one product."""
-    return head.weight if type(head) is nn.Linear and not (head._forward_hooks or head._forward_pre_hooks) else None
+def _matrix_of(head: nn.Module, columns: Columns | None) -> torch.Tensor | None:
+    """The weight of a linear module that is nothing else; its gradient is one product. columns: hooks are passed by."""
+    hooked = columns is None and (head._forward_hooks or head._forward_pre_hooks)
+    return head.weight if type(head) is nn.Linear and not hooked else None
 
 
 def add_product(whole: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

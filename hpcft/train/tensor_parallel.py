@@ -234,7 +234,7 @@ def _all_gather(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     first = part.transpose(0, 1).contiguous()
     whole = first.new_empty(dist.get_world_size(group) * first.shape[0], *first.shape[1:])
     dist.all_gather_into_tensor(whole, first, group=group)
-    return whole.transpose(0, 1)
+    return whole.transpose(0, 1).contiguous()  # or each linear that reads it would keep a copy of its own
 
 
 def _reduce_scatter(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -242,7 +242,7 @@ def _reduce_scatter(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tens
     first = whole.transpose(0, 1).contiguous()
     part = first.new_empty(first.shape[0] // dist.get_world_size(group), *first.shape[1:])
     dist.reduce_scatter_tensor(part, first, group=group)
-    return part.transpose(0, 1)
+    return part.transpose(0, 1).contiguous()
 
 
 def _mine(whole: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -60,7 +60,7 @@ def memory(plan: Plan) -> MemoryPlan:
         ("72B", "lora", (1, 1), H100, "fsdp_offload", 1),
         ("72B", "qlora", (1, 1), H100, "ddp", 1),
         ("72B", "full", (8, 8), H100, "fsdp", 1),
-        ("72B", "full", (8, 8), A100, "fsdp", 2),
+        ("72B", "full", (8, 8), A100, "fsdp", 1),
     ],
 )
 def test_well_known_runs_are_spread_as_people_spread_them(

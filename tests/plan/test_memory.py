@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 
-from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, gpu_parts, measured, memory_plan
+from hpcft.plan.activations import BACKWARD, ENDS, LOSS, MOMENTS
+from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, measured, memory_plan
 from hpcft.plan.plan import Plan
 from hpcft.plan.speed import step_flop
 from tests.plan.models import PUBLISHED, shape
-from tests.plan.tiny_shape import ALL, H100S, LAYER, ROOT, TOKENS, on_gpu, on_gpus, on_host, tiny
+from tests.plan.tiny_shape import ALL, H100S, HEAD, LAYER, ROOT, TOKENS, on_gpu, on_gpus, on_host, parts_at, tiny
 
 GIB = 2**30
 STATIC = ("weights", "gradients", "optimizer")
@@ -28,7 +29,7 @@ def total(made: Plan, name: str = "Qwen2.5-7B") -> int:
 def test_ddp_holds_copies_gradients_and_masters_with_moments_whole() -> None:
     assert ALL == 2888
     assert static(on_gpus()) == static(on_gpus(ranks=8)) == (2 * 2888, 4 * 2888, 12 * 2888)
-    assert on_gpu(on_gpus())["gathered"] == 2 * LAYER, "one gradient in the compute type"
+    assert parts_at(on_gpus(), BACKWARD)["gathered"] == 2 * (LAYER + HEAD), "two gradients in the compute type"
 
 
 def test_in_float32_the_masters_are_what_is_computed_with() -> None:
@@ -46,8 +47,18 @@ def test_zero_divides_optimizer_then_gradients_then_weights() -> None:
 def test_fsdp_shards_the_masters_and_gathers_two_layers_and_the_rest() -> None:
     made = on_gpus("fsdp", ranks=4)
     assert static(made) == (0, 2888, 3 * 2888)
-    gathered = 2 * (2 * LAYER) + 2 * ROOT
-    assert on_gpu(made)["gathered"] == gathered + (2 + 4) * LAYER, "gradients in compute type and float32"
+    gathered = 2 * (2 * LAYER) + 2 * (ROOT - HEAD)  # the untied embedding is let go
+    sums = (2 + 4) * LAYER + 2 * HEAD
+    assert parts_at(made, BACKWARD)["gathered"] == gathered + sums, "gradients in compute type and float32"
+    assert parts_at(made, ENDS)["gathered"] == 2 * (ROOT - HEAD) + 2 * ROOT + 4 * HEAD
+
+
+def test_gradients_that_fsdp_shards_come_in_the_only_backward_pass_of_a_step() -> None:
+    made = on_gpus("fsdp", ranks=4)
+    once = dataclasses.replace(made, batch=dataclasses.replace(made.batch, accumulation=1))
+    assert [parts_at(once, moment)["gradients"] for moment in MOMENTS] == [0, 0, 4 * LAYER, 2888]
+    assert [parts_at(made, moment)["gradients"] for moment in MOMENTS] == [2888] * 4
+    assert [parts_at(on_gpus("ddp"), moment)["gradients"] for moment in MOMENTS] == [4 * 2888] * 4
 
 
 def test_replicas_share_nothing_and_tensor_ranks_share_everything() -> None:
@@ -80,7 +91,7 @@ def test_a_reward_model_has_a_score_of_the_model_s_width_and_neither_head_nor_lo
     assert static(adapted)[2] == 12 * (4096 + 8)
     assert static(adapted)[0] == 2 * (4096 + 8) + 2 * (2888 - 32 * 8 + 8), "peft keeps the score that was there, too"
     tokens = made.batch.global_windows * 64
-    assert step_flop(made, tiny()) - step_flop(rewarding, tiny()) == 6 * tokens * 32 * 8
+    assert step_flop(made, tiny())[0] - step_flop(rewarding, tiny())[0] == 6 * tokens * 32 * 8
 
 
 def test_four_bits_are_four_and_an_eighth_with_their_constants() -> None:
@@ -93,7 +104,8 @@ def test_four_bits_are_four_and_an_eighth_with_their_constants() -> None:
     sharded = on_gpus("fsdp", ranks=4, kind="lora", quantization="nf4")
     assert static(sharded)[0] == (base - constants) // 4 + constants, "every rank keeps all constants"
     largest = 8 * 16
-    assert on_gpu(made)["gathered"] == 2 * 1024 + 2 * largest, "a gradient, and a matrix out of four bits"
+    gathered = parts_at(made, BACKWARD)["gathered"]
+    assert gathered == 2 * 1024 + 2 * largest, "a gradient, and a matrix out of four bits"
 
 
 def test_offloading_moves_bytes_from_the_gpus_to_their_node() -> None:
@@ -121,32 +133,40 @@ def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_ar
 
 # Bytes a token: norms 2·(4·8 + 2·8), attention 4·(8 + 4) + 4·4, feed-forward 6·16, inputs 2·(2·8 + 16)
 KEPT = 96 + 64 + 96 + 64
-BESIDE = 4 * 2 * (16 + 8) + (4 + 3 * 2) * 8  # a layer's gradients, and around the last norm
+PASSING, NORM = 4 * 2 * (16 + 8), (4 + 3 * 2) * 8  # a layer's gradients; around the last norm
 
 
 @pytest.mark.parametrize(
-    ("recomputation", "bytes_a_token"),
-    [
-        ("none", 4 * KEPT + BESIDE),
-        ("selective", 2 * KEPT + KEPT + 2 * 2 * 8 + BESIDE),
-        ("full", KEPT + 4 * 2 * 8 + BESIDE),
-    ],
+    ("recomputation", "kept", "again"),
+    [("none", 4 * KEPT, 0), ("selective", 2 * KEPT + 2 * 2 * 8, 0), ("full", 4 * 2 * 8, KEPT)],
 )
 def test_activations_are_those_of_kept_layers_and_one_that_is_recomputed(
-    recomputation: str, bytes_a_token: int
+    recomputation: str, kept: int, again: int
 ) -> None:
     assert KEPT == 320
-    assert on_gpu(on_gpus(recomputation=recomputation))["activations"] == TOKENS * bytes_a_token
+    made = on_gpus(recomputation=recomputation)
+    found = [parts_at(made, moment)["activations"] / TOKENS for moment in MOMENTS]
+    assert found == [kept + NORM, kept + again + PASSING, KEPT + PASSING, 0]
+
+
+# Norms' inputs and outputs 4·8, gate, up and their product 3·16, of two bytes; attention
+COMPILED = 2 * (4 * 8 + 3 * 16) + 64
+
+
+def test_a_compiled_layer_keeps_no_float32_copies() -> None:
+    for kind, adapters, passing in (("full", 0, PASSING // 2), ("lora", 2 * 8 * 7, PASSING)):
+        made = on_gpus(kind=kind)
+        made = dataclasses.replace(made, train=dataclasses.replace(made.train, compiled=True))
+        assert parts_at(made, BACKWARD)["activations"] == TOKENS * (4 * (COMPILED + adapters) + passing)
 
 
 def test_attention_that_sees_all_scores_is_quadratic_and_the_others_are_not() -> None:
     mask = 2 * 64 * 64 * 3
     scores = (4 + 2) * 4 * 64
     repeated = 4 * 2 * 8 - 2 * 2 * (8 + 4)  # keys and values as many as queries
-    flash = on_gpu(on_gpus())["activations"]
-    sdpa = flash + 4 * TOKENS * repeated + mask
-    assert on_gpu(on_gpus(attention="sdpa"))["activations"] == sdpa
-    assert on_gpu(on_gpus(attention="eager"))["activations"] == sdpa + 4 * TOKENS * (scores - 4 * 4)
+    flash, sdpa, eager = (parts_at(on_gpus(attention=kind), LOSS)["activations"] for kind in ("auto", "sdpa", "eager"))
+    assert sdpa == flash + 4 * TOKENS * repeated + mask
+    assert eager == sdpa + 4 * TOKENS * (scores - 4 * 4)
 
 
 def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:
@@ -154,18 +174,25 @@ def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:
     ranks = 2 * 8 * 7
     inputs = 3 * 8 + 8 + 2 * 8 + 16  # q, k, v; o; gate, up; down
     with_dropout, without = frozen + ranks + 3 * inputs, frozen + ranks + 2 * (2 * 8 + 16)
-    assert on_gpu(on_gpus(kind="lora", dropout=0.05))["activations"] == TOKENS * (4 * with_dropout + BESIDE)
-    assert on_gpu(on_gpus(kind="lora"))["activations"] == TOKENS * (4 * without + BESIDE)
+    for dropout, each in ((0.05, with_dropout), (0.0, without)):
+        found = parts_at(on_gpus(kind="lora", dropout=dropout), BACKWARD)["activations"]
+        assert found == TOKENS * (4 * each + PASSING)
 
 
 def test_tensor_parallel_ranks_divide_activations() -> None:
     assert on_gpu(on_gpus(ranks=2, dp=1, tp=2))["activations"] == on_gpu(on_gpus())["activations"] // 2
 
 
-def test_logits_exist_a_chunk_at_a_time() -> None:
-    assert on_gpu(on_gpus())["logits"] == 14 * TOKENS * 32
-    many = on_gpus(data={"max_length": 10**6})
-    assert gpu_parts(many, shape("Qwen2.5-7B"))[5].bytes == 14 * 768 * 152064
+def test_logits_exist_a_chunk_at_a_time_and_the_head_s_gradient_is_summed_beside_them() -> None:
+    assert [parts_at(on_gpus(), moment)["logits"] for moment in MOMENTS] == [14 * TOKENS * 32 + 4 * HEAD, 0, 0, 0]
+    many = on_gpus(kind="lora", data={"max_length": 10**6})
+    assert parts_at(many, LOSS, shape("Qwen2.5-7B"))["logits"] == 14 * 768 * 152064
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero3", "fsdp"])
+def test_the_parts_are_those_of_the_moment_at_which_the_gpu_is_fullest(strategy: str) -> None:
+    made = on_gpus(strategy, ranks=4)
+    assert sum(on_gpu(made).values()) == max(sum(parts_at(made, moment).values()) for moment in MOMENTS)
 
 
 def test_the_rest_is_communication_the_driver_and_gaps() -> None:

@@ -10,14 +10,29 @@ import pytest
 from hpcft.plan.hardware import GPU_GIB, PEAK_TFLOPS, hardware
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware
-from hpcft.plan.speed import HBM, HIDDEN, LATENCY, USUAL_UTILISATION, bandwidth, step_flop, step_time
+from hpcft.plan.speed import (
+    ATTENTION,
+    COMPILED,
+    EAGER,
+    GATES,
+    HBM,
+    HIDDEN,
+    LATENCY,
+    LOSS_BYTES,
+    NORMS,
+    PRODUCTS,
+    ZERO3_LAYER,
+    bandwidth,
+    step_flop,
+    step_time,
+)  # fmt: skip
 from hpcft.plan.weights import all_weights
 from tests.plan.models import shape
 from tests.plan.tiny_shape import ALL, H100S, LAYER, on_gpus, tiny
 from tests.words import PROFILES, profile
 
 STEP = 4 * 64  # tokens of an optimizer step
-ATTENTION = 2 * 8 * 64  # of one token in one layer: 8 numbers of queries over a window of 64
+SEEN = 2 * 8 * 64  # of one token in one layer: 8 numbers of queries over a window of 64
 HEAD = 32 * 8
 LINKS = Hardware(gpu_bytes=None, host_bytes=None, node_bandwidth=100.0, fabric_bandwidth=10.0, host_bandwidth=50.0)
 
@@ -28,17 +43,34 @@ def seconds(made: Plan, part: str = "total", links: Hardware = LINKS, name: str 
     return float(getattr(time, part))
 
 
+def arithmetic(made: Plan, gpus: int = 1, times: float = EAGER) -> float:
+    """Seconds of products, attention, and of what lies between them, when nothing is recomputed."""
+    products, attention = step_flop(made, tiny())
+    between = 4 * 2 * (NORMS * 8 + GATES * 16) * times + LOSS_BYTES * 32
+    tokens = made.batch.global_windows * 64
+    return (products / PRODUCTS / 989e12 + attention / ATTENTION / 989e12 + tokens * between / HBM) / gpus
+
+
+def test_compiled_layers_move_less_between_products() -> None:
+    made = on_gpus()
+    compiled = dataclasses.replace(made, train=dataclasses.replace(made.train, compiled=True))
+    time = step_time(compiled, tiny(), H100S)
+    assert time is not None
+    assert time.compute == pytest.approx(arithmetic(compiled, times=COMPILED) + 34 * ALL / HBM)
+
+
 def test_full_training_takes_six_operations_a_weight_and_adapters_four() -> None:
-    attention = 3 * 4 * ATTENTION
-    assert step_flop(on_gpus(), tiny()) == STEP * (6 * 4 * LAYER + attention + 6 * HEAD)
-    assert step_flop(on_gpus(kind="lora"), tiny()) == STEP * (4 * 4 * LAYER + attention + 4 * HEAD)
+    attention = STEP * 3 * 4 * SEEN
+    assert step_flop(on_gpus(), tiny()) == (STEP * (6 * 4 * LAYER + 6 * HEAD), attention)
+    assert step_flop(on_gpus(kind="lora"), tiny()) == (STEP * (4 * 4 * LAYER + 4 * HEAD), attention)
 
 
 def test_recomputed_layers_run_forward_once_more() -> None:
-    plain = step_flop(on_gpus(), tiny())
+    products, attention = step_flop(on_gpus(), tiny())
     for recomputation, layers in (("selective", 2), ("full", 4)):
-        again = STEP * layers * (2 * LAYER + ATTENTION)
-        assert step_flop(on_gpus(recomputation=recomputation), tiny()) == plain + again
+        again = STEP * layers * 2 * LAYER, STEP * layers * SEEN
+        found = step_flop(on_gpus(recomputation=recomputation), tiny())
+        assert found == (products + again[0], attention + again[1])
 
 
 @pytest.mark.parametrize(
@@ -49,16 +81,17 @@ def test_a_preference_objective_s_forward_passes_are_counted(rows: str, referenc
     made = on_gpus(kind="lora")
     objective = dataclasses.replace(made.objective, reference=reference)
     made = dataclasses.replace(made, data=dataclasses.replace(made.data, rows=rows), objective=objective)
-    beside = passes * STEP * (4 * (2 * LAYER + ATTENTION) + 2 * HEAD)
+    beside = passes * STEP * (4 * 2 * LAYER + 2 * HEAD)
     head_again = STEP * 2 * HEAD
-    assert step_flop(made, tiny()) == step_flop(on_gpus(kind="lora"), tiny()) + head_again + beside
+    products, attention = step_flop(on_gpus(kind="lora"), tiny())
+    assert step_flop(made, tiny()) == (products + head_again + beside, attention + passes * STEP * 4 * SEEN)
 
 
 def test_a_step_takes_the_time_of_its_arithmetic_and_of_its_optimizer() -> None:
     made = on_gpus()
     time = step_time(made, tiny(), H100S)
     assert time is not None
-    assert time.compute == pytest.approx(step_flop(made, tiny()) / (989e12 * USUAL_UTILISATION) + 34 * ALL / HBM)
+    assert time.compute == pytest.approx(arithmetic(made) + 34 * ALL / HBM)
     assert (time.exposed, time.host) == (0.0, 0.0)
     assert time.total == time.compute
 
@@ -90,7 +123,8 @@ def test_traffic_is_what_the_scheme_moves(strategy: str, bytes_a_weight: int) ->
     layers = shape("Qwen2.5-7B").layers
     calls = {"ddp": layers, "zero1": layers, "zero2": 2 * layers}.get(strategy, 2 * 3 * layers)
     expected = bytes_a_weight * shape("Qwen2.5-7B").parameters * 3 / 4 / 100e9 + calls * LATENCY
-    assert traffic(made) == pytest.approx(expected)
+    hooks = ZERO3_LAYER * layers * 2 * 2 if strategy == "zero3" else 0.0
+    assert traffic(made) - hooks / (1 - HIDDEN) == pytest.approx(expected)
 
 
 def test_adapters_cost_next_to_nothing_between_ranks() -> None:
@@ -105,7 +139,7 @@ def test_traffic_that_arithmetic_is_too_short_for_is_waited_for() -> None:
     time = step_time(made, tiny(), LINKS)
     assert time is not None
     alone = 2 * 4 * ALL * 3 / 4 / 100e9 + 4 * LATENCY
-    assert time.exposed == pytest.approx(alone - step_flop(made, tiny()) / (4 * 989e12 * USUAL_UTILISATION))
+    assert time.exposed == pytest.approx(alone - arithmetic(made, gpus=4))
 
 
 def test_a_ring_through_several_nodes_goes_at_the_slower_link() -> None:

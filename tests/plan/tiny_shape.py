@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from hpcft.plan.hardware import hardware
-from hpcft.plan.memory import gpu_parts, host_parts
+from hpcft.plan.memory import gpu_parts, gpu_parts_at, host_parts
 from hpcft.plan.plan import Plan
 from hpcft.plan.shape import Shape, shape_of
 from tests.plan.models import TINY
 from tests.plans import layout, plan
 
 LAYER, ROOT = 592, 520  # its weights, as test_shape counts them
+HEAD = 32 * 8  # as many as the embedding's
 ALL = 4 * LAYER + ROOT
 TOKENS = 2 * 64  # of one forward pass
 H100S = hardware(gpu_type="h100", fabric="infiniband")
@@ -43,6 +44,11 @@ def on_gpus(
 def on_gpu(made: Plan) -> dict[str, int]:
     """Bytes of each part."""
     return {part.name: part.bytes for part in gpu_parts(made, tiny())}
+
+
+def parts_at(made: Plan, moment: str, of: Shape | None = None) -> dict[str, int]:
+    """Bytes of each part at a moment of the step."""
+    return {part.name: part.bytes for part in gpu_parts_at(made, of or tiny(), moment)}
 
 
 def on_host(made: Plan) -> dict[str, int]:

@@ -37,9 +37,10 @@ def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("one process", "lora", "full", TRACED),
         ("FSDP2", "full", "none", TRACED),
+        ("TP", "lora", "none", TRACED),
         *(
             pytest.param(layout, kind, level, "inductor", marks=pytest.mark.campaign)
-            for layout in ("one process", "DDP", "FSDP2", "HSDP", "ZeRO-2")
+            for layout in ("one process", "DDP", "FSDP2", "HSDP", "ZeRO-2", "TP", "FSDP2×TP")
             for kind, level in (("full", "none"), ("lora", "full"))
         ),
     ],

@@ -42,7 +42,7 @@ from hpcft.plan.weights import BYTES, COMPUTE_BYTES, Weights, all_weights, layer
 
 MASTER_AND_MOMENTS, GRADIENT = 12, 4  # bytes of a trained weight, float32
 
-# Not calibrated yet: these are from experience and other projects' pages, to be measured on each kind of GPU.
+# What tensors take is measured on H100 (docs/benchmarks.md); these beside them are from experience.
 CONTEXT = 1 * GIB  # driver, kernels' code, cuBLAS workspace
 FRAGMENTATION = 0.03  # of what comes and goes within a step: gaps between tensors, with expandable segments
 NCCL = GIB // 2  # of each axis of the mesh that has more than one rank: channels and their buffers

@@ -19,7 +19,7 @@ from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
 from hpcft.plan.speed import step_time
 
-HEADROOM = 0.95  # of a GPU that may be planned for: predictions err, and the constants are not calibrated yet
+HEADROOM = 0.95  # of a GPU that may be planned for: predictions err by some per cent
 SPENT = 0.9  # of a GPU that is planned for where more could be recomputed
 MOST_TOKENS = 16384  # of one forward pass, where nobody says how many windows it has: more is no faster
 CLEARLY = 1.05  # of a GPU: a named strategy is refused only when predicted so far beyond it

@@ -7,7 +7,7 @@ One at a time: the next save waits for the one before, and so does the end of th
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ class Saving:
     saved: tuple[int, int]
     _failures: int = field(default=0, init=False)
     _underway: tuple[Future[Path], tuple[int, int], str] | None = field(default=None, init=False)
+    _reserved: Future[None] | None = field(default=None, init=False)
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saving"), init=False)
 
     def due(self) -> str:
@@ -52,6 +53,15 @@ class Saving:
         if self.plan.load_best_at_end and self.progress.best_step == step:
             return "best"
         return "interval" if self.plan.save_steps > 0 and step % self.plan.save_steps == 0 else ""
+
+    def reserve(self) -> None:
+        """Begin to take the node's memory for the copy, so that the first save need not stop the ranks for it.
+
+        To be called when the optimizer has its moments.
+        """
+        if self.plan.save_steps > 0 and self._reserved is None:
+            wanted = self.store.host.wanted(self.sharded)
+            self._reserved = self._thread.submit(self.store.host.reserve, wanted)
 
     def save(self, reason: str) -> None:
         """Publish the state unless it is published already. reason: interval, best, stop, end or asked.
@@ -65,6 +75,8 @@ class Saving:
             if self.saved == state:
                 return
             started = time.perf_counter()
+            if self._reserved is not None:
+                wait([self._reserved])  # if it failed, the copy says why
             snapshot = self.store.take(self.sharded, self.progress)
             stall = time.perf_counter() - started
             self._underway = self._thread.submit(self._publish, snapshot, reason, started, stall), state, reason

@@ -48,6 +48,15 @@ class Host:
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
 
+    def wanted(self, sharded: Sharded) -> list[tuple[str, int, bool]]:
+        """Key, numbers and "is on a GPU" of every buffer that a snapshot of ``sharded`` will be copied into."""
+        return [(f"{s.part}/{s.name}", s.tensor.numel(), s.tensor.is_cuda) for s in sharded.shards()]
+
+    def reserve(self, wanted: list[tuple[str, int, bool]]) -> None:
+        """Take the memory before it is needed; may run in a thread."""
+        for key, numbers, on_device in wanted:
+            self._buffer(key, numbers, on_device)
+
     @torch.no_grad()
     def take(self, sharded: Sharded, progress: Progress) -> Snapshot:
         """Copy this rank's part of masters and moments; waits for the device once, at the end."""
@@ -56,7 +65,8 @@ class Host:
             assert shard.part in PARTS
             piece = Held(shard.name, shard.part, shard.shape, shard.offset, shard.tensor.numel(), shard.region)
             on_device = on_device or shard.tensor.is_cuda
-            tensors[piece.key] = self._buffer(piece.key, shard.tensor).copy_(shard.tensor.detach(), non_blocking=True)
+            buffer = self._buffer(piece.key, shard.tensor.numel(), shard.tensor.is_cuda)
+            tensors[piece.key] = buffer.copy_(shard.tensor.detach(), non_blocking=True)
             held.append(piece)
         if on_device:
             torch.cuda.synchronize()
@@ -65,8 +75,8 @@ class Host:
         best = progress.best_step == progress.step
         return Snapshot(progress.step, best, progress.to_json(), state, tuple(held), tensors)
 
-    def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        if (known := self._buffers.get(key)) is None or known.numel() != tensor.numel():
-            known = torch.empty(tensor.numel(), dtype=torch.float32, pin_memory=tensor.is_cuda)
+    def _buffer(self, key: str, numbers: int, on_device: bool) -> torch.Tensor:
+        if (known := self._buffers.get(key)) is None or known.numel() != numbers:
+            known = torch.empty(numbers, dtype=torch.float32, pin_memory=on_device)
             self._buffers[key] = known
         return known

@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hpcft.errors import Refusal
 from hpcft.run import manifest as manifests
@@ -19,6 +21,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train.checkpoint import Store
 from hpcft.train.facts import check_facts
 from hpcft.train.reader import Reader
+from hpcft.train.snapshot import Host
 from tests.train import small
 
 OPTIONS: dict[str, Any] = {"optim": {"max_steps": 4}, "checkpoint": {"save_steps": 2, "keep": 4}}
@@ -250,6 +253,30 @@ def test_the_ranks_train_on_while_a_checkpoint_is_written(
         for root in (tmp_path, undisturbed)
     )
     assert ours == theirs, "what is written is the state of its step, not of the steps taken meanwhile"
+
+
+def test_memory_for_the_copy_is_taken_before_the_first_save(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, taken, take = tmp_path / "seen", Host._buffer, Host.take
+
+    def told(host: Host, key: str, numbers: int, on_device: bool) -> torch.Tensor:
+        known = key in host._buffers
+        with seen.open("a") as file:
+            file.write(f"{threading.current_thread().name.split('_')[0]} {'old' if known else 'new'}\n")
+        return taken(host, key, numbers, on_device)
+
+    def copied(host: Host, *of: Any) -> Any:
+        with seen.open("a") as file:
+            file.write("copied\n")
+        return take(host, *of)
+
+    monkeypatch.setattr(Host, "_buffer", told)
+    monkeypatch.setattr(Host, "take", copied)
+    small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
+    before, after = seen.read_text().split("copied\n", 1)
+    assert set(before.splitlines()) == {"saving new"}, "by the thread that will write it, while the training goes on"
+    assert set(after.splitlines()) == {"MainThread old", "copied"}
 
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

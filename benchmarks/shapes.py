@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +48,14 @@ def written(folder: Path, name: str, cpu: bool) -> Path:
         call = [sys.executable, "-W", "ignore", "-m", "benchmarks.shapes", str(folder), name, "cpu" if cpu else "cuda"]
         subprocess.run(call, check=True)
     return folder
+
+
+def forget(folder: Path) -> None:
+    """Ask the kernel to drop the files of a model from its cache."""
+    os.sync()
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_model(folder: Path, shape: dict[str, Any], device: str) -> None:

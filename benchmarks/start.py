@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import device
+from benchmarks import device, shapes
 from benchmarks.cases import EVERY, OURS, merged
 from benchmarks.ranks import run_ranks, visible
 from benchmarks.shapes import written
@@ -34,10 +33,7 @@ HEAD = (
 def forget(model: Path, caches: Path) -> None:
     """Empty the compile caches and ask the kernel to drop the model's pages."""
     shutil.rmtree(caches, ignore_errors=True)
-    os.sync()
-    for path in model.iterdir():
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    shapes.forget(model)
 
 
 def measured(name: str, words: str, folder: Path, cpu: bool, limit: float) -> Iterator[str]:

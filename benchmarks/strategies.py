@@ -4,7 +4,7 @@
 
 Every case is a run of its own: as many processes as it has GPUs, random weights of a real shape, read from files that
 are written once. Prints a Markdown row per case; the rows and every loss are in SCRATCH/results.jsonl. --cpu rehearses
-all of it with two ranks and a shape of no weight.
+all of it with two ranks and a shape of no weight; with --load-only real shapes can be loaded on CPUs, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks import device
 from benchmarks.cases import merged
 from benchmarks.made import MEAN_DOCUMENT, Prepared, Windows
 from benchmarks.ranks import run_ranks
-from benchmarks.shapes import written
+from benchmarks.shapes import forget, written
 from benchmarks.task import make
 from hpcft.plan.plan import Plan
 
@@ -130,7 +130,7 @@ def _bytes_read() -> int:
     return 0
 
 
-def rank(file: Path) -> None:
+def rank(file: Path, load_only: bool) -> None:
     """One rank of a case: load, train, and rank 0 writes what came of it."""
     import torch
 
@@ -149,7 +149,7 @@ def rank(file: Path) -> None:
     with watched(loading):
         run = assemble.assemble(plan, RunPaths(file.parent), here, Signals(), os.environ, prepared=prepared)
     losses, seconds, norms = [], [], []
-    while not run.finished:
+    while not run.finished and not load_only:
         began = time.perf_counter()
         report = loop.optimizer_step(run, next(run.steps))
         if here.device.type == "cuda":
@@ -164,7 +164,7 @@ def rank(file: Path) -> None:
     if here.first:
         columns = list(zip(*rows, strict=True))
         facts = {
-            "losses": losses, "norms": norms, "step": float(np.median(seconds[2:] or seconds)),
+            "losses": losses, "norms": norms, "step": float(np.median(seconds[2:] or seconds or [0.0])),
             "anonymous": sum(columns[0]), "read": sum(columns[1]), "load": max(columns[2]),
             "peak": max(columns[3]), "reserved": max(columns[4]),
         }  # fmt: skip
@@ -174,15 +174,18 @@ def rank(file: Path) -> None:
     os._exit(0)
 
 
-def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, words: str, limit: float) -> dict[str, Any]:
+def run_case(name: str, case: Case, given: argparse.Namespace) -> dict[str, Any]:
     """All ranks of one case; what rank 0 wrote, or the last words of the first rank that failed."""
-    place = folder / "cases" / name
+    place = given.folder / "cases" / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "result.json").unlink(missing_ok=True)
-    model = written(folder / case.model, case.model, cpu)
-    plan = plan_of(case, model, cpu, steps, words)
+    model = written(given.folder / case.model, case.model, given.cpu)
+    plan = plan_of(case, model, given.cpu, given.steps, given.words)
     (place / "plan.json").write_text(plan.to_json())
-    failed = run_ranks("benchmarks.strategies", ["--rank", str(place / "plan.json")], case.gpus, place, limit)
+    call = ["--rank", str(place / "plan.json"), *(["--load-only"] if given.load_only else [])]
+    if given.load_only:
+        forget(model)
+    failed = run_ranks("benchmarks.strategies", call, case.gpus, place, given.limit)
     result = place / "result.json"
     if failed or not result.is_file():
         return {"case": name, "failed": failed or "ended without a result"}
@@ -193,7 +196,7 @@ def run_case(name: str, case: Case, folder: Path, cpu: bool, steps: int, words: 
         "gpus": case.gpus,
         "foretold": foretold,
         "size": size,
-        "words": f"{case.words} {words}".strip(),
+        "words": f"{case.words} {given.words}".strip(),
     }
     return {**facts, "foretold_step": _foretold_step(plan), **json.loads(result.read_text())}
 
@@ -211,12 +214,14 @@ def row(facts: dict[str, Any]) -> str:
         return f"| {facts['case']} | failed: {facts['failed'].strip().splitlines()[-1][:100]} |"
     gib = 2**30
     off = facts["peak"] / facts["foretold"] - 1 if facts["foretold"] else 0.0
+    loading = f"{facts['load']:.1f} s, {facts['anonymous'] / facts['size']:.2f}, {facts['read'] / facts['size']:.2f} |"
+    if not facts["losses"]:
+        return f"| {facts['case']} | {facts['gpus']} | – | – | – | – | {loading}"
     tokens = WINDOWS * LENGTH / facts["step"] / facts["gpus"]
     return (
         f"| {facts['case']} | {facts['gpus']} | {facts['losses'][0]:.4f} → {facts['losses'][-1]:.4f} | "
         f"{facts['peak'] / gib:.1f} ({facts['foretold'] / gib:.1f} foretold, {off:+.0%}) | "
-        f"{facts['step']:.2f} s ({facts['foretold_step']:.2f}) | {tokens:,.0f} | "
-        f"{facts['load']:.1f} s, {facts['anonymous'] / facts['size']:.2f}, {facts['read'] / facts['size']:.2f} |"
+        f"{facts['step']:.2f} s ({facts['foretold_step']:.2f}) | {tokens:,.0f} | {loading}"
     )
 
 
@@ -233,17 +238,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--words", default="", help='added to each run, as in --words="--torch_compile false"')
     parser.add_argument("--limit", type=float, default=150.0, help="seconds for one case")
+    parser.add_argument("--load-only", action="store_true", help="take no step, and read the files from the disk")
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.rank:
-        rank(given.rank)
-    table = REHEARSAL if given.cpu else CASES
+        rank(given.rank, given.load_only)
+    every = {**REHEARSAL, **CASES}
     given.folder.mkdir(parents=True, exist_ok=True)
     print(f"{device.said(device.facts(given.cpu))}\n\n{HEAD}", flush=True)
     failed = 0
-    for name in given.cases or table:
-        facts = run_case(name, table[name], given.folder, given.cpu, given.steps, given.words, given.limit)
+    for name in given.cases or (REHEARSAL if given.cpu else CASES):
+        facts = run_case(name, every[name], given)
         with (given.folder / "results.jsonl").open("a") as file:
             file.write(json.dumps(facts) + "\n")
         print(row(facts), flush=True)

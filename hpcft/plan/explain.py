@@ -72,8 +72,9 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
             + f", dropout {tuner.dropout:g}"
         )
     base = f"base in {QUANTISED[model.quantization]}, " if model.quantization != "none" else ""
-    precision = f"{base}{model.dtype} compute, float32 masters and moments; recomputation {plan.train.recomputation}"
-    return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision)]
+    precision = f"{base}{model.dtype} compute, float32 masters and moments"
+    layers = f"recomputation {plan.train.recomputation}, {'' if plan.train.compiled else 'not '}compiled"
+    return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision), ("layers", layers)]
 
 
 def _layout(plan: Plan) -> list[tuple[str, str]]:

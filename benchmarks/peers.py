@@ -156,11 +156,14 @@ def varlen(task: Task) -> str:
     """
     import torch
 
-    from hpcft.train.attention import choose_attention
+    from hpcft.train.attention import VARLEN, choose_attention
 
     if task.cpu:
         return "sdpa"
-    return choose_attention("auto", load_config(task), torch.bfloat16, torch.device("cuda"))
+    name = choose_attention("auto", load_config(task), torch.bfloat16, torch.device("cuda"))
+    if not name.startswith(VARLEN):
+        raise RuntimeError(f"our kernel does not run here: attention would be {name}")
+    return name
 
 
 def hf(task: Task) -> Any:

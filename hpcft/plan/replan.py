@@ -1,4 +1,7 @@
-"""``replan``: the same run on another layout or under another strategy; its losses stay what they are."""
+"""``replan``: the same run on another layout or under another strategy; its losses stay what they are.
+
+But for what dropout draws, where layers are compiled before or after and not both.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import random
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from hpcft.plan.memory import memory_plan
 from hpcft.plan.plan import Plan
 from hpcft.plan.steps import total_steps
+from hpcft.plan.ways import HEADROOM
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 from hpcft.train.attention import check_packing
@@ -25,7 +29,7 @@ from hpcft.train.evaluate import Evaluation
 from hpcft.train.head import head_of
 from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
-from hpcft.train.model import prepare_model
+from hpcft.train.model import prepare_model, recompute
 from hpcft.train.order import Order
 from hpcft.train.precision import DTYPES
 from hpcft.train.progress import Progress
@@ -78,8 +82,8 @@ def assemble(
     if plan.objective.reference == "precompute":
         prepared = with_references(plan, paths, world, sharded, prepared)
         phase("reference")
-    if plan.train.compiled:
-        compile_layers(sharded.model, world.device)
+    if plan.train.compiled and not compile_layers(sharded.model, world):
+        spare_memory(plan, sharded.model, world)
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")
@@ -91,6 +95,18 @@ def open_data(plan: Plan, environ: Mapping[str, str]) -> Any:
     from hpcft.data.shards import open_prepared
 
     return open_prepared(Path(environ.get(STORE_VARIABLE) or plan.folders.store), plan.data)
+
+
+def spare_memory(plan: Plan, model: Any, world: World) -> None:
+    """Recompute every layer where the Plan reckoned with compiled ones, and others would not fit."""
+    memory = plan.memory
+    if memory is None or memory.hardware.gpu_bytes is None:
+        return
+    eager = dataclasses.replace(plan, train=dataclasses.replace(plan.train, compiled=False))
+    if memory_plan(eager, memory.shape, memory.hardware).total > HEADROOM * memory.hardware.gpu_bytes:
+        recompute(model, "full")
+        if world.first:
+            print("WARNING: every layer is recomputed: not compiled, they would not fit", file=sys.stderr)
 
 
 def make_reproducible(plan: Plan) -> None:

@@ -14,26 +14,30 @@ import torch
 
 from hpcft.train import cross_entropy
 from hpcft.train.skeleton import layers_of
+from hpcft.train.world import World
 
 # What attention hears of documents goes through a layer as it is: a program need not be made for each number of it.
 DOCUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 PROGRAMS = 64  # for one piece of code at most, in this thread; beyond them torch would quietly compile no more
 
 
-def compile_layers(model: Any, device: torch.device) -> None:
+def compile_layers(model: Any, world: World) -> bool:
     """From now on; before, a check of a few tokens would have cost a program of its own.
 
-    Where this machine has nothing to compile with, it is said, and everything stays as it is.
+    False where one of the ranks has nothing to compile with: it is said, and everything stays as it is, on all of them.
     """
-    if why := _hindrance(device):
-        print(f"WARNING: torch_compile: nothing is compiled here, which is slower: {why}", file=sys.stderr)
-        return
+    reasons = world.gather_text(_hindrance(world.device))
+    if hindered := [f"rank {rank}: {why}" for rank, why in enumerate(reasons) if why]:
+        if world.first:
+            print(f"WARNING: torch_compile: nothing is compiled here, which is slower: {hindered[0]}", file=sys.stderr)
+        return False
     torch._dynamo.config.recompile_limit = PROGRAMS
     if hasattr(torch.compiler.config, "dynamic_sources"):
         torch.compiler.config.dynamic_sources = ",".join(rf".*\['{name}'\]" for name in DOCUMENTS)
     for layer in layers_of(model):
         layer.forward = torch.compile(layer.forward, dynamic=False)
     cross_entropy.compile_arithmetic()
+    return True
 
 
 def _hindrance(device: torch.device) -> str:

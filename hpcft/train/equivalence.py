@@ -113,6 +113,7 @@ def case_plan(plan: Plan, case: Case, model: Path, kind: str, layout: Layout, ba
             **{"objective": "sft", "objective_module": OBJECTIVES["sft"].module},
             **{"strategy": case.strategy, "strategy_module": STRATEGIES[case.strategy].module},
             **{"deepspeed": _ALL_IN_PARTS if case.strategy.startswith("zero3") else "", "nonfinite": "stop"},
+            **{"compiled": False},  # of a miniature, for minutes of compiling
             **{"logging_steps": 1, "eval_steps": -1, "early_stopping_patience": 0, "dataloader_workers": 0},
         },
         "checkpoint": {"save_steps": 0, "load_best_at_end": False, "resume": "auto"},

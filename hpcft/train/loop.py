@@ -65,7 +65,8 @@ def train(run: Run, stepped: Callable[[], None] | None = None) -> bool:
             return True
         report = optimizer_step(run, next(run.steps))
         record(run, report)
-        run.saving.reserve()
+        if report.finite:
+            run.saving.reserve()
         if stepped is not None:
             stepped()
             stepped = None

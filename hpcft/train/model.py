@@ -19,7 +19,7 @@ from torch import nn
 from hpcft.errors import refuse
 from hpcft.plan.plan import QUANTISED, ModelPlan, Plan, TunerPlan
 from hpcft.run.regions import Span
-from hpcft.train.attention import VARLEN, choose_attention, register_varlen
+from hpcft.train.attention import VARLEN, choose_attention, for_any_shape, register_varlen
 from hpcft.train.libraries import absent
 from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
@@ -293,6 +293,8 @@ def _agreed_attention(plan: Plan, config: Any, world: World, notes: Path | None)
     if world.first:
         chosen = recorded(notes, "attention", world.device, choose) if notes else choose()
     chosen = world.broadcast_text(chosen)
+    if not plan.train.compiled:
+        chosen = for_any_shape(chosen)
     if world.first:
         print(
             f"attention: {chosen}"

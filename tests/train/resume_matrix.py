@@ -134,7 +134,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{kind:4} {saved:11} → {resumed:11} {cells[-1].ranks} {cells[-1].difference:.1e}", flush=True)
     shutil.rmtree(matrix.folder)
     minutes = (time.monotonic() - began) / 60
-    tables = "\n".join(f"{kind.capitalize()}:\n\n{table(cells, kind)}" for kind in ("lora", "full"))
+    names = {"lora": "LoRA", "full": "Full"}
+    tables = "\n".join(f"{names[kind]}:\n\n{table(cells, kind)}" for kind in ("lora", "full"))
     put(DOC, "resume-matrix", f"{tables}\nMade with {versions()}, in {minutes:.0f} minutes.\n")
     worst = max(cells, key=lambda cell: cell.difference)
     print(f"{len(cells)} cells; worst: {worst}")

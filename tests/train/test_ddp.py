@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hpcft.run.paths import RunPaths
 from hpcft.train import model as models
@@ -148,3 +149,52 @@ def test_half_types_learn(dtype: str, tmp_path: Path, model: Path) -> None:
     small.on_ranks(1, small.train_here, plan, tmp_path, small.Prepared(small.windows(4)))
     losses = [loss for _, loss in small.losses(tmp_path)]
     assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_gradient_takes_the_place_of_the_last_step_s_and_later_ones_are_added(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ddp, "WIDENED", 8)  # in several pieces, the last one shorter
+    first, second = torch.linspace(-3, 3, 2 * 21).view(2, 3, 7).to(dtype)
+    slot = ddp.Slot(
+        "w", nn.Parameter(torch.zeros(3, 7)), torch.zeros(3, 7), torch.full((3, 7), torch.nan), (3, 7), None
+    )
+    slot.add(first, scale)
+    assert not slot.fresh
+    torch.testing.assert_close(slot.grad, first.float() / scale, rtol=0, atol=0)
+    slot.add(second, scale)
+    torch.testing.assert_close(slot.grad, first.float() / scale + second.float() / scale)
+    slot.add(second.t().contiguous().t(), scale)
+    torch.testing.assert_close(slot.grad, first.float() / scale + 2 * second.float() / scale)
+
+
+def test_a_weight_that_no_loss_reaches_any_more_has_no_gradient_of_an_earlier_step(tmp_path: Path, model: Path) -> None:
+    plan = small.tiny(model)
+    [norms] = small.on_ranks(1, norms_of_an_unreached_weight, plan, tmp_path)
+    assert norms[0] > 0
+    assert norms[1] == 0.0
+
+
+def norms_of_an_unreached_weight(plan: Any, root: Path) -> list[float]:
+    """The gradient's norm after a step that reaches every weight, and after one that reaches none."""
+    import os
+
+    from hpcft.train import assemble, world
+    from hpcft.train.signals import Signals
+
+    here = world.join(plan, os.environ)
+    prepared = small.Prepared(small.windows(8))
+    run = assemble.assemble(plan, RunPaths(root), here, Signals(), os.environ, prepared=prepared)
+    found = []
+    for factor in (1.0, 0.0):
+        sharded, weight = run.sharded, next(p for p in run.sharded.model.parameters() if p.requires_grad)
+        loss = (
+            sum(p.float().sum() for p in sharded.model.parameters()) if factor else (weight.float() * 0).detach().sum()
+        )
+        sharded.backward(loss.requires_grad_() if not factor else loss, last=True)
+        sharded.reduce()
+        found.append(float(sharded.clip(0.0)))
+        sharded.discard()
+    return found

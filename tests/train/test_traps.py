@@ -141,6 +141,28 @@ def test_kernels_are_told_the_documents_of_every_row() -> None:
     assert set(told) == {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 
 
+@pytest.mark.parametrize(
+    ("name", "able"), [("", set()), ("_grouped", {"grouped"}), ("_grouped_cudnn", {"grouped", "cudnn"})]
+)
+def test_every_rank_makes_use_of_what_the_name_of_the_attention_says(name: str, able: set[str]) -> None:
+    attention.register_varlen(f"{attention.VARLEN}{name}")
+    assert attention.ABLE - {""} == able
+    attention.register_varlen(attention.VARLEN)
+
+
+def test_a_kernel_for_few_shapes_is_not_taken_where_shapes_are_many() -> None:
+    assert attention.for_any_shape("hpcft_varlen_grouped_cudnn") == "hpcft_varlen_grouped"
+    assert attention.for_any_shape("hpcft_varlen") == "hpcft_varlen"
+    assert attention.for_any_shape("sdpa") == "sdpa"
+
+
+def test_rows_of_one_document_each_are_told_of_no_documents() -> None:
+    rows: Any = SimpleNamespace(
+        packed=True, lengths=[[8], [8]], tokens=SimpleNamespace(device=torch.device("meta")), few_shapes=True
+    )
+    assert attention.document_arguments(rows) == {}
+
+
 def tied(plan: Plan, root: Path) -> list[bool]:
     """On each rank: are embedding and head one parameter, before the run and after it?"""
     found = []

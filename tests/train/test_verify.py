@@ -19,6 +19,13 @@ from tests import plans
 from tests.train import families, small
 
 
+def test_no_case_of_a_run_that_is_compiled_is_compiled(tmp_path: Path) -> None:
+    plan, layout = plans.plan(train={"compiled": True}), plans.layout(1, 2)
+    for case in equivalence.cases(layout, heads=4):
+        made = equivalence.case_plan(plan, case, tmp_path, "lora", case.layout(1, 2), 4)
+        assert not made.train.compiled, case.name
+
+
 @pytest.mark.parametrize(
     ("nodes", "on_node", "names"),
     [

@@ -2,8 +2,9 @@
 
 On a GPU torch's own ``varlen_attn`` is registered with transformers when it really runs there; rows that are one
 document each, and always of one length, go through cuDNN's kernel where that runs: about half the time on Hopper.
-Everything else is transformers' sdpa, which builds a block mask from positions that restart. That detection is silently
-off with a cache or with any mask (documents then attend to each other), so neither is ever passed, and a check proves it.
+Everything else is transformers' sdpa, which builds a block mask from positions that restart. That detection is
+silently off with a cache or with any mask (documents then attend to each other), so neither is ever passed, and a check
+proves it.
 """
 
 from __future__ import annotations

@@ -188,12 +188,11 @@ def norms_of_an_unreached_weight(plan: Any, root: Path) -> list[float]:
     prepared = small.Prepared(small.windows(8))
     run = assemble.assemble(plan, RunPaths(root), here, Signals(), os.environ, prepared=prepared)
     found = []
-    for factor in (1.0, 0.0):
-        sharded, weight = run.sharded, next(p for p in run.sharded.model.parameters() if p.requires_grad)
-        loss = (
-            sum(p.float().sum() for p in sharded.model.parameters()) if factor else (weight.float() * 0).detach().sum()
-        )
-        sharded.backward(loss.requires_grad_() if not factor else loss, last=True)
+    for reached in (True, False):
+        sharded = run.sharded
+        parameters = [p.float().sum() for p in sharded.model.parameters()]
+        loss = torch.stack(parameters).sum() if reached else torch.zeros((), requires_grad=True)
+        sharded.backward(loss, last=True)
         sharded.reduce()
         found.append(float(sharded.clip(0.0)))
         sharded.discard()

@@ -66,7 +66,7 @@ def _problem(model: type[BaseModel], details: list[Any], places: Mapping[Path, G
         guess = near(path[-1], model.model_fields)
         return Problem(f"{word}: no such key", where, hint=f"did you mean {guess}?" if guess else "")
     value = "" if detail["input"] is True else spoken(detail["input"])
-    choices = _choices(detail)
+    choices = tuple(choice for one in details for choice in _choices(one)) if _choices(detail) else ()
     guess = near(value, choices)
     hint = f"did you mean {guess}?" if guess else _hint(detail, given)
     or_else = [choice for other in others for choice in _choices(other)]  # a union: a number, or one of some words

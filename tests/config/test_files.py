@@ -65,6 +65,7 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_lines(tmp_path: P
         ("nodes: [1, 2]", "nodes: must be a whole number", ()),
         ("target_modules: {a: 1}", "target_modules: must be a list", ()),
         ("per_device_train_batch_size: some", "per_device_train_batch_size: must be a whole number or auto", ()),
+        ("torch_compile: maybe", "torch_compile: no such value", ("auto", "true", "false")),
         ("seed: 99999999999999999999", "seed: must be below 2^53", ()),
         ("dataset_num_proc: 1000", "dataset_num_proc: must be less than or equal to 256", ()),
     ],

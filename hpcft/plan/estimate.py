@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hpcft.plan.plan import Plan, Source
+from hpcft.plan.plan import ModelPlan, Plan, Source
 
 TEXT_FILES = (".jsonl", ".json", ".csv", ".txt")
 BYTES_PER_TOKEN = 4  # of English text and its JSON; other languages and code differ by a factor of two
 
 
-def is_absent(source: Source) -> bool:
-    """Is this a plain path under which nothing is found here? The machine that prepares the data may be another one."""
+def is_absent(source: Source | ModelPlan) -> bool:
+    """Is this a plain path under which nothing is found here? The machine that needs it may be another one."""
     plain = source.source == "local" and not set("*?[$") & set(source.path)
     return plain and not os.path.exists(os.path.expanduser(source.path))  # unlike Path's, no name makes them raise
 

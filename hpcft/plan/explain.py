@@ -64,6 +64,7 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
     model, tuner = plan.model, plan.tuner
     revision = f" at {model.revision}" if model.revision else ""
     start = "random weights" if model.from_scratch else f"from {model.source}{revision}"
+    start += "; there is none on this machine" if is_absent(model) else ""
     trained = "every weight is trained"
     if tuner.kind == "lora":
         trained = (

@@ -34,10 +34,8 @@ PRODUCTS, ATTENTION = 0.66, 0.42  # of the peak: matrix products at the power li
 NORMS, GATES = 24, 8  # numbers of hidden size and of feed-forward width that are moved between products
 COMPILED, EAGER = 1.35, 5.0  # times that what lies between products takes the traffic of the least that it moves
 LOSS_BYTES = 10  # moved for a word of the vocabulary and a token
-EIGHT_BITS, TO_EIGHT_BITS = (
-    1.5,
-    1.4,
-)  # products of a base in 8-bit floats are so much faster, and what is between slower
+EIGHT_BITS = 1.5  # times that products are faster with a base in 8-bit floats
+TO_EIGHT_BITS = 1.4  # times that what lies between is slower
 ZERO3_LAYER = 5e-3  # seconds of the host for a layer of DeepSpeed's stage 3 in one pass
 HIDDEN = 0.9  # of traffic that can run behind arithmetic
 LATENCY = 30e-6  # seconds of one collective beside its bytes

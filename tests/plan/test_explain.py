@@ -87,6 +87,16 @@ def test_a_data_file_that_is_not_here_is_said_to_be_not_here(tmp_path: Path, mon
     assert "not on this machine" not in explain(made, FACTS, {}), "its shards are here"
 
 
+def test_a_model_that_is_not_here_is_said_to_be_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "m, from local; there is none on this machine\n" in explain(plan(), None, {})
+    Path("m").mkdir()
+    assert "m, from local\n" in explain(plan(), None, {})
+    made = plan()
+    hub = dataclasses.replace(made.model, path="owner/hub", source="huggingface")
+    assert "there is none" not in explain(dataclasses.replace(made, model=hub), None, {})
+
+
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/a.jsonl", f"{'x' * 400}.jsonl", "\0.jsonl"])
 def test_a_name_that_no_file_can_have_is_one_that_is_not_here(name: str) -> None:
     made = plan()

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import library
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AttentionInterface
 
@@ -98,7 +99,7 @@ LONGEST: list[int] = []
 ALONE = cast("World", SimpleNamespace(device=torch.device("cpu"), first=True, gather_text=lambda text: [text]))
 
 
-@torch.library.custom_op("hpcft_tests::seen", mutates_args=())
+@library.custom_op("hpcft_tests::told", mutates_args=())
 def seen(query: torch.Tensor, starts: torch.Tensor, longest: int) -> torch.Tensor:
     LONGEST.append(longest)
     return query + starts[-1]

@@ -17,11 +17,12 @@ OURS: dict[str, tuple[str, float]] = {
     "us-fsdp": ("--gradient_checkpointing none --strategy fsdp --tp 1", 0.7),
     "us-full-recompute": ("--gradient_checkpointing full", 0.5),
     "us-fp8": ("--gradient_checkpointing none --base_precision fp8", 0.9),
+    "us-dropout": ("--gradient_checkpointing none --lora_dropout 0.05", 0.75),
 }
-OTHER_NUMBERS = ("us-fp8", "trl-varlen-bf16")  # these compute in another precision than the row says
+OTHER_NUMBERS = ("us-fp8", "us-dropout", "trl-varlen-bf16")  # these compute other numbers than the row says
 FULL = "--tuner_type full --learning_rate 1e-5"
 LORA = "--tuner_type lora --lora_dropout 0 --learning_rate 1e-4"
-BOTH, ALL = ("us", "us-eager"), ("us", "us-eager", "us-fp8")
+BOTH, ALL = ("us", "us-eager"), ("us", "us-eager", "us-fp8", "us-dropout")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ CASES: dict[str, Case] = {
         **SHORT,
     ),
     "8b-lora-4096": Case("llama-8b", f"{LORA} --lora_rank 16", 4096, 1, 4, SFT_PEERS, ALL, rank=16),
+    "2b-full-short": Case("qwen-2b", FULL, windows=2, peers=(), **SHORT),  # for benchmarks.stall
     "0.5b-full-2048": Case("qwen-0.5b", FULL, 2048, 1, 8, SFT_PEERS, BOTH),
     "8b-qlora": Case(
         "llama-8b", f"{LORA} --lora_rank 16 --quant_bits 4", 4096, 1, 4, ("trl-varlen", "trl"), rank=16, quantised=True

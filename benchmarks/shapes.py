@@ -37,6 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096, "tie_word_embeddings": False, "hidden_act": "silu",
     },
 }  # fmt: skip
+SHAPES["llama-5b"] = {**SHAPES["llama-8b"], "num_hidden_layers": 20}  # too large for 80 GB, offloads to 128 GiB
+SHAPES["qwen-2b"] = {**SHAPES["qwen-1.5b"], "num_hidden_layers": 38}  # 24 GB of weights and moments
 
 INDEX = "model.safetensors.index.json"  # written last
 FILE_NUMBERS = 5e8  # weights in one file

@@ -1,6 +1,6 @@
 """How long a checkpoint stops the ranks, beside what writing it takes, and what torch.save takes for the same tensors.
 
-    python -m benchmarks.stall --folder SCRATCH [--case 1.5b-full-short] [--every 5] [--saves 3] [--cpu]
+    python -m benchmarks.stall --folder SCRATCH [--case 2b-full-short] [--every 5] [--saves 3] [--cpu]
 
 The folder should lie on the disk that is asked about. Stall and duration are those of the run's own ledger.
 """
@@ -116,7 +116,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds")
     parser.add_argument("--cpu", action="store_true", help="rehearse with a tiny shape")
     given = parser.parse_args(words)
-    name = given.case or ("tiny-full" if given.cpu else "1.5b-full-short")
+    name = given.case or ("tiny-full" if given.cpu else "2b-full-short")
     case, gpus = EVERY[name], EVERY[name].gpus[-1]
     steps = given.every * given.saves + given.every - 1  # some after the last save, beside which it is published
     task = Task(str(given.folder / "stall" / name), name, "us", gpus, given.cpu, steps=steps)

@@ -110,7 +110,7 @@ class Stopwatch:
         self._marks.append(event)
 
     def _fitting(self, step: float, wanted: int, fewest: int) -> int:
-        return int(min(wanted, max(fewest, self.limits.seconds // max(self._agreed(step), 1e-9))))
+        return int(max(fewest, min(wanted, self.limits.seconds // max(self._agreed(step), 1e-9))))
 
     def _wait(self) -> None:
         if self.device == "cuda":

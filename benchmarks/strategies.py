@@ -66,7 +66,7 @@ CASES: dict[str, Case] = {
     "8b-full-fsdp-2": Case("llama-8b", 2, f"{FULL} --strategy fsdp"),
     "8b-qlora-fsdp-2": Case("llama-8b", 2, f"{LORA} --strategy fsdp --quant_bits 4"),
     # What does not fit on one GPU otherwise.
-    "8b-full-zero3-offload": Case("llama-8b", 1, f"{FULL} --strategy zero3_offload"),
+    "5b-full-zero3-offload": Case("llama-5b", 1, f"{FULL} --strategy zero3_offload"),
     # Memory on one GPU: tuning, recomputation.
     **{
         f"1.5b-full-{level}": Case("qwen-1.5b", 1, f"{FULL} --strategy ddp --gradient_checkpointing {level}")

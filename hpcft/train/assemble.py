@@ -30,6 +30,7 @@ from hpcft.train.head import head_of
 from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
 from hpcft.train.model import prepare_model, recompute
+from hpcft.train.modes import give_factors, has_dropout
 from hpcft.train.order import Order
 from hpcft.train.precision import DTYPES
 from hpcft.train.progress import Progress
@@ -79,11 +80,15 @@ def assemble(
     if not plan.scored:
         head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
     phase("strategy")
-    if plan.objective.reference == "precompute":
-        prepared = with_references(plan, paths, world, sharded, prepared)
-        phase("reference")
-    if plan.train.compiled and not compile_layers(sharded.model, world):
+    compiled = plan.train.compiled and compile_layers(sharded.model, world)
+    if plan.train.compiled and not compiled:
         spare_memory(plan, sharded.model, world)
+    alike = compiled and not has_dropout(skeleton.model.config)
+    if alike and plan.objective.reference == "adapters_off":
+        give_factors(sharded.model, world.device)
+    if plan.objective.reference == "precompute":
+        prepared = with_references(plan, paths, world, sharded, prepared, alike and not plan.tuner.dropout)
+        phase("reference")
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)
     phase("checkpoint")

@@ -11,7 +11,9 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +25,35 @@ from hpcft.data.kinds import Kind
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 from hpcft.train.batches import ahead, on_device, rounds
+from hpcft.train.modes import in_evaluation
 from hpcft.train.protocols import Batch, Sharded, Window, Windows
-from hpcft.train.scores import document_scores, in_evaluation
+from hpcft.train.scores import document_scores
 from hpcft.train.windows import plain
 from hpcft.train.world import World
 
 ALL = tuple(Kind)
 
 
-def with_references(plan: Plan, paths: RunPaths, world: World, sharded: Sharded, prepared: Any) -> Any:
+def with_references(
+    plan: Plan, paths: RunPaths, world: World, sharded: Sharded, prepared: Any, alike: bool = False
+) -> Any:
     """The data, its windows knowing their references.
 
-    sharded: with the weights that training begins with: called before a checkpoint is loaded.
+    sharded: with the weights that training begins with: called before a checkpoint is loaded. alike: pass by pass as in
+    training, for programs that compile to others in an evaluation.
     """
-    splits = {"train": prepared.train, "validation": prepared.validation}
-    made = {
-        name: Referenced(windows, _numbers(plan, paths.reference(name), world, sharded, windows, prepared.content))
-        for name, windows in splits.items()
-        if windows
+    facts = {
+        "data": prepared.content,
+        "model": plan.model.path,
+        "revision": plan.model.revision,
+        "dtype": plan.model.dtype,
     }
+    splits = {"train": prepared.train, "validation": prepared.validation}
+    made: dict[str, Any] = {}
+    for name, windows in splits.items():
+        if windows:
+            compute = partial(_computed, plan, world, sharded, windows, alike)
+            made[name] = Referenced(windows, _numbers(paths.reference(name), facts, world, compute))
     return dataclasses.replace(prepared, **made)
 
 
@@ -74,12 +86,11 @@ def _starts(windows: Windows) -> np.ndarray:
     return np.cumsum([0, *(windows.count(i, ALL) for i in range(len(windows)))])
 
 
-def _numbers(plan: Plan, file: Path, world: World, sharded: Sharded, windows: Windows, content: str) -> np.ndarray:
-    """The file's, which is made where it is not there or of something else."""
-    facts = {"data": content, "model": plan.model.path, "revision": plan.model.revision, "dtype": plan.model.dtype}
+def _numbers(file: Path, facts: dict[str, Any], world: World, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The file's, which is made where it is not there or of something else. facts: what the numbers are of."""
     if not world.max([float(world.first and _is_of(file, facts))])[0]:
         started = time.perf_counter()
-        numbers = _computed(plan, world, sharded, windows)
+        numbers = compute()
         if world.first:
             _write(file, numbers, facts)
             seconds = time.perf_counter() - started
@@ -109,16 +120,16 @@ def _write(file: Path, numbers: np.ndarray, facts: dict[str, Any]) -> None:
     disk.replace(_beside(file), json.dumps(facts) + "\n")
 
 
-def _computed(plan: Plan, world: World, sharded: Sharded, windows: Windows) -> np.ndarray:
+def _computed(plan: Plan, world: World, sharded: Sharded, windows: Windows, alike: bool) -> np.ndarray:
     """float32 [documents, 2]: each document is one data rank's, and every rank makes as many forward passes."""
     starts, at = _starts(windows), (world.data_rank, world.data_size)
     numbers = torch.zeros(int(starts[-1]), 2)
-    with in_evaluation(sharded.model):
+    with nullcontext() if alike else in_evaluation(sharded.model):
         for made in ahead(rounds(windows, plan.batch.micro_windows, plan, *at), plan.train.dataloader_workers):
             batch = on_device(made, world.device)
             documents = [document for i in batch.windows for document in range(starts[i], starts[i + 1])]
             for column, one in enumerate(_both(batch)):
-                scores = document_scores(sharded.model, one).policy
+                scores = document_scores(sharded.model, one).policy.detach()
                 if world.speaks:
                     numbers[documents, column] = scores.float().cpu()
     return world.add_up(numbers).numpy()

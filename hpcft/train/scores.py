@@ -6,8 +6,6 @@ strategies gather weights around a whole forward pass only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import nn
 from hpcft.train.attention import document_arguments
 from hpcft.train.cross_entropy import Scaling, log_probabilities
 from hpcft.train.head import Head, head_of
+from hpcft.train.modes import as_before_training
 from hpcft.train.protocols import CHOSEN, Batch
 from hpcft.train.skeleton import run_inside
 
@@ -45,32 +44,43 @@ def token_scores(model: nn.Module, batch: Batch, everywhere: bool = False, refer
     """The scores of the trained tokens; everywhere: of the token after every position, trained or not."""
     head = head_of(model, batch.tokens.device)
 
-    def both() -> tuple[torch.Tensor, torch.Tensor | None]:
-        before = None
-        if reference:
-            with as_before_training(model):
-                before = _log_probabilities(model, head, batch, everywhere)
-        return _log_probabilities(model, head, batch, everywhere), before
+    def policy() -> torch.Tensor:
+        return _log_probabilities(head, *_outputs(model, head, batch, everywhere))
 
-    return Tokens(*(both() if head is None else run_inside(model, both)))
+    def before() -> torch.Tensor:
+        with as_before_training(model):
+            outputs = _outputs(model, head, batch, everywhere)
+            with torch.no_grad():
+                return _log_probabilities(head, *outputs)
+
+    def both() -> Tokens:
+        known = before() if reference else None
+        return Tokens(policy(), known)
+
+    return both() if head is None else run_inside(model, both)
 
 
 def total_score(model: nn.Module, batch: Batch) -> torch.Tensor:
     """The sum of the trained tokens' scores, float32; no logits are computed twice for its gradient."""
     head = head_of(model, batch.tokens.device)
     if head is None:
-        return _log_probabilities(model, head, batch).sum()
-    return run_inside(model, lambda: head.summed(*_hidden(head, batch)))
+        return _log_probabilities(head, *_outputs(model, head, batch)).sum()
+    return run_inside(model, lambda: head.summed(*_outputs(model, head, batch)))
 
 
-def _log_probabilities(model: nn.Module, head: Head | None, batch: Batch, everywhere: bool = False) -> torch.Tensor:
-    if head is not None:
-        return head.log_probabilities(*_hidden(head, batch, everywhere))
-    logits = model(**_inputs(batch), use_cache=False).logits
-    return log_probabilities(*_chosen(logits, batch, everywhere), Scaling())
+def _log_probabilities(head: Head | None, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """float32 [n] of what ``_outputs`` gives."""
+    if head is None:
+        return log_probabilities(outputs, targets, Scaling())
+    return head.log_probabilities(outputs, targets)
 
 
-def _hidden(head: Head, batch: Batch, everywhere: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(
+    model: nn.Module, head: Head | None, batch: Batch, everywhere: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states [n, width], logits [n, vocabulary] of a model without a head of its own; targets, int64 [n]."""
+    if head is None:
+        return _chosen(model(**_inputs(batch), use_cache=False).logits, batch, everywhere)
     return _chosen(head.body(**_inputs(batch), use_cache=False).last_hidden_state, batch, everywhere)
 
 
@@ -121,35 +131,3 @@ def pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     chosen = torch.tensor([i for i, kind in enumerate(batch.kinds) if kind == CHOSEN], dtype=torch.int64)
     chosen = chosen.to(batch.tokens.device, non_blocking=True)
     return chosen, chosen + 1
-
-
-@contextmanager
-def as_before_training(model: Any) -> Iterator[None]:
-    """Adapters off, copies of modules_to_save off, and as ``in_evaluation``.
-
-    peft's own ``disable_adapter`` also freezes the adapters and thaws them; a sharded strategy may hold a gathered
-    copy of a weight meanwhile, which would stay frozen. So only the switch that a forward pass looks at is turned.
-    """
-    switched = [m for m in model.modules() if getattr(m, "_disable_adapters", None) is False]
-    for module in switched:
-        module._disable_adapters = True
-    try:
-        with in_evaluation(model):
-            yield
-    finally:
-        for module in switched:
-            module._disable_adapters = False
-
-
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Dropout off, nothing recomputed, no gradients."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -17,6 +17,8 @@ from hpcft.train import compiling
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
 from hpcft.train.compiling import compile_layers
+from hpcft.train.modes import give_factors, has_dropout
+from hpcft.train.scores import document_scores
 from hpcft.train.skeleton import layers_of
 from hpcft.train.world import World
 from tests.train import families, small
@@ -151,6 +153,49 @@ def test_without_compiling_bounds_are_what_they_are() -> None:
     starts, longest = document_bounds(batch)
     assert len(starts) == len(batch.lengths[0]) + 1
     assert longest == max(batch.lengths[0])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_before_the_first_step_compiled_layers_say_of_policy_and_reference_the_same_to_the_bit(dropout: float) -> None:
+    if why := compiling._hindrance(torch.device("cpu")):
+        pytest.skip(f"no compiler: {why}")
+    torch._dynamo.reset()
+    model = adapted(dropout)
+    assert compile_layers(model, ALONE)
+    give_factors(model, torch.device("cpu"))
+    document_scores(model, batch_of(0, 1))
+    torch._dynamo.utils.counters.clear()
+    scores = document_scores(model, batch_of(0, 1), reference=True)
+    assert scores.reference is not None
+    assert scores.policy.tolist() == scores.reference.tolist()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "the loss's, without a gradient; no layer's"
+    assert not scores.reference.requires_grad
+    scores.policy.sum().backward()
+    learned = {name: p.grad.abs().sum() for name, p in model.named_parameters() if p.grad is not None}
+    assert all(learned[name] > 0 for name in learned if "lora_B" in name), "their factor is back"
+
+
+def test_a_reference_does_not_know_what_adapters_have_learned() -> None:
+    batch, model = batch_of(0, 1), adapted(0.0)
+    start = document_scores(model, batch).policy.tolist()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    give_factors(model, torch.device("cpu"))
+    scores = document_scores(model, batch, reference=True)
+    assert scores.reference is not None
+    assert scores.reference.tolist() == start
+    assert scores.policy.tolist() != start
+    assert has_dropout(SimpleNamespace(to_dict=lambda: {"attention_dropout": 0.1}))
+    assert not has_dropout(model.config)
+
+
+def adapted(dropout: float) -> Any:
+    """In bfloat16, which is rounded often."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", lora_dropout=dropout)
+    return get_peft_model(made(layers=3).to(torch.bfloat16), config, autocast_adapter_dtype=False).train()
 
 
 def batch_of(*windows: int) -> Any:

@@ -18,9 +18,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from hpcft.catalog import OBJECTIVES
 from hpcft.plan.plan import ObjectivePlan
 from hpcft.train.batches import collate, untrained
+from hpcft.train.modes import in_evaluation
 from hpcft.train.protocols import Batch, Loss
 from hpcft.train.score import text_scores
-from hpcft.train.scores import document_scores, in_evaluation, texts, token_scores
+from hpcft.train.scores import document_scores, texts, token_scores
 from hpcft.train.windows import mismatched
 from tests import plans
 from tests.train import oracle, small

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from hpcft.plan.plan import ObjectivePlan
+from hpcft.train.modes import in_evaluation
 from hpcft.train.preference import Metrics, Rated
 from hpcft.train.protocols import DESIRABLE, Batch, Loss, Mean
-from hpcft.train.scores import document_scores, in_evaluation
+from hpcft.train.scores import document_scores
 
 
 def build(plan: ObjectivePlan) -> KahnemanTversky:

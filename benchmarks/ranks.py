@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# As a run's script has it.
+ALLOCATOR = "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
 STARTED = "BENCHMARK_STARTED"  # seconds since 1970 at which the ranks were started
 
 
@@ -23,7 +25,7 @@ def run_ranks(
     logs = [place / f"rank-{n}.log" for n in range(ranks)]
     environ = {
         **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
+        "PYTORCH_ALLOC_CONF": ALLOCATOR, "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", STARTED: repr(time.time()), **(extra or {}),
     }  # fmt: skip
     processes = [

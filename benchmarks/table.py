@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import device, kernels
 from benchmarks.cases import EVERY, OTHER_NUMBERS
-from benchmarks.numbers import COMPARED, disagreement, mfu, percentile, roofline_speed
+from benchmarks.numbers import COMPARED, OF_PAIRS, SAME, disagreement, mfu, percentile, roofline_speed
 from benchmarks.task import PROFILED
 
 Record = Mapping[str, Any]
@@ -35,7 +35,8 @@ def counted(record: Record, records: Sequence[Record]) -> str:
         return "no run of ours to compare losses with"
     if first is record:
         return ""
-    return disagreement((first["losses"], first["norms"]), (record["losses"], record["norms"]))
+    tolerance = OF_PAIRS if EVERY[record["case"]].pairs else SAME
+    return disagreement((first["losses"], first["norms"]), (record["losses"], record["norms"]), tolerance)
 
 
 def reference(record: Record, records: Sequence[Record]) -> Record | None:

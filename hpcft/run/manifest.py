@@ -2,7 +2,7 @@
 
     checkpoints/step-000400/
         manifest.json             {"sha256": of the canonical text of "manifest", "manifest": {…}}
-        state-rank-0000.safetensors  one file per rank: pieces of named float32 tensors
+        state-rank-0000.safetensors  of each rank, and -01 … of 4 GiB each: pieces of named float32 tensors
 
 None of the tensor formats checks its bytes on load, so the manifest does: every file's size and SHA-256 (which the
 standard library always has), its own text, and that the pieces cover every tensor exactly once.

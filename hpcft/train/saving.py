@@ -70,11 +70,11 @@ class Saving:
         Raises SaveFailed where a save cannot be done without, or failed twice in a row; perhaps the one before this.
         """
         with self.signals.busy():
+            started = time.perf_counter()
             self.settle()
             state = (self.progress.step, self.progress.evaluated)
             if self.saved == state:
                 return
-            started = time.perf_counter()
             if self._reserved is not None:
                 wait([self._reserved])  # if it failed, the copy says why
             snapshot = self.store.take(self.sharded, self.progress)
@@ -102,7 +102,7 @@ class Saving:
         self._failures, self.saved = 0, state
 
     def _publish(self, snapshot: Snapshot, reason: str, started: float, stall: float) -> Path:
-        """In the thread. stall: seconds that the ranks stopped for it."""
+        """In the thread. stall: seconds that the ranks stopped for it, and for the save before where that took long."""
         folder = self.store.publish(snapshot)
         seconds = time.perf_counter() - started
         facts = {"seconds": round(seconds, 3), "stall": round(stall, 3)}

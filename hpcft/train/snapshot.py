@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,10 @@ from hpcft.run.manifest import PARTS
 from hpcft.run.regions import Region
 from hpcft.train.progress import Progress
 from hpcft.train.protocols import Sharded
+
+T = TypeVar("T")
+SLAB = 2**29  # float32 numbers: 2 GiB, a power of two, to which torch rounds what it locks
+ALIGNED = 128  # numbers
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,11 @@ class Snapshot:
 
 
 class Host:
-    """Memory of the node for one snapshot at a time, taken once and used again: locking its pages takes long."""
+    """Memory of the node for one snapshot at a time, taken once and used again: locking its pages takes long.
+
+    What is copied to from a GPU is taken in slabs: each call of the driver waits for the device, and a model has
+    thousands of tensors.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -54,19 +62,25 @@ class Host:
 
     def reserve(self, wanted: list[tuple[str, int, bool]]) -> None:
         """Take the memory before it is needed; may run in a thread."""
-        for key, numbers, on_device in wanted:
-            self._buffer(key, numbers, on_device)
+        self._buffers = {key: torch.empty(numbers) for key, numbers, on_device in wanted if not on_device}
+        rooms = [(key, numbers, _aligned(numbers)) for key, numbers, on_device in wanted if on_device]
+        for slab in bundles(rooms, lambda room: room[2], SLAB):
+            sizes = [size for _, _, size in slab]
+            locked = torch.empty(sum(sizes), pin_memory=True).split(sizes)
+            self._buffers |= {key: part[:numbers] for (key, numbers, _), part in zip(slab, locked, strict=True)}
 
     @torch.no_grad()
     def take(self, sharded: Sharded, progress: Progress) -> Snapshot:
         """Copy this rank's part of masters and moments; waits for the device once, at the end."""
+        wanted = self.wanted(sharded)
+        if {key: numbers for key, numbers, _ in wanted} != {key: len(kept) for key, kept in self._buffers.items()}:
+            self.reserve(wanted)
         held, tensors, on_device = [], {}, False
         for shard in sharded.shards():
             assert shard.part in PARTS
             piece = Held(shard.name, shard.part, shard.shape, shard.offset, shard.tensor.numel(), shard.region)
             on_device = on_device or shard.tensor.is_cuda
-            buffer = self._buffer(piece.key, shard.tensor.numel(), shard.tensor.is_cuda)
-            tensors[piece.key] = buffer.copy_(shard.tensor.detach(), non_blocking=True)
+            tensors[piece.key] = self._buffers[piece.key].copy_(shard.tensor.detach(), non_blocking=True)
             held.append(piece)
         if on_device:
             torch.cuda.synchronize()
@@ -75,8 +89,21 @@ class Host:
         best = progress.best_step == progress.step
         return Snapshot(progress.step, best, progress.to_json(), state, tuple(held), tensors)
 
-    def _buffer(self, key: str, numbers: int, on_device: bool) -> torch.Tensor:
-        if (known := self._buffers.get(key)) is None or known.numel() != numbers:
-            known = torch.empty(numbers, dtype=torch.float32, pin_memory=on_device)
-            self._buffers[key] = known
-        return known
+
+def bundles(items: Iterable[T], numbers: Callable[[T], int], most: int) -> list[list[T]]:
+    """The items in order, ``most`` numbers of them together, or one that has more."""
+    made: list[list[T]] = []
+    room = 0
+    for item in items:
+        size = numbers(item)
+        if not made or size > room:
+            made.append([])
+            room = most
+        made[-1].append(item)
+        room -= size
+    return made
+
+
+def _aligned(numbers: int) -> int:
+    """Room for them, so that the next begins at a multiple of ALIGNED."""
+    return -(-numbers // ALIGNED) * ALIGNED

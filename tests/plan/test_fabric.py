@@ -34,6 +34,9 @@ def test_every_variable_has_a_reason_and_stands_once(cluster: str) -> None:
         assert {variable.name for variable in made} >= ALWAYS
 
 
+ALLOCATOR = "expandable_segments:True,pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
+
+
 @pytest.mark.parametrize(
     ("cluster", "expected"),
     [
@@ -41,7 +44,7 @@ def test_every_variable_has_a_reason_and_stands_once(cluster: str) -> None:
             "infiniband-h100",
             {
                 "HF_HOME": "${SCRATCH}/huggingface",
-                "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+                "PYTORCH_ALLOC_CONF": ALLOCATOR,
                 "GLOO_SOCKET_IFNAME": "ib0",
                 "NCCL_SOCKET_IFNAME": "ib0",
                 "NCCL_DEBUG": "WARN",
@@ -66,7 +69,7 @@ def test_every_variable_has_a_reason_and_stands_once(cluster: str) -> None:
             "cloud-spot",
             {
                 "HF_HOME": "/shared/huggingface",
-                "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+                "PYTORCH_ALLOC_CONF": ALLOCATOR,
                 "GLOO_SOCKET_IFNAME": "eth0",
                 "NCCL_SOCKET_IFNAME": "eth0",
                 "NCCL_DEBUG": "WARN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hpcft.errors import Refusal
 from hpcft.run import manifest as manifests
 from hpcft.run.ledger import Ledger, read_events
+from hpcft.run.manifest import PARTS
 from hpcft.run.paths import RunPaths
+from hpcft.train import checkpoint
 from hpcft.train.checkpoint import Store
 from hpcft.train.facts import check_facts
 from hpcft.train.reader import Reader
@@ -258,25 +260,39 @@ def test_the_ranks_train_on_while_a_checkpoint_is_written(
 def test_memory_for_the_copy_is_taken_before_the_first_save(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, taken, take = tmp_path / "seen", Host._buffer, Host.take
+    seen, reserve, take = tmp_path / "seen", Host.reserve, Host.take
 
-    def told(host: Host, key: str, numbers: int, on_device: bool) -> torch.Tensor:
-        known = key in host._buffers
+    def told(host: Host, wanted: Any) -> None:
         with seen.open("a") as file:
-            file.write(f"{threading.current_thread().name.split('_')[0]} {'old' if known else 'new'}\n")
-        return taken(host, key, numbers, on_device)
+            file.write(f"reserved by {threading.current_thread().name.split('_')[0]}\n")
+        reserve(host, wanted)
 
     def copied(host: Host, *of: Any) -> Any:
         with seen.open("a") as file:
             file.write("copied\n")
         return take(host, *of)
 
-    monkeypatch.setattr(Host, "_buffer", told)
+    monkeypatch.setattr(Host, "reserve", told)
     monkeypatch.setattr(Host, "take", copied)
     small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
-    before, after = seen.read_text().split("copied\n", 1)
-    assert set(before.splitlines()) == {"saving new"}, "by the thread that will write it, while the training goes on"
-    assert set(after.splitlines()) == {"MainThread old", "copied"}
+    first, *others = seen.read_text().splitlines()
+    assert first == "reserved by saving", "by the thread that will write it, while the training goes on"
+    assert set(others) == {"copied"}, "once"
+
+
+def test_a_large_state_is_written_as_several_files_and_read_as_one(
+    finished: Path, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "FILE_NUMBERS", 5000)
+    small.on_ranks(2, small.train_here, small.tiny(model, 2, **OPTIONS), tmp_path, PREPARED)
+    several, one = (manifests.verify(RunPaths(place).checkpoint(4)) for place in (tmp_path, finished))
+    assert sorted(one.files) == ["state-rank-0000.safetensors", "state-rank-0001.safetensors"]
+    assert len(several.files) > 6
+    assert {"state-rank-0001.safetensors", "state-rank-0001-01.safetensors"} <= several.files.keys()
+    with Reader(several.folder) as ours, Reader(one.folder) as theirs:
+        for name, shape in ours.names().items():
+            for part in PARTS:
+                assert ours.read(name, part, 0, math.prod(shape)).equal(theirs.read(name, part, 0, math.prod(shape)))
 
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ def rank(task: Task) -> None:
 
             torch.cuda.synchronize()
         steps.append((began, time.time()))
+        run.saving.reserve()
     run.saving.settle()
     here.barrier()
     if here.first:

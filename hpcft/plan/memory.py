@@ -192,7 +192,11 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
         buckets = 2 * c * min(ZERO_BUCKET, whole.trained)
         sharded = "weights" in STRATEGIES[plan.train.strategy].shards
         live = c * min(ZERO_LIVE, whole.trained + whole.frozen - whole.quantised) if sharded else 0
-        size, text = buckets + live, f"{_size(buckets)} of DeepSpeed's buckets, {_size(live)} of gathered weights"
+        # One layer's gradients are on their way to the node while the next layer's are computed.
+        down = GRADIENT * layer.trained if "optimizer" in STRATEGIES[plan.train.strategy].offload else 0
+        size = buckets + live + down
+        text = f"{_size(buckets)} of DeepSpeed's buckets, {_size(live)} of gathered weights"
+        text += f", {_size(down)} of gradients on their way" if down else ""
     else:
         one = layer.trained + (head if shape.tied else 0)
         last = root.trained + (head if shape.tied else 0)

@@ -42,6 +42,7 @@ LATENCY = 30e-6  # seconds of one collective beside its bytes
 HBM = 2e12  # bytes a second of a GPU's own memory, copying
 NF4_TRAFFIC = 2.55  # bytes a weight that is made two bytes of four bits: 0.55 read, 2 written
 CPU_ADAM = 4e9  # weights a second that AdamW updates on the cores of one node
+RANK_ADAM = 1.5e9  # of them by the threads of one rank
 OPTIMIZER_TRAFFIC = 34  # bytes a trained weight: masters, moments, gradient read, three written, and the copy
 
 
@@ -190,5 +191,5 @@ def _host(plan: Plan, shape: Shape, hardware: Hardware, arithmetic: float) -> fl
     trained = MASTER_AND_MOMENTS // 3 if row.name.startswith("fsdp") else weights.compute
     streamed = (trained * own + weights.frozen_bytes / shards) if "weights" in row.offload else 0.0
     stream = plan.batch.accumulation * 2 * streamed / (hardware.host_bandwidth * 1e9)
-    update = own * layout.ranks_per_node / CPU_ADAM
+    update = max(own / RANK_ADAM, own * layout.ranks_per_node / CPU_ADAM)
     return moved / (hardware.host_bandwidth * 1e9) + _unhidden(stream, arithmetic) + update

@@ -187,7 +187,7 @@ def test_offloading_more_than_the_node_has_is_refused_with_arithmetic() -> None:
 
 def test_offloading_to_a_node_of_unknown_memory_is_done_when_asked_for_and_never_chosen() -> None:
     words = "--tuner_type full --nproc_per_node 1"
-    assert planned(f"--strategy auto {words}").train.strategy == "zero2_offload"
+    assert planned(f"--strategy auto {words}").train.strategy == "fsdp_offload"
     problem = refused(f"--strategy auto {words}", node_memory=None)
     assert "node_memory" in problem.hint
     assert "with fsdp does not fit" in problem.what

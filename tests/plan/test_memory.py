@@ -115,6 +115,8 @@ def test_offloading_moves_bytes_from_the_gpus_to_their_node() -> None:
     assert static(on_gpus("zero2_offload", ranks=4)) == (2 * 2888, 0, 0)
     assert on_host(on_gpus("zero3_offload", ranks=4))["offloaded"] == 18 * 2888
     assert on_host(on_gpus("fsdp", ranks=4))["offloaded"] == 0
+    passing = [parts_at(on_gpus(f"zero3{where}", ranks=4), BACKWARD)["gathered"] for where in ("", "_offload")]
+    assert passing[1] - passing[0] == 4 * LAYER, "a layer's gradients go down while the next are computed"
 
 
 def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_are_read() -> None:
@@ -177,6 +179,14 @@ def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:
     for dropout, each in ((0.05, with_dropout), (0.0, without)):
         found = parts_at(on_gpus(kind="lora", dropout=dropout), BACKWARD)["activations"]
         assert found == TOKENS * (4 * each + PASSING)
+
+
+def test_dropped_inputs_of_compiled_adapters_take_the_place_of_those_they_are_made_of() -> None:
+    made = on_gpus(kind="lora", dropout=0.05)
+    made = dataclasses.replace(made, train=dataclasses.replace(made.train, compiled=True))
+    dropped, inputs = 3 * (3 * 8 + 8 + 2 * 8 + 16), 2 * (2 * 8 + 16)
+    each = COMPILED + 2 * 8 * 7 + dropped - inputs
+    assert parts_at(made, BACKWARD)["activations"] == TOKENS * (4 * each + PASSING)
 
 
 def test_tensor_parallel_ranks_divide_activations() -> None:

@@ -133,7 +133,7 @@ def main(words: Sequence[str]) -> int:
     plain, eight = curves["bfloat16"], curves["fp8"]
     off = (eight - plain) / plain
     print("| steps | loss, bfloat16 | loss, fp8 | difference |\n| --- | --- | --- | --- |")
-    for part in np.array_split(np.arange(len(plain)), 5):
+    for part in np.array_split(np.arange(len(plain)), min(5, len(plain))):
         print(f"| {part[0] + 1} to {part[-1] + 1} | {plain[part].mean():.4f} | {eight[part].mean():.4f} "
               f"| {off[part].mean():+.2%} |")  # fmt: skip
     print(f"\nlargest difference of a step {np.abs(off).max():.2%}, mean {off.mean():+.3%}")

@@ -47,7 +47,10 @@ class Audit:
         self.fates[document.fate] += 1
         self.lengths.append(sum(part.length for part in document.both))
         if document.fate == KEPT:
-            self.flags.update(name for name in FLAGS if any(getattr(part, name) for part in document.both))
+            other = document.rejected
+            for name in FLAGS:
+                if getattr(document, name) or (other is not None and getattr(other, name)):
+                    self.flags[name] += 1
             for part in document.both:
                 self._count(part)
         else:

@@ -11,10 +11,13 @@ EQUAL = "the chosen answer and the rejected one are equal"
 
 
 def cut(whole: Document, limit: int, policy: str) -> Document:
-    """The document of a row within ``limit`` tokens."""
+    """The document of a row within ``limit`` tokens. Of a kept one something behind the first token is trained."""
     if whole.fate != KEPT:
         return whole
-    if whole.length > limit and policy == "drop":
+    if whole.length <= limit:
+        whole.trained[0] = False  # as ``_keep``
+        return whole
+    if policy == "drop":
         return Document(TOO_LONG, whole.length, f"{whole.length} tokens, max_length is {limit}")
     part = slice(-limit, None) if policy == "truncate_left" else slice(limit)
     if not _keep(whole, part):

@@ -39,7 +39,7 @@ class Encoder:
 
     def __init__(self, data: DataPlan, tokenizer: Any) -> None:
         self.data = data
-        self.tokenizer = tokenizer
+        self.tokenizer, self.eos = tokenizer, tokenizer.eos_token_id
         self.template = tokenizers.Template(tokenizer, data)
         self.encodings = Encodings(tokenizer)
         self.specials = special_tokens(tokenizer)
@@ -111,7 +111,7 @@ class Encoder:
             return f"the chat template refuses this row: {error}"
 
     def _document(self, part: Part, spans: Sequence[Span], found: Tokens) -> Document | str:
-        row, tokens, eos = part.row, found.ids, self.tokenizer.eos_token_id
+        row, tokens, eos = part.row, found.ids, self.eos
         if part.kind == Kind.LABELLED:
             return _labelled(tokens)
         if row.text is not None:
@@ -140,7 +140,7 @@ class Encoder:
 
     def _trained(self, part: Part, reached: Sequence[tuple[int, int]], found: Tokens) -> NDArray[np.bool_]:
         row, all_ = part.row, part.train_on == "all"
-        trained = np.full(len(found.ids), all_)
+        trained = np.ones(len(found.ids), np.bool_) if all_ else np.zeros(len(found.ids), np.bool_)
         if not all_:
             for first, past in reached:
                 trained[first:past] = True
@@ -182,9 +182,11 @@ def _at_its_end(document: Document) -> Document:
 def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:
     """What became of the turns of a conversation; raw text has none. end_added: to the last one."""
     messages, closed = part.row.messages, {span.turn: span.closed for span in spans}
-    turns = Counter[str](_turn(part, n in closed, turn) for n, turn in enumerate(messages))
-    unended = [n for n, turn in enumerate(messages) if turn["role"] == "assistant" and closed.get(n) is False]
-    return turns + Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+    turns = Counter[str]([_turn(part, n in closed, turn) for n, turn in enumerate(messages)])
+    if not all(closed.values()):
+        unended = [n for n, ended in closed.items() if not ended and messages[n]["role"] == "assistant"]
+        turns += Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+    return turns
 
 
 def _turn(part: Part, in_spans: bool, turn: Message) -> Turn:

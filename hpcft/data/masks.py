@@ -70,9 +70,9 @@ class Masker:
         One call for hundreds of texts takes half as long as hundreds of calls, and gives the same texts. Where one
         text of them cannot be had all are asked for one by one, and after a few such times always.
         """
-        conversations = list(conversations)
+        answers = [(turns, _answered(turns)) for turns in conversations]
         for prompt in (False, True):
-            asked = [(turns, n) for turns in conversations for n in _prefixes(turns, prompt)]
+            asked = [(turns, n) for turns, places in answers for n in _prefixes(turns, places, prompt)]
             if not asked or self.refused >= PATIENCE:
                 continue
             try:
@@ -208,12 +208,15 @@ def _answers(message: Message) -> bool:
     return bool(message["role"] == "assistant" and message.get("loss", True) and says_something(message))
 
 
-def _prefixes(messages: Sequence[Message], prompt: bool) -> list[int]:
+def _answered(messages: Sequence[Message]) -> list[int]:
+    """The places of the turns that ``_answers`` says."""
+    return [turn for turn, message in enumerate(messages) if _answers(message)]
+
+
+def _prefixes(messages: Sequence[Message], answers: Sequence[int], prompt: bool) -> list[int]:
     """How many turns of a conversation each text has that ``Masker.spans`` asks for first."""
-    answers = [turn for turn, message in enumerate(messages) if _answers(message)]
-    if prompt:
-        return [turn for turn in answers if turn]
-    return sorted({len(messages), *(turn for turn in answers if turn), *(turn + 1 for turn in answers)})
+    before = [turn for turn in answers if turn]
+    return before if prompt else sorted({len(messages), *before, *(turn + 1 for turn in answers)})
 
 
 def _has_last_words(piece: str, message: Message) -> bool:

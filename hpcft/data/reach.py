@@ -4,6 +4,7 @@ That list takes a third of the time of tokenising. Two ways do without:
 
 1. *Measured*: with byte-level BPE, as GPT-2, Qwen and many since have it, every token has a length in bytes and the
    tokens of a text are the text, so their sums say where each begins. Whether they are is looked at text by text.
+   Such a text is in NFC already, so the normaliser, which would write it anew letter by letter, is left out.
 2. *Asked*: any other text is encoded with offsets, and only the tokens at both ends of a stretch are asked for theirs.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -58,18 +60,19 @@ class Asked:
 
 
 class Measured:
-    """The tokens of one text. ends: of each token, the bytes of the text up to its end."""
+    """The tokens of one text. ends: of each token, the bytes up to its end, with ``before`` that are not the text's."""
 
-    def __init__(self, text: str, ids: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
-        self.text, self.ids, self.ends = text, ids, ends
+    def __init__(self, text: str, ids: NDArray[np.int32], ends: NDArray[np.int64], before: int = 0) -> None:
+        self.text, self.ids, self.ends, self.before = text, ids, ends, before
 
     def reach(self, start: int, end: int) -> tuple[int, int]:
         """As ``Asked.reach``."""
         if not self.text.isascii():
             start, end = (len(self.text[:at].encode()) for at in (start, end))
-        first, past = (int(n) for n in np.searchsorted(self.ends, (start, end), "right"))
+        start, end = start + self.before, end + self.before
+        first, past = self.ends.searchsorted((start, end), "right").tolist()
         # The token that ends past ``end`` is in if it begins before it.
-        past += past < len(self.ends) and (self.ends[past - 1] if past else 0) < end
+        past += past < len(self.ends) and bool((self.ends[past - 1] if past else self.before) < end)
         return min(first, past), past
 
 
@@ -87,6 +90,7 @@ class Encodings:
         names = ("__call__", "_encode_plus")  # where a subclass has its own, its own code must run
         self.direct = all(getattr(type(tokenizer), name, None) is getattr(Fast, name, None) for name in names)
         self.bytes = lengths(self.backend) if self.direct else None
+        self.plain = _plain(self.backend) if self.bytes is not None else self.backend
         self.doubted = DOUBTED
 
     def __call__(self, texts: Sequence[str], special: bool) -> list[Tokens]:
@@ -95,29 +99,45 @@ class Encodings:
             batch = self.tokenizer(list(texts), add_special_tokens=special).encodings
             return [Asked(one, len(text)) for one, text in zip(batch, texts, strict=True)]
         if self.bytes is None or special:
-            batch = self.backend.encode_batch(list(texts), add_special_tokens=special)
-            return [Asked(one, len(text)) for one, text in zip(batch, texts, strict=True)]
-        batch = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._measured(text, np.array(one.ids, np.int32)) for text, one in zip(texts, batch, strict=True)]
+            return self._asked(texts, special)
+        normal = [text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts]
+        measured = self._measured([text for text, is_normal in zip(texts, normal, strict=True) if is_normal])
+        asked = iter(self._asked([text for text, is_normal in zip(texts, normal, strict=True) if not is_normal]))
+        return [next(measured if is_normal else asked) for is_normal in normal]
 
-    def _measured(self, text: str, ids: NDArray[np.int32]) -> Tokens:
+    def _asked(self, texts: Sequence[str], special: bool = False) -> list[Tokens]:
+        batch = self.backend.encode_batch(list(texts), add_special_tokens=special)
+        return [Asked(one, len(text)) for one, text in zip(batch, texts, strict=True)]
+
+    def _measured(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        """The tokens of texts that are in NFC, one sum over all of them; those that are not their text are asked."""
         assert self.bytes is not None
+        lists = [one.ids for one in self.plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        places = [0, *accumulate(map(len, lists))]
+        ids = np.fromiter(chain.from_iterable(lists), np.int32, places[-1])
         ends = np.cumsum(self.bytes[ids])
-        size = len(text) if text.isascii() else len(text.encode())
-        whole = len(ids) and ends[-1] == size and (text.isascii() or unicodedata.is_normalized("NFC", text))
-        if whole and self.doubted <= 0:
-            return Measured(text, ids, ends)
-        asked = Asked(self.backend.encode(text, add_special_tokens=False), len(text))
+        before = 0
+        for text, first, past in zip(texts, places, places[1:], strict=False):
+            bytes_ = (int(ends[past - 1]) if past > first else before) - before
+            whole = past > first and bytes_ == len(text if text.isascii() else text.encode())
+            found = Measured(text, ids[first:past], ends[first:past], before)
+            sure = whole and self.doubted <= 0 and self.bytes is not None
+            yield found if sure else self._compared(found, whole)
+            before += bytes_
+
+    def _compared(self, found: Measured, whole: bool) -> Tokens:
+        """The tokens by asking. whole: the measured ones are the text, so they must be the same, cut alike."""
+        (asked,) = self._asked([found.text])
         if whole:
             self.doubted -= 1
-            if asked.ids.tolist() != ids.tolist() or not _alike(asked, Measured(text, ids, ends)):
+            if asked.ids.tolist() != found.ids.tolist() or not _alike(asked, found):
                 self.bytes = None
         return asked
 
 
-def _alike(asked: Asked, measured: Measured) -> bool:
+def _alike(asked: Tokens, measured: Measured) -> bool:
     """Whether both cut the text alike, looked at in up to 128 places."""
-    count = asked.characters
+    count = len(measured.text)
     places = range(0, count, 1 + count // 128)
     return all(asked.reach(at, count) == measured.reach(at, count) for at in places)
 
@@ -144,6 +164,20 @@ def lengths(backend: Any) -> NDArray[np.int64] | None:
     for id_, token in added.items():
         table[id_] = len(token.content.encode())
     return table
+
+
+def _plain(backend: Any) -> Any:
+    """``backend`` less its normaliser, with the same model; itself where that would know added tokens otherwise."""
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer(backend.model)
+    plain.pre_tokenizer = backend.pre_tokenizer
+    plain.encode_special_tokens = backend.encode_special_tokens
+    added = backend.get_added_tokens_decoder()
+    for _, token in sorted(added.items()):
+        (plain.add_special_tokens if token.special else plain.add_tokens)([token])
+    normal = all(unicodedata.is_normalized("NFC", token.content) for token in added.values())
+    return plain if normal and plain.get_added_tokens_decoder() == added else backend
 
 
 def _state(part: Any) -> dict[str, Any]:

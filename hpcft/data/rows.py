@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_canonical = json.JSONEncoder(sort_keys=True, default=str).encode
+
 Category = str | int
 """What a label says: the name of a class, or its number."""
 
@@ -96,7 +98,7 @@ def filled(row: Row, names: Mapping[str, str]) -> Row:
 
 
 def _digest(content: Any) -> int:
-    text = json.dumps(content, sort_keys=True, default=str).encode()
+    text = _canonical(content).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

@@ -151,6 +151,8 @@ def _converter(shape: str) -> Converter:
 class _Looked(Mapping[str, Any]):
     """A record that notes which of its keys were read; asking whether a key is there is not reading it."""
 
+    __slots__ = ("at", "record")
+
     def __init__(self, record: Mapping[str, Any]) -> None:
         self.record = record
         self.at: set[str] = set()

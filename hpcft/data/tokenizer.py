@@ -145,21 +145,23 @@ class Template:
 def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], str] | None:
     """The compiled template itself, for turns of a role and a text and nothing else; None where it is not to be had.
 
-    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, and Jinja gathers
-    its globals anew for every text: together three times as long as the rendering.
+    Around it ``apply_chat_template`` copies every turn and looks for keys that such turns have not, and Jinja makes a
+    context anew for every text: together several times as long as the rendering.
     """
     try:
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         template = _compile_jinja_template(tokenizer.get_chat_template(text))
         given = {**template.globals, "tools": None, "documents": None, **tokenizer.special_tokens_map}
-        new_context, write = template.new_context, template.root_render_func
+        context, write = template.new_context(given, shared=True), template.root_render_func
     except Exception:  # whatever is wrong with the template is said when a row is written with it
         return None
 
     def plain(messages: list[Message], prompt: bool) -> str:
-        values = {**given, "messages": messages, "add_generation_prompt": prompt}
-        return "".join(write(new_context(values, shared=True)))
+        given["messages"], given["add_generation_prompt"] = messages, prompt
+        context.vars.clear()  # what the template set for the text before is none of this one's
+        context.exported_vars.clear()
+        return "".join(write(context))
 
     return plain
 

@@ -6,7 +6,6 @@ A format turns a record into a ``Row`` with what stands here (of preference data
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ ROLES: dict[str, str] = {
 PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 FLAG_KEYS = ("loss", "train", "weight")
-HALF = re.compile("[\ud800-\udfff]")  # of a UTF-16 pair
 HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS))
 
 
@@ -40,14 +38,16 @@ class Unusable(ValueError):
 
 def words(record: Mapping[str, Any], key: str) -> str:
     """The text under ``key``; absent and null are the empty text. Raises Unusable where it is not text."""
-    return _text(record.get(key), key)
+    value = record.get(key)
+    return "" if value is None else _text(value, key)
 
 
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
-    plain = type(item) is dict and len(item) == 2 and type(item.get("content")) is str
-    if plain and (role := item.get("role")) in PLAIN_ROLES:  # as nearly all of them are
-        return {"role": role, "content": _text(item["content"], f"content of turn {number}")}
+    if type(item) is dict and len(item) == 2 and (role := item.get("role")) in PLAIN_ROLES:  # as nearly all of them are
+        content = item.get("content")
+        if type(content) is str and _readable(content):
+            return {"role": role, "content": content}
     if not isinstance(item, Mapping):
         raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
     role_key = next((key for key in ROLE_KEYS if key in item), None)
@@ -66,7 +66,7 @@ def conversation(value: Any, key: str) -> tuple[Message, ...]:
     turns = listing(value, key)
     if not turns:
         raise Unusable(f"`{key}` holds no turns")
-    return tuple(message(turn, number) for number, turn in enumerate(turns, 1))
+    return tuple([message(turn, number) for number, turn in enumerate(turns, 1)])
 
 
 def dialogue(record: Mapping[str, Any], query: str, response: str) -> Row:
@@ -131,6 +131,8 @@ def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 def listing(value: Any, key: str) -> list[Any]:
     """``value`` as a list; null and the empty text are empty, a text is read as JSON. Raises Unusable."""
+    if value is None:
+        return []
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -144,7 +146,7 @@ def listing(value: Any, key: str) -> list[Any]:
 
 
 def _text(value: Any, key: str) -> str:
-    if type(value) is str and value.isascii():
+    if type(value) is str and _readable(value):
         return value
     if value is None:
         return ""
@@ -152,11 +154,19 @@ def _text(value: Any, key: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
-    if not value.isascii() and HALF.search(value):
+    if not _readable(value):
         raise Unusable(
             f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
         )
     return value
+
+
+def _readable(text: str) -> bool:
+    """Whether a text has no half of a UTF-16 pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _role(value: Any, number: int) -> str:

@@ -225,3 +225,15 @@ def test_texts_rendered_together_are_those_rendered_one_by_one(template: str, to
     for prompt in (False, True):
         for _ in range(2):  # the first time the short way is compared with the long one
             assert render.many(asked, prompt) == [render(turns[:n], None, prompt) for turns, n in asked]
+
+
+def test_what_a_template_sets_for_one_text_is_not_set_for_the_next(tokenizer: Tokenizers, tmp_path: Path) -> None:
+    said = "{{ '<|im_start|>' }}{{ seen | default('first') }}{{ messages[0]['content'] }}"
+    template = tmp_path / "seen.jinja"
+    template.write_text(said + "{% set seen = 'again' %}{% if add_generation_prompt %}{{ seen }}{% endif %}")
+    data = request(tokenizer=tokenizer("chatml"), chat_template=str(template))
+    render = Template(load(data, tokenizer("chatml")), data)
+    asked = [(tuple(chat(words, "b")["messages"]), 2) for words in ("x", "y", "z")]
+    for _ in range(2):
+        assert render.many(asked, True) == [f"<|im_start|>first{words}again" for words in "xyz"]
+    assert render.plain is not None, "the short way serves"

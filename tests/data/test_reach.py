@@ -93,8 +93,28 @@ def test_the_first_texts_are_looked_at_both_ways_and_the_short_one_given_up_wher
     assert wrong.bytes is not None
     the, answer = wrong.backend.encode("the answer").ids[0], wrong.backend.encode("the answer").ids[-1]
     wrong.bytes[the], wrong.bytes[answer] = wrong.bytes[the] - 1, wrong.bytes[answer] + 1
-    wrong(["the answer"], special=False)
+    kinds = [type(tokens) for tokens in wrong(["the answer"] * (reach.DOUBTED + 5), special=False)]
     assert wrong.bytes is None
+    assert set(kinds) == {Asked}
+
+
+def test_only_texts_that_the_normaliser_leaves_alone_go_past_it() -> None:
+    tokenizer = KINDS["qwen"]
+    encodings = Encodings(tokenizer)
+    assert encodings.plain.normalizer is None
+    encodings.doubted = 0
+    tokens, other = encodings(["na\u00efve", "nai\u0308ve"], special=False)
+    assert (type(tokens), type(other)) == (Measured, Asked)
+    assert tokens.ids.tolist() == other.ids.tolist()
+
+
+def test_a_tokenizer_whose_added_tokens_are_normalised_keeps_its_normaliser() -> None:
+    tokenizer = made(normalizers.NFC())
+    tokenizer.add_tokens(["e\u0301nd"])
+    encodings = Encodings(tokenizer)
+    assert encodings.plain is encodings.backend
+    (tokens,) = encodings(["the \u00e9nd"], special=False)
+    assert tokens.ids.tolist() == tokenizer("the \u00e9nd", add_special_tokens=False)["input_ids"]
 
 
 def test_a_tokenizer_with_code_of_its_own_is_asked_itself() -> None:

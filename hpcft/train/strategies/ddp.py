@@ -163,7 +163,8 @@ class DataParallel:
         norm = self._norm() if self.tensor_group is None else self._norm_of_parts()
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_([bucket.grad for bucket in self.buckets], factor)
+            gradients = [bucket.grad for bucket in self.buckets]
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))  # of another type it is a kernel for each
         return norm
 
     def _norm(self) -> torch.Tensor:

@@ -137,7 +137,9 @@ class FullyShardedDataParallel:
         norm = global_norm(self.world, cut, whole, once="dp_replicate")
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(list(gradients.values()), factor.to("cpu") if self.offload else factor)
+            every = list(gradients.values())
+            # Of another type it would be a kernel for each.
+            torch._foreach_mul_(every, factor.to("cpu" if self.offload else self.world.device, every[0].dtype))
         return norm
 
     def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -17,9 +17,10 @@ OURS: dict[str, tuple[str, float]] = {
     "us-fsdp": ("--gradient_checkpointing none --strategy fsdp --tp 1", 0.7),
     "us-full-recompute": ("--gradient_checkpointing full", 0.5),
     "us-fp8": ("--gradient_checkpointing none --base_precision fp8", 0.9),
+    "us-bf16": ("--gradient_checkpointing none --main_params_dtype bfloat16", 0.9),
     "us-dropout": ("--gradient_checkpointing none --lora_dropout 0.05", 0.75),
 }
-OTHER_NUMBERS = ("us-fp8", "us-dropout", "trl-varlen-bf16")  # these compute other numbers than the row says
+OTHER_NUMBERS = ("us-fp8", "us-bf16", "us-dropout", "trl-varlen-bf16")  # these compute other numbers than the row says
 FULL = "--tuner_type full --learning_rate 1e-5"
 LORA = "--tuner_type lora --lora_dropout 0 --learning_rate 1e-4"
 BOTH, ALL = ("us", "us-eager"), ("us", "us-eager", "us-fp8", "us-dropout")
@@ -81,8 +82,8 @@ SFT_PEERS = ("trl-varlen", "trl-tuned", "trl", "hf")
 CASES: dict[str, Case] = {
     "7b-lora-short": Case("qwen-7b", f"{LORA} --lora_rank 8", windows=2, rank=8, peers=SFT_PEERS, ours=ALL, **SHORT),
     "1.5b-full-short": Case(
-        "qwen-1.5b", FULL, windows=2, peers=("trl-varlen", "trl-varlen-bf16", "trl-tuned", "trl", "hf"), ours=BOTH,
-        **SHORT,
+        "qwen-1.5b", FULL, windows=2, peers=("trl-varlen", "trl-varlen-bf16", "trl-tuned", "trl", "hf"),
+        ours=(*BOTH, "us-bf16"), **SHORT,
     ),
     "8b-lora-4096": Case("llama-8b", f"{LORA} --lora_rank 16", 4096, 1, 4, SFT_PEERS, ALL, rank=16),
     "2b-full-short": Case("qwen-2b", FULL, windows=2, peers=(), **SHORT),  # for benchmarks.stall
@@ -116,7 +117,9 @@ CASES: dict[str, Case] = {
 TINY = {"model": "tiny", "length": 256, "documents": 8, "windows": 2}
 REHEARSAL: dict[str, Case] = {
     "tiny": Case(words=f"{LORA} --lora_rank 8", rank=8, peers=SFT_PEERS, ours=("us", "us-defaults"), **TINY),
-    "tiny-full": Case(words=FULL, peers=("trl-varlen-bf16", "trl-varlen", "hf"), **TINY),
+    "tiny-full": Case(
+        words=FULL, peers=("trl-varlen-bf16", "trl-varlen", "hf"), ours=("us", "us-bf16"), **TINY
+    ),
     "tiny-full-fsdp": Case(
         words=f"{FULL} --strategy fsdp", peers=("trl-varlen", "hf", "hf-zero3"), gpus=(2,), spread="fsdp", shards=True,
         **TINY,

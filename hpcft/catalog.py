@@ -16,7 +16,8 @@ class Strategy:
 
     axes: the mesh axes it knows, outermost first; others have degree 1. shards: what is cut into a part per rank of
     the axis ``dp``: optimizer, gradients, weights. offload: what lies in host memory: optimizer, weights.
-    needs: a package that is not installed with hpcft.
+    needs: a package that is not installed with hpcft. main_params: types in which it can keep trained weights and
+    moments.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Strategy:
     shards: tuple[str, ...] = ()
     offload: tuple[str, ...] = ()
     needs: str = ""
+    main_params: tuple[str, ...] = ("float32",)
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Format:
 AUTO = "auto"  # the strategy that is chosen by memory and speed; a word of a run, never of a Plan
 _ZERO, _FSDP = "hpcft.train.strategies.zero", "hpcft.train.strategies.fsdp"
 _ALL = ("optimizer", "gradients", "weights")
+_BOTH = ("float32", "bfloat16")
 
 STRATEGIES: dict[str, Strategy] = {
     row.name: row
     for row in (
         Strategy(
-            "ddp", "hpcft.train.strategies.ddp", ("dp", "tp"), "every rank holds the whole model; gradients are summed"
+            "ddp", "hpcft.train.strategies.ddp", ("dp", "tp"), "every rank holds the whole model; gradients are summed",
+            main_params=_BOTH,
         ),
         Strategy("zero1", _ZERO, ("dp",), "DeepSpeed, optimizer states sharded", _ALL[:1], needs="deepspeed"),
         Strategy(
@@ -84,10 +88,11 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             "fsdp", _FSDP, ("dp_replicate", "dp", "tp"),
             "torch's FSDP2: weights, gradients and optimizer sharded; dp_replicate > 1 makes it HSDP", _ALL,
+            main_params=_BOTH,
         ),
         Strategy(
             "fsdp_offload", _FSDP, ("dp_replicate", "dp", "tp"), "fsdp with weights and optimizer in host memory", _ALL,
-            ("optimizer", "weights"),
+            ("optimizer", "weights"), main_params=_BOTH,
         ),
     )
 }  # fmt: skip

@@ -57,6 +57,7 @@ def _tiny() -> Plan:
             attention="sdpa",
             trust_remote_code=False,
             quantization="none",
+            main_params_dtype="float32",
         ),
         tuner=TunerPlan(
             kind="full",

@@ -117,6 +117,7 @@ ALIASES: dict[str, str] = {
 # our leaf → other spellings of its values
 VALUES: dict[str, dict[Any, Any]] = {
     "torch_dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"},
+    "main_params_dtype": {"bf16": "bfloat16", "fp32": "float32"},
     "attn_impl": {"fa2": "flash_attention_2", "flash_attn": "flash_attention_2", "disabled": "eager"},
     "quant_bits": {"4": 4},
     "strategy": {"fsdp2": "fsdp", "zero0": "ddp"},
@@ -159,6 +160,7 @@ _ADAMW: _Switch = dict.fromkeys(("adamw", "adamw_torch", "adamw_torch_fused", "a
 SWITCHES: dict[str, _Switch] = {
     "bf16": {True: _BFLOAT16, "auto": _BFLOAT16, "full": _BFLOAT16, False: None},
     "fp16": {True: _FLOAT16, False: None},
+    "pure_bf16": {True: ("main_params_dtype", "bfloat16"), False: None},
     "load_in_4bit": {True: ("quant_bits", 4), False: None},
     "quant_method": _METHOD,
     "quantization_method": _METHOD,

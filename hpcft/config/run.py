@@ -58,7 +58,12 @@ class Model(Section):
     )
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="Compute type; trained weights keep fp32 masters. auto: bfloat16 on GPUs, float32 on CPUs.",
+        description="Compute type; auto: bfloat16 on GPUs and where main_params_dtype says it, float32 on CPUs.",
+    )
+    main_params_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of trained weights between steps, and of AdamW's moments. bfloat16: without float32 masters, "
+        "for tuner_type full: 8 bytes a weight instead of 18, and updates below 1/256 of a weight are lost.",
     )
     attn_impl: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="Attention kernel. auto: the fastest that the first attempt finds on its GPUs."

@@ -140,6 +140,8 @@ def _place(other: Plan, plan: Plan) -> str:
         said.append(f"tuner_type: {other.tuner.kind}")
     if other.model.quantization != plan.model.quantization:
         said.append(f"a base in {other.model.quantization}")
+    if other.model.main_params_dtype != plan.model.main_params_dtype:
+        said.append(f"main_params_dtype: {other.model.main_params_dtype}")
     return f"{' and '.join(said)} with " if said else ""
 
 
@@ -188,4 +190,5 @@ def _with_adapters(question: Question, wanted: Way) -> list[Plan]:
 def _adapted(draft: Draft, quantization: str, way: Way) -> Plan:
     plan = draft(way)
     tuner = dataclasses.replace(plan.tuner, kind="lora")
-    return dataclasses.replace(plan, tuner=tuner, model=dataclasses.replace(plan.model, quantization=quantization))
+    model = dataclasses.replace(plan.model, quantization=quantization, main_params_dtype="float32")
+    return dataclasses.replace(plan, tuner=tuner, model=model)

@@ -41,14 +41,14 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
         dtype=run.model.torch_dtype,
         quantization="nf4" if run.model.quant_bits else run.model.base_precision or "none",
-        compiled=run.train.torch_compile is True,
+        main_params=run.model.main_params_dtype, compiled=run.train.torch_compile is True,
     )  # fmt: skip
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
 
 
 def clashes(
     strategy: str, tp: int, dp_replicate: int, *, tuner: str, target_modules: Collection[str],
-    modules_to_save: Collection[str], dtype: str, quantization: str, compiled: bool,
+    modules_to_save: Collection[str], dtype: str, quantization: str, main_params: str, compiled: bool,
 ) -> Iterator[tuple[str, Problem]]:  # fmt: skip
     """What a strategy cannot do together with what else is asked: the leaf that asks it, and the problem."""
     axes = STRATEGIES[strategy].axes if strategy in STRATEGIES else ("tp", "dp_replicate")
@@ -64,6 +64,8 @@ def clashes(
         yield from uncompilable(strategy)
     if quantization != "none":
         yield from _quantised(strategy, tp, tuner, quantization, dtype)
+    if main_params != "float32":
+        yield from _without_masters(strategy, tuner, main_params, dtype)
     if tp > 1 and tuner == "lora":
         yield from _ends("target_modules", target_modules)
         yield from _ends("modules_to_save", modules_to_save)
@@ -84,6 +86,22 @@ def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str
     ):
         if wrong:
             yield leaf, Problem(f"model.{leaf}: a quantised base {what}", "", value, ("null",), hint)
+
+
+def _without_masters(strategy: str, tuner: str, main_params: str, dtype: str) -> Iterator[tuple[str, Problem]]:
+    """What cannot go without float32 masters: adapters, DeepSpeed, and what is computed in another type."""
+    able = [row.name for row in STRATEGIES.values() if main_params in row.main_params]
+    for wrong, what, hint in (
+        (tuner != "full", f"is for a model that is trained whole, but tuner_type: {tuner} trains adapters, which are "
+         "small, and float32", "tuner_type: full"),
+        (strategy in STRATEGIES and strategy not in able, f"is not for {strategy}, which keeps float32 masters",
+         f"strategy: {' or '.join(able)}"),
+        (dtype not in (AUTO, main_params), f"is what is computed with, but torch_dtype is {dtype}",
+         f"torch_dtype: {main_params}"),
+    ):  # fmt: skip
+        if wrong:
+            what = f"model.main_params_dtype: {main_params} {what}"
+            yield "main_params_dtype", Problem(what, "", main_params, ("float32",), hint)
 
 
 def uncompilable(strategy: str) -> Iterator[tuple[str, Problem]]:

@@ -21,6 +21,11 @@ REFERENCES = {
     "adapters_off": "\nreference: the same model with its adapters switched off, in every step",
     "precompute": "\nreference: a pass over the data before the first step, kept in the run folder",
 }
+MAIN_PARAMS = {
+    "float32": "float32 masters and moments",
+    "bfloat16": "bfloat16 weights and moments, no float32 masters\n"
+    "WARNING: updates smaller than 1/256 of a weight are lost to rounding; rates that work with masters may not train",
+}
 
 
 def explain(
@@ -73,7 +78,7 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
             + f", dropout {tuner.dropout:g}"
         )
     base = f"base in {QUANTISED[model.quantization]}, " if model.quantization != "none" else ""
-    precision = f"{base}{model.dtype} compute, float32 masters and moments"
+    precision = f"{base}{model.dtype} compute, {MAIN_PARAMS[model.main_params_dtype]}"
     layers = f"recomputation {plan.train.recomputation}, {'' if plan.train.compiled else 'not '}compiled"
     return [("model", f"{model.path}, {start}"), ("tuner", trained), ("precision", precision), ("layers", layers)]
 

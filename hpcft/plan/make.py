@@ -204,7 +204,8 @@ def source_of(name: str, use_hf: bool) -> str:
 
 def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
     source = source_of(model.model, model.use_hf)
-    default = "float32" if cluster.accelerator == "cpu" else "bfloat16"
+    on_cpus = cluster.accelerator == "cpu" and model.main_params_dtype == "float32"
+    default = "float32" if on_cpus else "bfloat16"
     if model.trust_remote_code and source != "local" and not model.revision:
         raise refuse("model.trust_remote_code: runs code from the hub, so the revision must be pinned",
                      value=model.model, hint="add revision: COMMIT")  # fmt: skip
@@ -213,6 +214,7 @@ def _model(model: Model, cluster: ClusterProfile) -> ModelPlan:
         dtype=default if model.torch_dtype == "auto" else model.torch_dtype,
         attention=model.attn_impl, trust_remote_code=model.trust_remote_code,
         quantization="nf4" if model.quant_bits else model.base_precision or "none",
+        main_params_dtype=model.main_params_dtype,
     )  # fmt: skip
 
 

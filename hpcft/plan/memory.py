@@ -1,10 +1,12 @@
 """How much of a GPU and of its node a run takes, part by part: prediction, arithmetic, and what was measured.
 
 With T trained and F frozen weights, d ranks that share shards, t tensor-parallel ranks, c bytes of compute type.
-Every trained weight has a float32 master and AdamW's two moments (12 bytes) and a float32 gradient (4 bytes), on
-every strategy; what a strategy shards, it divides by d (Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 5).
+Every trained weight has a master and AdamW's two moments and a gradient, on every strategy: in float32 12 and 4 bytes,
+in bfloat16 (main_params_dtype) 6 and 2. What a strategy shards, it divides by d (Rajbhandari et al. 2020, ZeRO, arXiv
+1910.02054, section 5).
 
-ddp      weights c·(T+F), gradients 4T, optimizer 12T        all divided by t
+ddp      weights c·(T+F), gradients 4T, optimizer 12T        all divided by t; masters of the compute type are what is
+                                                             computed with: c·F, 2T, 6T in bfloat16
 zero1    as ddp, optimizer / d                               DeepSpeed keeps compute copies beside its partitions
 zero2    gradients / d too, summed in buckets
 zero3    weights / d too; up to ZERO_LIVE of them are gathered at a time
@@ -38,9 +40,18 @@ from hpcft.plan.hardware import GIB
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import BYTES, COMPUTE_BYTES, Weights, all_weights, layer_weights, root_weights
+from hpcft.plan.weights import (
+    BYTES,
+    COMPUTE_BYTES,
+    SUMMED,
+    Weights,
+    all_weights,
+    layer_weights,
+    main_bytes,
+    root_weights,
+)
 
-MASTER_AND_MOMENTS, GRADIENT = 12, 4  # bytes of a trained weight, float32
+SAVED = 12  # bytes of a trained weight in a checkpoint, and on the host before: master and moments, float32
 
 # What tensors take is measured on H100 (docs/benchmarks.md); these beside them are from experience.
 CONTEXT = 1 * GIB  # driver, kernels' code, cuBLAS workspace
@@ -115,13 +126,14 @@ def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
 
 def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
     """A save copies masters and moments. Weights go from files to the GPU in parts; random ones are made whole."""
-    saving = MASTER_AND_MOMENTS * weights.trained // plan.layout.nodes
-    number, size = (weights.trained, 4) if plan.tuner.kind == "full" else (weights.frozen, weights.compute)
+    saving = SAVED * weights.trained // plan.layout.nodes
+    full = plan.tuner.kind == "full"
+    number, size = (weights.trained, main_bytes(plan)) if full else (weights.frozen, weights.compute)
     loading = size * number if plan.model.from_scratch else 0
     if loading > saving:
         return Part("loading", loading, f"{size} B × {_big(number)} weights, made on rank 0")
     nodes = f" / {plan.layout.nodes} nodes" if plan.layout.nodes > 1 else ""
-    return Part("saving", saving, f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained{nodes}")
+    return Part("saving", saving, f"{SAVED} B × {_big(weights.trained)} trained{nodes}")
 
 
 def _shards(plan: Plan, what: str) -> int:
@@ -143,7 +155,7 @@ def _on_gpu(part: Part, what: str, plan: Plan) -> Part:
 def _weights(plan: Plan, weights: Weights) -> Part:
     """Frozen weights, and the copies of trained ones in the compute type where a strategy has them beside masters."""
     shards, c = _shards(plan, "weights"), weights.compute
-    copies = 0 if _is_fsdp(plan) or c == 4 else weights.trained
+    copies = 0 if _is_fsdp(plan) or c == main_bytes(plan) else weights.trained
     said = [f"{c} B × {_big(copies)} trained"] if copies else []
     if weights.frozen:
         said.append(f"{c} B × {_big(weights.frozen - weights.quantised)} frozen")
@@ -151,7 +163,11 @@ def _weights(plan: Plan, weights: Weights) -> Part:
         bits, own = (8 * size for size in BYTES[weights.kind])
         said.append(f"{bits - own:g} bits × {_big(weights.quantised)} frozen, and {own:.3g} whole on every rank")
     size = _divided(c * copies + weights.frozen_bytes - weights.constants, shards) + weights.constants
-    return Part("weights", size, _over(said, shards) if said else "the masters are what is sharded")
+    return Part("weights", size, _over(said, shards) if said else _no_copies(plan))
+
+
+def _no_copies(plan: Plan) -> str:
+    return f"the masters are what is {'sharded' if _is_fsdp(plan) else 'computed with'}"
 
 
 def _come(plan: Plan, shape: Shape, weights: Weights, moment: str) -> int:
@@ -162,15 +178,15 @@ def _come(plan: Plan, shape: Shape, weights: Weights, moment: str) -> int:
 
 
 def _gradients(plan: Plan, weights: Weights, come: int) -> Part:
-    shards = _shards(plan, "gradients")
-    said = f"{GRADIENT} B × {_big(weights.trained)} trained" if come else "not there yet when the GPU is fullest"
-    return Part("gradients", _divided(GRADIENT * come, shards), _over([said], shards) if come else said)
+    shards, size = _shards(plan, "gradients"), main_bytes(plan)
+    said = f"{size} B × {_big(weights.trained)} trained" if come else "not there yet when the GPU is fullest"
+    return Part("gradients", _divided(size * come, shards), _over([said], shards) if come else said)
 
 
 def _optimizer(plan: Plan, weights: Weights) -> Part:
-    shards = _shards(plan, "optimizer")
-    return Part("optimizer", _divided(MASTER_AND_MOMENTS * weights.trained, shards),
-                _over([f"{MASTER_AND_MOMENTS} B × {_big(weights.trained)} trained"], shards))  # fmt: skip
+    shards, size = _shards(plan, "optimizer"), 3 * main_bytes(plan)
+    said = f"{size} B × {_big(weights.trained)} trained"
+    return Part("optimizer", _divided(size * weights.trained, shards), _over([said], shards))
 
 
 def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
@@ -180,8 +196,8 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
     if _is_fsdp(plan):
         ends = root.gathered_bytes - (0 if shape.tied else c * shape.embedding)  # an untied embedding is let go
         layers = 0 if moment == ENDS else shape.layers if not plan.train.resharding and moment != FIRST else 2
-        one = (c + GRADIENT) * layer.trained + c * head
-        last = c * root.trained + GRADIENT * min(root.trained, shape.embedding)
+        one = (c + SUMMED) * layer.trained + c * head
+        last = c * root.trained + SUMMED * min(root.trained, shape.embedding)
         sums = {LOSS: 0, BACKWARD: one, FIRST: one, ENDS: last}[moment]
         size = layers * layer.gathered_bytes + ends + sums
         text = (
@@ -193,7 +209,7 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
         sharded = "weights" in STRATEGIES[plan.train.strategy].shards
         live = c * min(ZERO_LIVE, whole.trained + whole.frozen - whole.quantised) if sharded else 0
         # One layer's gradients are on their way to the node while the next layer's are computed.
-        down = GRADIENT * layer.trained if "optimizer" in STRATEGIES[plan.train.strategy].offload else 0
+        down = SUMMED * layer.trained if "optimizer" in STRATEGIES[plan.train.strategy].offload else 0
         size = buckets + live + down
         text = f"{_size(buckets)} of DeepSpeed's buckets, {_size(live)} of gathered weights"
         text += f", {_size(down)} of gradients on their way" if down else ""
@@ -201,7 +217,7 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
         one = layer.trained + (head if shape.tied else 0)
         last = root.trained + (head if shape.tied else 0)
         size = c * {LOSS: 0, BACKWARD: layer.trained + head, FIRST: one, ENDS: last}[moment]
-        text = "a gradient before it is added to its float32 sum"
+        text = f"a gradient before it is added to its {plan.model.main_params_dtype} sum"
     unpacked = 0 if moment == LOSS else _unpacked(plan, shape)
     return Part(
         "gathered", _divided(size, tp) + unpacked, text + (", what is multiplied in other bits" if unpacked else "")
@@ -242,7 +258,7 @@ def _logits(plan: Plan, shape: Shape, moment: str) -> Part:
     if moment != LOSS:
         return Part("logits", 0, "none in the backward pass, when the GPU is fullest")
     tp = plan.layout.degree("tp")
-    size, sums = logit_bytes(plan, shape), GRADIENT * _head(plan, shape) // tp
+    size, sums = logit_bytes(plan, shape), SUMMED * _head(plan, shape) // tp
     columns = shape.vocabulary // tp
     text = f"{size / (rows * columns):.0f} B × {rows:,} rows × {columns:,} words"
     return Part("logits", size + sums, text + (f", the head's gradient of {_size(sums)}" if sums else ""))

@@ -31,7 +31,8 @@ RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 class ModelPlan:
     """The base model. path: a folder or a hub id; revision: pinned by submit for hub ids; source: where it is from.
 
-    dtype: compute type of the forward and backward pass; trainable parameters keep fp32 masters beside it.
+    dtype: compute type of the forward and backward pass. main_params_dtype: of trained weights as they are kept, and
+    of AdamW's moments; bfloat16 where a model that is trained whole has no float32 masters.
     """
 
     path: str
@@ -42,6 +43,7 @@ class ModelPlan:
     attention: str  # auto | sdpa | eager | flash_attention_2
     trust_remote_code: bool
     quantization: str  # of the frozen base: none, or one of QUANTISED
+    main_params_dtype: str  # float32 | bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +325,7 @@ class Plan:
 # What a Plan of an earlier schema meant by not saying it: section → leaf → value.
 _MEANT: dict[int, dict[str, dict[str, Any]]] = {
     1: {
-        "model": {"quantization": "none"},
+        "model": {"quantization": "none", "main_params_dtype": "float32"},
         "train": {"deepspeed": "", "compiled": False, "resharding": True},
         "data": {"num_labels": 0},
         "resources": {"prepare_job": None},

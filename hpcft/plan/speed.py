@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.activations import kept_layers, micro_tokens
 from hpcft.plan.hardware import PEAK_TFLOPS
-from hpcft.plan.memory import GRADIENT, MASTER_AND_MOMENTS
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import COMPUTE_BYTES, all_weights
+from hpcft.plan.weights import COMPUTE_BYTES, SUMMED, all_weights, main_bytes
 
 # Shares of the peak and factors beside the GPU's copying speed are measured on H100 (docs/benchmarks.md), the rest is
 # from data sheets.
@@ -43,7 +42,8 @@ HBM = 2e12  # bytes a second of a GPU's own memory, copying
 NF4_TRAFFIC = 2.55  # bytes a weight that is made two bytes of four bits: 0.55 read, 2 written
 CPU_ADAM = 4e9  # weights a second that AdamW updates on the cores of one node
 RANK_ADAM = 1.5e9  # of them by the threads of one rank
-OPTIMIZER_TRAFFIC = 34  # bytes a trained weight: masters, moments, gradient read, three written, and the copy
+# Bytes a trained weight: master, moments and gradient read, three of them written; of float32, the copy too.
+OPTIMIZER_TRAFFIC = {"float32": 34, "bfloat16": 14}
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def forwards_beside(plan: Plan) -> int:
 def _own_memory(plan: Plan, shape: Shape) -> float:
     """Seconds that the GPU's own memory takes: the optimizer's pass, and four bits made two bytes in every pass."""
     weights = all_weights(plan, shape)
-    row = STRATEGIES[plan.train.strategy]
+    row, moved = STRATEGIES[plan.train.strategy], OPTIMIZER_TRAFFIC[plan.model.main_params_dtype]
     shards = plan.layout.degree("tp") * (plan.layout.degree("dp") if "optimizer" in row.shards else 1)
-    update = 0.0 if "optimizer" in row.offload else OPTIMIZER_TRAFFIC * weights.trained / shards
+    update = 0.0 if "optimizer" in row.offload else moved * weights.trained / shards
     passes = 2 + (1 - kept_layers(plan, shape) / shape.layers)
     if plan.model.quantization != "nf4":
         return update / HBM
@@ -137,7 +137,7 @@ def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
     """Seconds of traffic along the data axes in one step."""
     weights, row, layout = all_weights(plan, shape), STRATEGIES[plan.train.strategy], plan.layout
     tp, n, replicas = layout.degree("tp"), layout.degree("dp"), layout.degree("dp_replicate")
-    gathered, summed = weights.gathered_bytes / tp, GRADIENT * weights.trained / tp
+    gathered, summed = weights.gathered_bytes / tp, (SUMMED if row.shards else main_bytes(plan)) * weights.trained / tp
     passes = plan.batch.accumulation
     if "weights" in row.shards:
         gathers = 2 if plan.train.resharding else 1
@@ -187,8 +187,8 @@ def _host(plan: Plan, shape: Shape, hardware: Hardware, arithmetic: float) -> fl
     weights, shards = all_weights(plan, shape), layout.degree("dp") * layout.degree("tp")
     own = weights.trained / shards
     # Down and up once a step; sharded weights that lie in the node's memory, up for both passes of each micro batch.
-    moved = (GRADIENT + weights.compute) * own
-    trained = MASTER_AND_MOMENTS // 3 if row.name.startswith("fsdp") else weights.compute
+    moved = (main_bytes(plan) + weights.compute) * own
+    trained = main_bytes(plan) if row.name.startswith("fsdp") else weights.compute
     streamed = (trained * own + weights.frozen_bytes / shards) if "weights" in row.offload else 0.0
     stream = plan.batch.accumulation * 2 * streamed / (hardware.host_bandwidth * 1e9)
     update = max(own / RANK_ADAM, own * layout.ranks_per_node / CPU_ADAM)

@@ -115,7 +115,13 @@ class Question:
 
 
 def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
-    """What is weighed on the GPUs of ``plan``, the simpler first.
+    """What is weighed on the GPUs of ``plan``, the simpler first; it keeps weights in the type that was asked for."""
+    main_params = plan.model.main_params_dtype
+    return (way for way in _every_way(plan, shape) if main_params in STRATEGIES[way.strategy].main_params)
+
+
+def _every_way(plan: Plan, shape: Shape) -> Iterator[Way]:
+    """The same, whatever the type.
 
     Tensor parallelism never leaves a node, needs heads that divide, and is for weights that are all trained: adapters
     and four bits are not cut. What offloads is for a base in the compute type; zero2 would not shard a frozen one.

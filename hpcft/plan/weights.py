@@ -8,6 +8,7 @@ from hpcft.plan.plan import Plan, TunerPlan
 from hpcft.plan.shape import Shape
 
 COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+SUMMED = 4  # bytes of a gradient while it is summed over ranks, but under ddp: float32
 # NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): 4 bits a weight, and for each block of 64 a constant of 8
 # bits, whose own constant of 32 bits serves 256 blocks: 4 + 8/64 + 32/(64·256) = 4.127 bits.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -40,6 +41,11 @@ class Weights:
     def gathered_bytes(self) -> int:
         """Bytes of all of them as the forward pass uses them, quantised ones as they are kept."""
         return self.compute * self.trained + self.frozen_bytes
+
+
+def main_bytes(plan: Plan) -> int:
+    """Of a trained weight as it is kept, of each of its two moments and of its gradient: they are of one type."""
+    return COMPUTE_BYTES[plan.model.main_params_dtype]
 
 
 def layer_weights(plan: Plan, shape: Shape) -> Weights:

@@ -1,4 +1,8 @@
-"""AdamW on float32 masters, the same numbers whatever holds them; and its state as a checkpoint has it."""
+"""AdamW on masters, the same numbers whatever holds them; and its state as a checkpoint has it.
+
+Moments have the masters' type. In bfloat16 an update that is smaller than half a step between two numbers (1/512 to
+1/256 of a weight) changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +33,14 @@ def settings(optim: OptimPlan) -> dict[str, Any]:
 
 
 def adamw(masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device) -> torch.optim.AdamW:
-    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs."""
-    how: dict[str, Any] = {"fused": True} if device.type == "cuda" else {"foreach": True}
-    return torch.optim.AdamW(groups(masters, optim), **settings(optim), **how)
+    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs.
+
+    In bfloat16 fused there, too: it computes in float32 and rounds once, the other rounds after each operation.
+    """
+    every = list(masters)
+    fused = device.type == "cuda" or any(m.dtype is torch.bfloat16 for m in every)
+    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
+    return torch.optim.AdamW(groups(every, optim), **settings(optim), **how)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

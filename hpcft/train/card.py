@@ -273,7 +273,7 @@ def _rows(plan: Plan, told: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("tokens", f"{training['tokens']:,}, {training['trained_tokens']:,} of them trained"),
         ("batch", f"{training['global_batch_windows']} windows of at most {training['max_length']} tokens"),
         ("learning rate", f"{training['learning_rate']:g}, {training['schedule']}"),
-        ("precision", f"float32 master weights, {training['compute']} compute; written as {told['export']['dtype']}"),
+        ("precision", f"{_kept(plan)}, {training['compute']} compute; written as {told['export']['dtype']}"),
     ]
     names = {"loss": "training loss", "eval_loss": "evaluation loss", "best_eval_loss": "best evaluation loss"}
     rows += [
@@ -286,6 +286,11 @@ def _rows(plan: Plan, told: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("exported with", _software(versions["exported"])),
     ]
     return rows
+
+
+def _kept(plan: Plan) -> str:
+    alone = plan.model.main_params_dtype == "bfloat16"
+    return "weights and AdamW's moments in bfloat16" if alone else "float32 master weights"
 
 
 def _data_row(source: Mapping[str, Any]) -> str:

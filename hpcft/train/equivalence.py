@@ -98,7 +98,7 @@ def case_plan(plan: Plan, case: Case, model: Path, kind: str, layout: Layout, ba
     sections: dict[str, dict[str, Any]] = {
         "model": {
             **{"path": str(model), "source": "local", "revision": None, "from_scratch": False, "attention": "auto"},
-            **{"trust_remote_code": False, "quantization": "none"},
+            **{"trust_remote_code": False, "quantization": "none", "main_params_dtype": "float32"},
         },
         "tuner": {
             **{"kind": kind, "rank": 8, "alpha": 32.0, "dropout": 0.0, "target_modules": ("all-linear",)},

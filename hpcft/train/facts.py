@@ -16,7 +16,7 @@ from hpcft.plan.plan import Plan
 from hpcft.run.manifest import Manifest
 
 # What a manifest means that is older than the key.
-MEANT: dict[str, dict[str, Any]] = {"model": {"quantization": "none"}}
+MEANT: dict[str, dict[str, Any]] = {"model": {"quantization": "none", "main_params_dtype": "float32"}}
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -28,6 +28,8 @@ def facts(plan: Plan) -> dict[str, Any]:
             "revision": plan.model.revision,
             "from_scratch": plan.model.from_scratch,
             "quantization": plan.model.quantization,
+            # A checkpoint's numbers are float32 either way, but rounding them, or no longer rounding, is another curve.
+            "main_params_dtype": plan.model.main_params_dtype,
         },
         "tuner": json.loads(json.dumps(asdict(plan.tuner))),
         "optim": optim,

@@ -37,8 +37,8 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
 
     notes: recorded.json of the run, where what was found out about the device is kept for later attempts.
 
-    Full tuning: every weight float32, so that the masters lose nothing. LoRA: adapters float32, the frozen base in
-    the compute type or, for QLoRA, in 4 bits. The strategy reads what a rank keeps and makes it trainable.
+    Full tuning: every weight in the masters' type, so that they lose nothing. LoRA: adapters float32, the frozen base
+    in the compute type or, for QLoRA, in 4 bits. The strategy reads what a rank keeps and makes it trainable.
     """
     config = own_config(plan)
     attention = _agreed_attention(plan, config, world, notes)
@@ -62,6 +62,11 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     model.train()
     let_in(model)
     return skeleton
+
+
+def weights_dtype(plan: Plan) -> torch.dtype:
+    """Of the base as it is read: the masters' type when it is trained whole, else the compute type."""
+    return DTYPES[plan.model.main_params_dtype if plan.tuner.kind == "full" else plan.model.dtype]
 
 
 def load_config(plan: ModelPlan) -> Any:
@@ -102,8 +107,8 @@ def local_folder(plan: ModelPlan) -> str:
 
 
 def load_model(plan: Plan, config: Any, attention: str, device: torch.device) -> nn.Module:
-    """The base model on ``device``: float32 when it is trained whole, else in the compute type."""
-    dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
+    """The base model on ``device``, in its weights' type."""
+    dtype = weights_dtype(plan)
     if attention.startswith(VARLEN):
         register_varlen(attention)
     trust = plan.model.trust_remote_code
@@ -132,7 +137,7 @@ def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
 
     if attention.startswith(VARLEN):
         register_varlen(attention)
-    dtype = torch.float32 if plan.tuner.kind == "full" else DTYPES[plan.model.dtype]
+    dtype = weights_dtype(plan)
     with init_empty_weights(include_buffers=False):
         model = auto_class(plan).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=plan.model.trust_remote_code

@@ -145,7 +145,7 @@ class Shard:
     part: str
     shape: tuple[int, ...]
     offset: int
-    tensor: torch.Tensor  # one dimension, float32, on CPU or device
+    tensor: torch.Tensor  # one dimension, float32 or where masters are bfloat16 that, on CPU or device
     region: Region | None = None
 
 
@@ -175,7 +175,7 @@ class Sharded(Protocol):
         """Global gradient norm as a scalar tensor; gradients are scaled when max_norm > 0 and the norm exceeds it."""
 
     def step(self, learning_rate: float) -> None:
-        """One AdamW step on the fp32 masters; gradients are empty afterwards."""
+        """One AdamW step on the masters; gradients are empty afterwards."""
 
     def discard(self) -> None:
         """Throw the gradients away without a step."""

@@ -123,7 +123,9 @@ def original(plan: Plan, dtype: torch.dtype) -> Any:
     """The base model as the run began with it, in ``dtype`` on the CPU. Raises Refusal where it cannot be read."""
     if plan.model.from_scratch:
         config = own_config(plan)
-        model = load_model(plan, config, "eager" if plan.model.attention == "eager" else "sdpa", CPU).to(dtype)
+        model = load_model(plan, config, "eager" if plan.model.attention == "eager" else "sdpa", CPU)
+        for parameter in model.parameters():  # not the buffers: rotations of rounded frequencies are others
+            parameter.data = parameter.data.to(dtype)
         model.config.use_cache = True
         return model
     return _pretrained(plan, local_folder(plan.model), dtype)

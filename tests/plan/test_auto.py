@@ -225,6 +225,20 @@ def test_on_cpus_auto_is_the_simplest_and_memory_is_not_foretold() -> None:
     assert (made.train.strategy, made.memory) == ("ddp", None)
 
 
+def test_without_masters_only_what_can_do_without_them_is_weighed() -> None:
+    lean = "--strategy auto --tuner_type full --main_params_dtype bfloat16 --nproc_per_node 1"
+    weighed = memory(planned(lean, "Qwen2.5-14B", node_memory=2000)).options
+    assert {option.strategy for option in weighed} == {"ddp", "fsdp", "fsdp_offload"}
+    problem = refused(lean, "Qwen2.5-14B", node_memory=None, max_nodes=1, gpus_per_node=1)
+    assert any("tuner_type: lora and main_params_dtype: float32 with" in choice for choice in problem.choices)
+
+
+def test_seven_billion_weights_without_masters_are_trained_whole_on_one_card() -> None:
+    made = planned("--tuner_type full --main_params_dtype bfloat16 --nproc_per_node 1")
+    assert fits(made)
+    assert "does not fit" in refused("--tuner_type full --nproc_per_node 1").what
+
+
 def test_degrees_that_were_asked_for_are_kept() -> None:
     made = planned("--strategy auto --tuner_type full --tp 2")
     assert (made.train.strategy, made.layout.degree("tp")) == ("fsdp", 2)

@@ -41,6 +41,14 @@ def test_max_steps_wins_and_is_said() -> None:
     assert "warm-up 1 step\n" in page
 
 
+def test_the_page_warns_in_one_line_of_what_weights_without_masters_lose() -> None:
+    warning = "WARNING: updates smaller than 1/256 of a weight are lost to rounding"
+    page = explain(plan("--tuner_type full --main_params_dtype bfloat16"), None, {})
+    assert "bfloat16 compute, bfloat16 weights and moments, no float32 masters" in page
+    assert [line.strip().startswith(warning) for line in page.splitlines() if "WARNING" in line] == [True]
+    assert "WARNING" not in explain(plan("--tuner_type full"), None, {})
+
+
 @pytest.mark.parametrize("cluster", PROFILES)
 def test_one_of_a_thing_is_not_spoken_of_in_the_plural(cluster: str) -> None:
     line = "--nodes 1 --nproc_per_node 1 --num_train_epochs 1 --save_steps 1 --val_dataset b --global_batch_size 1"

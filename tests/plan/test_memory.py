@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,22 @@ def test_ddp_holds_copies_gradients_and_masters_with_moments_whole() -> None:
 
 def test_in_float32_the_masters_are_what_is_computed_with() -> None:
     assert static(on_gpus(dtype="float32")) == (0, 4 * 2888, 12 * 2888)
+
+
+def test_without_masters_a_weight_takes_eight_bytes_and_there_is_no_copy_of_it() -> None:
+    def lean(strategy: str = "ddp", **more: Any) -> Plan:
+        return on_gpus(strategy, main_params="bfloat16", **more)
+
+    assert static(lean()) == static(lean(ranks=8)) == (0, 2 * 2888, 6 * 2888)
+    assert static(lean(ranks=4, dp=2, tp=2)) == (0, 2888, 3 * 2888)
+    assert static(lean("fsdp", ranks=4)) == (0, 2888 // 2, 6 * 2888 // 4)
+    for strategy in ("ddp", "fsdp"):
+        masters = parts_at(on_gpus(strategy, ranks=4), BACKWARD)
+        passing = parts_at(lean(strategy, ranks=4), BACKWARD)
+        assert passing["gathered"] == masters["gathered"], "fsdp sums in float32 all the same"
+        assert passing["activations"] == masters["activations"]
+    assert on_host(lean("fsdp_offload", ranks=4))["offloaded"] == 8 * 2888
+    assert on_host(lean())["saving"] == 12 * 2888, "a checkpoint is float32 on its way, too"
 
 
 def test_zero_divides_optimizer_then_gradients_then_weights() -> None:

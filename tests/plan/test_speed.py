@@ -96,6 +96,20 @@ def test_a_step_takes_the_time_of_its_arithmetic_and_of_its_optimizer() -> None:
     assert time.total == time.compute
 
 
+def test_without_masters_the_optimizer_moves_less_than_half_and_ddp_sums_two_bytes_a_weight() -> None:
+    lean = on_gpus(main_params="bfloat16")
+    time = step_time(lean, tiny(), H100S)
+    assert time is not None
+    assert time.compute == pytest.approx(arithmetic(lean) + 14 * ALL / HBM)
+    summed = {}
+    for strategy in ("ddp", "fsdp"):
+        long = on_gpus(strategy, ranks=4, data={"max_length": 8192}, main_params="bfloat16")
+        masters = on_gpus(strategy, ranks=4, data={"max_length": 8192})
+        summed[strategy] = traffic(masters) - traffic(long)
+    assert summed["ddp"] == pytest.approx(2 * 2 * shape("Qwen2.5-7B").parameters * 3 / 4 / 100e9)
+    assert summed["fsdp"] == 0
+
+
 def test_of_experts_only_the_active_ones_take_time() -> None:
     whole = dataclasses.replace(tiny(), experts=8, experts_per_token=2)
     dense = dataclasses.replace(tiny(), inner=2 * 16)

@@ -21,6 +21,7 @@ from hpcft.run.paths import RunPaths
 from tests.plan.models import shape
 from tests.words import SEED, plan, plan_complaints, profile, run, write
 
+WITHOUT_MASTERS = "--tuner_type full --main_params_dtype bfloat16"
 DEEPSPEED_FILE = {"zero_optimization": {"stage": 2, "overlap_comm": True}, "train_batch_size": "auto"}
 
 # Whole command lines of ms-swift, LLaMA-Factory, axolotl and Hugging Face's Trainer; ds.json is the file above.
@@ -172,6 +173,7 @@ def test_the_tensor_degree_divides_the_shape_of_the_model(
         ("--gradient_checkpointing none --torch_compile true", ""),  # what auto chooses follows the layout, too
         ("--global_batch_size 32", "batch.global_windows"),
         ("--quant_bits 4", "model.quantization"),
+        (WITHOUT_MASTERS, "model.main_params_dtype"),
         ("--learning_rate 3e-4", "optim.learning_rate"),
         ("--strategy fsdp --seed 7", "train.seed"),
     ],
@@ -190,6 +192,49 @@ def test_a_run_submitted_again_may_be_spread_otherwise_and_computes_the_same(
         assert "strategy" not in str(caught.value)
     else:
         refuse_other_plan(new, paths)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "--tp 2", "--strategy fsdp", "--strategy fsdp --tp 2 --dp_replicate 2", "--strategy fsdp_offload"]
+)
+def test_weights_and_moments_may_be_bfloat16_where_no_masters_are_needed(line: str) -> None:
+    made = plan(f"{WITHOUT_MASTERS} {line}")
+    assert (made.model.dtype, made.model.main_params_dtype) == ("bfloat16", "bfloat16")
+    assert plan(line).model.main_params_dtype == "float32"
+
+
+@pytest.mark.parametrize("line", ["--main_params_dtype bf16", "--pure_bf16 true"])
+def test_weights_without_masters_are_computed_with_as_they_are_on_cpus_too(line: str) -> None:
+    made = plan(f"--tuner_type full {line}", "local")
+    assert (made.model.dtype, made.model.main_params_dtype) == ("bfloat16", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ("--tuner_type lora", "tuner_type: lora trains adapters, which are small, and float32", "tuner_type: full"),
+        ("--tuner_type lora --quant_bits 4", "tuner_type: lora trains adapters", "tuner_type: full"),
+        *(
+            (f"--tuner_type full --strategy {name}", f"is not for {name}, which keeps float32 masters", "ddp or fsdp")
+            for name in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+        ),
+        ("--tuner_type full --torch_dtype float16", "but torch_dtype is float16", "torch_dtype: bfloat16"),
+        ("--tuner_type full --torch_dtype float32", "but torch_dtype is float32", "torch_dtype: bfloat16"),
+    ],
+)
+def test_what_needs_float32_masters_is_refused_without_them(line: str, said: str, hint: str) -> None:
+    [problem] = plan_complaints(f"--main_params_dtype bfloat16 {line}")
+    assert problem.what.startswith("model.main_params_dtype: bfloat16")
+    assert said in problem.what
+    assert (problem.where, problem.value, problem.choices) == ("command line", "bfloat16", ("float32",))
+    assert hint in problem.hint
+
+
+def test_a_run_without_masters_does_not_go_on_under_a_strategy_that_has_them() -> None:
+    made = plan(f"{WITHOUT_MASTERS} --strategy fsdp")
+    assert replan(made, strategy="ddp").model == made.model
+    with pytest.raises(Refusal, match="zero2, which keeps float32 masters"):
+        replan(made, strategy="zero2")
 
 
 @pytest.mark.parametrize("line", ["--strategy zero3", "--strategy zero3_offload"])

@@ -27,18 +27,21 @@ def tiny() -> Shape:
 
 def on_gpus(
     strategy: str = "ddp", kind: str = "full", nodes: int = 1, ranks: int = 1, recomputation: str = "none",
-    attention: str = "auto", dropout: float = 0.0, quantization: str = "none", dtype: str = "bfloat16", **more: Any,
+    attention: str = "auto", dropout: float = 0.0, quantization: str = "none", dtype: str = "bfloat16",
+    main_params: str = "float32", **more: Any,
 ) -> Plan:  # fmt: skip
     """A Plan of two windows of 64 tokens a forward pass; further words are degrees of the mesh, else sections."""
     degrees = {name: more.pop(name) for name in ("dp_replicate", "dp", "tp") if name in more}
     return plan(
-        model={"dtype": dtype, "attention": attention, "quantization": quantization},
+        model={
+            "dtype": dtype, "attention": attention, "quantization": quantization, "main_params_dtype": main_params,
+        },
         tuner={"kind": kind, "dropout": dropout},
         train={"strategy": strategy, "recomputation": recomputation},
         layout=layout(nodes, ranks, **degrees),
         resources={"accelerator": "cuda", "gpu_type": "h100"},
         **more,
-    )
+    )  # fmt: skip
 
 
 def on_gpu(made: Plan) -> dict[str, int]:

@@ -69,8 +69,13 @@ def train_here(plan: Plan, root: Path, prepared: Prepared, watch: Any = None) ->
     here.barrier()
     run.metrics.close()
     trained = {name: p for name, p in run.sharded.model.named_parameters() if p.requires_grad}
-    weights = {name: p.detach().double().flatten().tolist() for name, p in trained.items()}
+    weights = {name: _here(p.detach()).double().flatten().tolist() for name, p in trained.items()}
     return {"finished": finished, "progress": run.progress.to_json(), "weights": weights}
+
+
+def _here(parameter: Any) -> torch.Tensor:
+    """This rank's part of it."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _spy(run: Any, watch: Callable[..., None], signals: Signals) -> None:

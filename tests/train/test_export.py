@@ -208,6 +208,20 @@ def test_a_model_from_scratch_is_exported_whole_and_its_adapter_only_merged(site
     torch.testing.assert_close(logits(merged), lora.logits, rtol=0.0, atol=2e-5)
 
 
+def test_a_model_from_scratch_that_is_written_in_bfloat16_keeps_its_exact_rotations(site: Path) -> None:
+    run = trained(site, "scratch-half", model={"from_scratch": True, "dtype": "bfloat16"}, tuner={"kind": "full"})
+    assert AutoModelForCausalLM.from_pretrained(run.export(dtype="bfloat16")).dtype is torch.bfloat16
+
+
+def test_a_model_without_masters_is_written_as_it_was_trained_and_its_card_says_so(site: Path) -> None:
+    lean = {"dtype": "bfloat16", "main_params_dtype": "bfloat16"}
+    run = trained(site, "lean", model=lean, tuner={"kind": "full"})
+    folder = run.export(dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(logits(model), run.logits, rtol=2e-2, atol=2e-2 * float(run.logits.abs().max()))
+    assert "weights and AdamW's moments in bfloat16, bfloat16 compute" in (folder / "README.md").read_text()
+
+
 def test_merging_reports_the_change_that_its_type_makes(site: Path) -> None:
     run = trained(site, "lora-untied")
     exact = facts_of(run.export(merge=True))["merge"]

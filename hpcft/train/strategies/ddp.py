@@ -5,6 +5,10 @@ run would differ from an undisturbed one. Here the buckets follow from the param
 float32 buffers (gradient, master); its sum over the ranks starts as soon as its last gradient is there, while the
 backward pass goes on, and always in the same order on all ranks. Frozen weights cost nothing.
 
+Where the plan keeps weights in bfloat16 (``main_params_dtype``), a master is the parameter itself, and gradients are of
+its type too, since torch's fused AdamW knows one type only: each sum, over micro batches and over ranks, is rounded to
+eight bits. float32 sums would cost half as much memory again, and be rounded before the step all the same.
+
 With tensor parallelism each rank holds its cut of the model, and two kinds of buckets exist: what is cut is summed over
 the data ranks, what is not over all ranks (``tensor_parallel`` says why).
 """
@@ -30,14 +34,15 @@ from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
-BUCKET_BYTES = 25 * 2**20  # of float32 gradients at most: enough to keep the network busy
+BUCKET_BYTES = 25 * 2**20  # of gradients at most: enough to keep the network busy
 WIDENED = 2**22  # numbers made float32 at a time on their way to a sum: they stay in a GPU's cache
+Types = tuple[torch.dtype, torch.dtype]  # of masters and gradients; of what is computed with
 BUCKETS = 8  # what a small model is cut into, down to a megabyte each: with one bucket nothing would overlap
 
 
 @dataclass
 class Slot:
-    """One trainable parameter inside its bucket: ``master`` and ``grad`` are float32 views of the bucket's buffers.
+    """One trainable parameter inside its bucket: ``master`` and ``grad`` are views of the bucket's buffers.
 
     shape: of the whole parameter; region: what of it is here, None for all. fresh: ``grad`` is an earlier step's, and
     this one's first gradient takes its place.
@@ -53,14 +58,14 @@ class Slot:
 
     @torch.no_grad()
     def add(self, gradient: torch.Tensor, scale: float) -> None:
-        """In float32 and without the loss scale. Copies of lists, and float32 sums, run at the memory's speed; a sum of
-        two types takes three times as long.
+        """In the bucket's type and without the loss scale. Copies of lists, and sums of one type, run at the memory's
+        speed; a sum of two types takes three times as long.
         """
         if self.fresh:
             torch._foreach_copy_([self.grad], [gradient])
             if scale != 1.0:
                 self.grad.mul_(1.0 / scale)
-        elif gradient.dtype is torch.float32 or not gradient.is_contiguous():
+        elif gradient.dtype is self.grad.dtype or not gradient.is_contiguous():
             self.grad.add_(gradient, alpha=1.0 / scale)
         else:
             wide = torch.empty(min(WIDENED, gradient.numel()), dtype=torch.float32, device=gradient.device)
@@ -87,7 +92,7 @@ class Bucket:
 
 
 def build(skeleton: Skeleton, plan: Plan, world: World) -> DataParallel:
-    """The whole model, or its tensor-parallel cut, on every rank; what is trained becomes copies of float32 masters."""
+    """The whole model, or its tensor-parallel cut, on every rank; what is trained becomes copies of its masters."""
     skeleton.fill(world.device)
     if not skeleton.regions:
         check_same(skeleton.model, world)
@@ -105,7 +110,8 @@ class DataParallel:
         self.dtype = DTYPES[plan.model.dtype]
         self.scale = LossScale.for_dtype(self.dtype)
         self.updates = 0
-        self.buckets = _buckets(skeleton, self.dtype, world.group("dp") if skeleton.regions else None)
+        types = DTYPES[plan.model.main_params_dtype], self.dtype
+        self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
         self.optimizer = adamw([slot.master for slot in self.slots.values()], plan.optim, world.device)
         self._last = False
@@ -121,7 +127,7 @@ class DataParallel:
         (loss * self.scale.value).backward()
 
     def _collect(self, bucket: Bucket, slot: Slot, parameter: nn.Parameter) -> None:
-        """A gradient is there: into its bucket, in float32 and without the loss scale."""
+        """A gradient is there: into its bucket, without the loss scale."""
         assert parameter.grad is not None
         slot.add(parameter.grad, self.scale.value)
         parameter.grad = None
@@ -157,15 +163,16 @@ class DataParallel:
         norm = self._norm() if self.tensor_group is None else self._norm_of_parts()
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_([bucket.grad for bucket in self.buckets], factor)
+            gradients = [bucket.grad for bucket in self.buckets]
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))  # of another type it is a kernel for each
         return norm
 
     def _norm(self) -> torch.Tensor:
-        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(bucket.grad) for bucket in self.buckets]))
+        return torch.linalg.vector_norm(torch.stack([_norm_of(bucket.grad) for bucket in self.buckets]))
 
     def _norm_of_parts(self) -> torch.Tensor:
         def squares(cut: bool) -> torch.Tensor:
-            found = [bucket.grad.square().sum() for bucket in self.buckets if bucket.cut is cut]
+            found = [_norm_of(bucket.grad).square() for bucket in self.buckets if bucket.cut is cut]
             return torch.stack(found).sum() if found else torch.zeros((), device=self.world.device)
 
         return global_norm(self.world, squares(True), squares(False), once="dp")
@@ -185,7 +192,7 @@ class DataParallel:
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """Working copies of the compute type from the masters; in float32 they are the same memory."""
+        """Working copies of the compute type from the masters; of one type they are the same memory."""
         apart = [slot for slot in self.slots.values() if slot.parameter.data_ptr() != slot.master.data_ptr()]
         if apart:
             torch._foreach_copy_([slot.parameter for slot in apart], [slot.master for slot in apart])
@@ -220,37 +227,44 @@ class DataParallel:
         self._refresh()
 
 
-def _buckets(skeleton: Skeleton, dtype: torch.dtype, data_group: dist.ProcessGroup | None) -> list[Bucket]:
+def _norm_of(gradient: torch.Tensor) -> torch.Tensor:
+    """float32, whatever the type of the gradient: in bfloat16 it would have three digits."""
+    return torch.linalg.vector_norm(gradient, dtype=torch.float32)
+
+
+def _buckets(skeleton: Skeleton, types: Types, data_group: dist.ProcessGroup | None) -> list[Bucket]:
     """Trainable parameters in reverse order (about the order in which their gradients come), cut by size."""
+    each = types[0].itemsize
     trained = [(name, parameter) for name, parameter in skeleton.model.named_parameters() if parameter.requires_grad]
-    bucket_bytes = min(BUCKET_BYTES, max(2**20, sum(p.numel() for _, p in trained) * 4 // BUCKETS))
+    bucket_bytes = min(BUCKET_BYTES, max(2**20, sum(p.numel() for _, p in trained) * each // BUCKETS))
     groups: list[list[tuple[str, nn.Parameter]]] = []
     open_group: dict[bool, list[tuple[str, nn.Parameter]]] = {}
     room: dict[bool, int] = {}
     for name, parameter in reversed(trained):
         cut = name in skeleton.regions
-        if cut not in open_group or parameter.numel() * 4 > room[cut]:
+        if cut not in open_group or parameter.numel() * each > room[cut]:
             open_group[cut] = []
             groups.append(open_group[cut])
             room[cut] = bucket_bytes
         open_group[cut].append((name, parameter))
-        room[cut] -= parameter.numel() * 4
-    return [_bucket(skeleton, group, dtype, data_group) for group in groups]
+        room[cut] -= parameter.numel() * each
+    return [_bucket(skeleton, group, types, data_group) for group in groups]
 
 
 @torch.no_grad()
 def _bucket(
-    skeleton: Skeleton, group: list[tuple[str, nn.Parameter]], dtype: torch.dtype, data_group: dist.ProcessGroup | None
+    skeleton: Skeleton, group: list[tuple[str, nn.Parameter]], types: Types, data_group: dist.ProcessGroup | None
 ) -> Bucket:
+    kept, computed = types
     device, size = group[0][1].device, sum(p.numel() for _, p in group)
-    masters, grads = (torch.zeros(size, dtype=torch.float32, device=device) for _ in range(2))
+    masters, grads = (torch.zeros(size, dtype=kept, device=device) for _ in range(2))
     cut = group[0][0] in skeleton.regions
     bucket, at = Bucket(grads, data_group if cut else None, cut), 0
     for name, parameter in group:
         master, grad = (flat[at : at + parameter.numel()].view(parameter.shape) for flat in (masters, grads))
         master.copy_(parameter)
         master.grad = grad
-        parameter.data = master if dtype is torch.float32 else parameter.data.to(dtype)
+        parameter.data = master if computed is kept else parameter.data.to(computed)
         bucket.slots.append(Slot(name, parameter, master, grad, skeleton.shapes[name], skeleton.regions.get(name)))
         at += parameter.numel()
     return bucket

@@ -1,8 +1,9 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
 A unit, one decoder layer or the embedding, is gathered just before it computes and freed after, or where the plan has
-memory left, after the backward pass; the rest (norm, head) is the root's unit. Sharded parameters are the float32
-masters; the gathered copies have the compute type, and gradients are summed in float32. With ``dp_replicate`` the
+memory left, after the backward pass; the rest (norm, head) is the root's unit. Sharded parameters are the masters; the
+gathered copies have the compute type, and gradients are summed in float32. Where the plan keeps weights in bfloat16
+(``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments are. With ``dp_replicate`` the
 shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each parameter is first cut for
 tensor parallelism, which FSDP does not see.
 """
@@ -114,7 +115,7 @@ class FullyShardedDataParallel:
         if self.tensor_group is None:
             return
         whole = [g for name, g in gradients.items() if name not in self.skeleton.regions]
-        flat = torch.cat([g.flatten() for g in whole]).to(self.world.device)
+        flat = torch.cat([g.flatten() for g in whole]).to(self.world.device, torch.float32)
         dist.all_reduce(flat, group=self.tensor_group)
         for gradient, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             gradient.copy_(part.view(gradient.shape))
@@ -136,7 +137,9 @@ class FullyShardedDataParallel:
         norm = global_norm(self.world, cut, whole, once="dp_replicate")
         if max_norm > 0:
             factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            torch._foreach_mul_(list(gradients.values()), factor.to("cpu") if self.offload else factor)
+            every = list(gradients.values())
+            # Of another type it would be a kernel for each.
+            torch._foreach_mul_(every, factor.to("cpu" if self.offload else self.world.device, every[0].dtype))
         return norm
 
     def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -144,7 +147,7 @@ class FullyShardedDataParallel:
         parts = [g for g in gradients if g.numel()]
         if not parts:
             return torch.zeros((), device=self.world.device)
-        return torch.stack(list(torch._foreach_norm(parts))).square().sum().to(self.world.device)
+        return torch.stack(list(torch._foreach_norm(parts, dtype=torch.float32))).square().sum().to(self.world.device)
 
     def step(self, learning_rate: float) -> None:
         """One AdamW step on the sharded masters."""

@@ -30,7 +30,7 @@ from hpcft.train.head import head_of
 from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
 from hpcft.train.model import prepare_model, recompute
-from hpcft.train.modes import give_factors, has_dropout
+from hpcft.train.modes import give_factors, repeats_itself
 from hpcft.train.order import Order
 from hpcft.train.precision import DTYPES
 from hpcft.train.progress import Progress
@@ -80,10 +80,12 @@ def assemble(
     if not plan.scored:
         head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
     phase("strategy")
+    refers = plan.train.compiled and plan.objective.reference != "none"
+    alike = refers and repeats_itself(sharded.model, world)
     compiled = plan.train.compiled and compile_layers(sharded.model, world)
     if plan.train.compiled and not compiled:
         spare_memory(plan, sharded.model, world)
-    alike = compiled and not has_dropout(skeleton.model.config)
+    alike = alike and compiled
     if alike and plan.objective.reference == "adapters_off":
         give_factors(sharded.model, world.device)
     if plan.objective.reference == "precompute":

@@ -9,11 +9,19 @@ program, told to multiply what adapters add by nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+from hpcft.train.head import PROBE_LENGTH
+from hpcft.train.skeleton import layers_of
+from hpcft.train.world import World
+
+PROBES = (
+    8  # times that a model is asked whether it draws numbers, and length of the text in PROBE_LENGTH: some draw rarely
+)
 
 
 @contextmanager
@@ -41,17 +49,15 @@ def as_before_training(model: Any) -> Iterator[None]:
     """
     factored = [module for module in model.modules() if _factors(module)]
     switched = [m for m in model.modules() if getattr(m, "_disable_adapters", None) is False and not _factors(m)]
-    given = [dict(module.scaling) for module in factored]
+    given = [_factors(module) for module in factored]
     for module in switched:
         module._disable_adapters = True
-    for module in factored:
-        module.scaling.update({name: torch.zeros_like(factor) for name, factor in _factors(module).items()})
+    for module, factors in zip(factored, given, strict=True):
+        # One for all would be another program: torch makes it for which of its inputs are the same.
+        module.scaling.update({name: torch.zeros_like(factor) for name, factor in factors.items()})
     try:
-        if factored:
+        with nullcontext() if factored else in_evaluation(model):
             yield
-        else:
-            with in_evaluation(model):
-                yield
     finally:
         for module in switched:
             module._disable_adapters = False
@@ -60,18 +66,34 @@ def as_before_training(model: Any) -> Iterator[None]:
 
 
 def give_factors(model: nn.Module, device: torch.device) -> None:
-    """From now on what an adapter adds is multiplied by a tensor, for which a program needs not be made again.
+    """From now on what adapters in the layers add is multiplied by a tensor, for which no program is made again.
 
     Not where that is not all that a layer does of it: DoRA also scales what the layer gave without it.
     """
-    for module in model.modules():
+    for module in (m for layer in layers_of(model) for m in layer.modules()):
         if hasattr(module, "lora_A") and not any(getattr(module, "use_dora", {}).values()):
             module.scaling.update({name: torch.tensor(float(f), device=device) for name, f in module.scaling.items()})
 
 
-def has_dropout(config: Any) -> bool:
-    """Does the model itself draw numbers in training, as its configuration says? Adapters do not count."""
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.to_dict().items())
+@torch.no_grad()
+def repeats_itself(model: nn.Module, world: World) -> bool:
+    """Does a pass of training say the same twice, on all ranks? Not where the model draws numbers of its own, for
+    dropout or for which experts a token goes to. What adapters drop does not count. To be asked before compiling.
+    """
+    adapters = [m for name, m in model.named_modules() if "lora_dropout" in name and m.training]
+    tokens = torch.arange(PROBE_LENGTH, device=world.device).repeat(PROBES)[None]
+    said = []
+    for module in adapters:
+        module.training = False
+    try:
+        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+            for seed in range(PROBES):
+                torch.manual_seed(seed)
+                said.append(model(input_ids=tokens, use_cache=False).logits)
+    finally:
+        for module in adapters:
+            module.training = True
+    return not world.max([float(not all(torch.equal(said[0], other) for other in said))])[0]
 
 
 def _factors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -32,6 +32,7 @@ from hpcft.train.windows import plain
 from hpcft.train.world import World
 
 ALL = tuple(Kind)
+TRAIN = "train"
 
 
 def with_references(
@@ -39,8 +40,8 @@ def with_references(
 ) -> Any:
     """The data, its windows knowing their references.
 
-    sharded: with the weights that training begins with: called before a checkpoint is loaded. alike: pass by pass as in
-    training, for programs that compile to others in an evaluation.
+    sharded: with the weights that training begins with: called before a checkpoint is loaded. alike: what is trained on
+    goes through a pass of training, of which programs are others; what is only looked at is in an evaluation here, too.
     """
     facts = {
         "data": prepared.content,
@@ -48,11 +49,11 @@ def with_references(
         "revision": plan.model.revision,
         "dtype": plan.model.dtype,
     }
-    splits = {"train": prepared.train, "validation": prepared.validation}
+    splits = {TRAIN: prepared.train, "validation": prepared.validation}
     made: dict[str, Any] = {}
     for name, windows in splits.items():
         if windows:
-            compute = partial(_computed, plan, world, sharded, windows, alike)
+            compute = partial(_computed, plan, world, sharded, windows, alike and name == TRAIN)
             made[name] = Referenced(windows, _numbers(paths.reference(name), facts, world, compute))
     return dataclasses.replace(prepared, **made)
 
@@ -124,14 +125,14 @@ def _computed(plan: Plan, world: World, sharded: Sharded, windows: Windows, alik
     """float32 [documents, 2]: each document is one data rank's, and every rank makes as many forward passes."""
     starts, at = _starts(windows), (world.data_rank, world.data_size)
     numbers = torch.zeros(int(starts[-1]), 2)
-    with nullcontext() if alike else in_evaluation(sharded.model):
-        for made in ahead(rounds(windows, plan.batch.micro_windows, plan, *at), plan.train.dataloader_workers):
-            batch = on_device(made, world.device)
-            documents = [document for i in batch.windows for document in range(starts[i], starts[i + 1])]
-            for column, one in enumerate(_both(batch)):
+    for made in ahead(rounds(windows, plan.batch.micro_windows, plan, *at), plan.train.dataloader_workers):
+        batch = on_device(made, world.device)
+        documents = [document for i in batch.windows for document in range(starts[i], starts[i + 1])]
+        for column, one in enumerate(_both(batch)):
+            with nullcontext() if alike and one is batch else in_evaluation(sharded.model):
                 scores = document_scores(sharded.model, one).policy.detach()
-                if world.speaks:
-                    numbers[documents, column] = scores.float().cpu()
+            if world.speaks:
+                numbers[documents, column] = scores.float().cpu()
     return world.add_up(numbers).numpy()
 
 

@@ -70,15 +70,16 @@ class Saving:
         Raises SaveFailed where a save cannot be done without, or failed twice in a row; perhaps the one before this.
         """
         with self.signals.busy():
-            started = time.perf_counter()
+            stopped = time.perf_counter()
             self.settle()
             state = (self.progress.step, self.progress.evaluated)
             if self.saved == state:
                 return
+            started = time.perf_counter()
             if self._reserved is not None:
                 wait([self._reserved])  # if it failed, the copy says why
             snapshot = self.store.take(self.sharded, self.progress)
-            stall = time.perf_counter() - started
+            stall = time.perf_counter() - stopped
             self._underway = self._thread.submit(self._publish, snapshot, reason, started, stall), state, reason
             if reason in ("stop", "end", "asked"):
                 self.settle()

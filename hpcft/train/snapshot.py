@@ -62,11 +62,13 @@ class Host:
 
     def reserve(self, wanted: list[tuple[str, int, bool]]) -> None:
         """Take the memory before it is needed; may run in a thread."""
-        self._buffers = {key: torch.empty(numbers) for key, numbers, on_device in wanted if not on_device}
+        self._buffers = {
+            key: torch.empty(numbers, dtype=torch.float32) for key, numbers, on_device in wanted if not on_device
+        }
         rooms = [(key, numbers, _aligned(numbers)) for key, numbers, on_device in wanted if on_device]
         for slab in bundles(rooms, lambda room: room[2], SLAB):
             sizes = [size for _, _, size in slab]
-            locked = torch.empty(sum(sizes), pin_memory=True).split(sizes)
+            locked = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=True).split(sizes)
             self._buffers |= {key: part[:numbers] for (key, numbers, _), part in zip(slab, locked, strict=True)}
 
     @torch.no_grad()

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hpcft.errors import Refusal
 from hpcft.run import manifest as manifests
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.manifest import PARTS
 from hpcft.run.paths import RunPaths
-from hpcft.train import checkpoint
+from hpcft.train import checkpoint, snapshot
 from hpcft.train.checkpoint import Store
 from hpcft.train.facts import check_facts
 from hpcft.train.reader import Reader
@@ -293,6 +294,24 @@ def test_a_large_state_is_written_as_several_files_and_read_as_one(
         for name, shape in ours.names().items():
             for part in PARTS:
                 assert ours.read(name, part, 0, math.prod(shape)).equal(theirs.read(name, part, 0, math.prod(shape)))
+
+
+def test_what_is_copied_from_a_gpu_goes_into_slabs_that_nothing_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty, locked = torch.empty, []
+
+    def plain(numbers: int, pin_memory: bool = False, **how: Any) -> torch.Tensor:
+        locked.extend([numbers] if pin_memory else [])
+        return empty(numbers, **how)
+
+    monkeypatch.setattr(torch, "empty", plain)
+    monkeypatch.setattr(snapshot, "SLAB", 1024)
+    host, sizes = Host(), {"a": 128, "b": 5, "c": 2000, "d": 256, "e": 1, "f": 0}
+    host.reserve([*((key, size, True) for key, size in sizes.items()), ("g", 7, False)])
+    assert locked == [256, 2048, 384]
+    for number, key in enumerate("abcdefg"):
+        host._buffers[key].fill_(number)
+    for number, (key, size) in enumerate({**sizes, "g": 7}.items()):
+        assert host._buffers[key].tolist() == [number] * size
 
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from hpcft.train import compiling
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
 from hpcft.train.compiling import compile_layers
-from hpcft.train.modes import give_factors, has_dropout
+from hpcft.train.modes import give_factors, repeats_itself
 from hpcft.train.scores import document_scores
 from hpcft.train.skeleton import layers_of
 from hpcft.train.world import World
@@ -134,7 +134,10 @@ def test_other_documents_need_no_other_program(monkeypatch: pytest.MonkeyPatch) 
 
 
 LONGEST: list[int] = []
-ALONE = cast("World", SimpleNamespace(device=torch.device("cpu"), first=True, gather_text=lambda text: [text]))
+ALONE = cast(
+    "World",
+    SimpleNamespace(device=torch.device("cpu"), first=True, gather_text=lambda text: [text], max=lambda row: row),
+)
 
 
 @library.custom_op("hpcft_tests::told", mutates_args=())
@@ -222,8 +225,23 @@ def test_a_reference_does_not_know_what_adapters_have_learned() -> None:
     assert scores.reference is not None
     assert scores.reference.tolist() == start
     assert scores.policy.tolist() != start
-    assert has_dropout(SimpleNamespace(to_dict=lambda: {"attention_dropout": 0.1}))
-    assert not has_dropout(model.config)
+
+
+def test_a_model_that_draws_numbers_of_its_own_is_found_out_and_adapters_that_drop_are_not_meant() -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig, PhimoeConfig
+
+    sizes = {**families.SIZES, "num_local_experts": 4}
+    torch.manual_seed(0)
+    drops = AutoModelForCausalLM.from_config(LlamaConfig(**families.SIZES, attention_dropout=0.5))
+    samples = AutoModelForCausalLM.from_config(PhimoeConfig(**sizes))
+    for parameter in samples.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    drop = adapted(0.5)
+    before = torch.get_rng_state()
+    for model, same in ((drop, True), (drops.train(), False), (samples.train(), False)):
+        assert repeats_itself(model, ALONE) is same
+        assert model.training
+    assert torch.get_rng_state().equal(before)
 
 
 def adapted(dropout: float) -> Any:

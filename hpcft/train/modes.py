@@ -19,9 +19,8 @@ from hpcft.train.head import PROBE_LENGTH
 from hpcft.train.skeleton import layers_of
 from hpcft.train.world import World
 
-PROBES = (
-    8  # times that a model is asked whether it draws numbers, and length of the text in PROBE_LENGTH: some draw rarely
-)
+# Times that a model is asked whether it draws numbers, and that the text is as long as PROBE_LENGTH: some draw rarely.
+PROBES = 8
 
 
 @contextmanager

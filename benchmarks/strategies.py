@@ -64,6 +64,9 @@ CASES: dict[str, Case] = {
         )
     },
     "8b-full-fsdp-2": Case("llama-8b", 2, f"{FULL} --strategy fsdp"),
+    "8b-full-zero3-2": Case("llama-8b", 2, f"{FULL} --strategy zero3"),
+    "8b-full-tp2": Case("llama-8b", 2, f"{FULL} --strategy ddp --tp 2"),
+    "8b-lora-ddp-2": Case("llama-8b", 2, f"{LORA} --strategy ddp"),
     "8b-qlora-fsdp-2": Case("llama-8b", 2, f"{LORA} --strategy fsdp --quant_bits 4"),
     # What does not fit on one GPU otherwise.
     "5b-full-zero3-offload": Case("llama-5b", 1, f"{FULL} --strategy zero3_offload"),

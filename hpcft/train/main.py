@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -67,6 +68,8 @@ def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, 
     clock = Timeline(ledger, place_from_environment(environ, plan.layout).rank)
     go_offline()
     keep_to_ourselves(os.environ)
+    # torch's FSDP calls torch's collectives by names that torch has given up: nothing a run could change.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from hpcft.train import assemble, libraries, loop, world
 
     libraries.import_libraries(plan)

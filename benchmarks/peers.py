@@ -249,7 +249,7 @@ PEERS: dict[str, Peer] = {
                        expect=0.65),
     "trl-varlen-bf16": Peer("the same, bf16 weights and moments", TRL, trl_varlen_bf16, packed=True, fill=True,
                             expect=0.8),
-    # Of four pairs of these lengths the logits alone, which it keeps whole, do not fit beside the rest on 80 GB.
+    # Four pairs at a time, and more, run out of memory on 80 GB; finding that out takes as long as the measurement.
     "trl-dpo": Peer("TRL DPO, padded, Liger, card filled", TRL, trl_dpo, rows=2, expect=0.15),
     "trl-dpo-defaults": Peer("TRL DPO, defaults", TRL, trl_dpo_defaults, expect=0.12),
 }  # fmt: skip

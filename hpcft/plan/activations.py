@@ -43,7 +43,7 @@ def layer_token_bytes(plan: Plan, shape: Shape) -> int:
     c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
     if plan.train.compiled:
         experts = c * h * shape.experts_per_token
-        dropped = _adapted_inputs(plan, shape, c) if _drops_out(plan) else 0  # copies of them are kept instead
+        dropped = _adapted_inputs(plan, shape, c) if plan.tuner.drops_out else 0  # copies of them are kept instead
         kept = c * (4 * h + 3 * shape.feed_forward) + experts - dropped
         return kept + _attention(plan, shape, c) + _adapters(plan, shape, c)
     norms = 2 * (4 * h + (c * h if plan.tuner.kind == "full" else 0))
@@ -64,12 +64,8 @@ def _inputs(plan: Plan, shape: Shape, c: int) -> int:
     tuner, h, f = plan.tuner, shape.hidden, shape.feed_forward
     if tuner.kind == "full":
         return c * (2 * h + f)
-    own = 0 if _drops_out(plan) else _adapted_inputs(plan, shape, c)
+    own = 0 if plan.tuner.drops_out else _adapted_inputs(plan, shape, c)
     return _adapters(plan, shape, c) + own
-
-
-def _drops_out(plan: Plan) -> bool:
-    return plan.tuner.kind != "full" and plan.tuner.dropout > 0
 
 
 def _adapted_inputs(plan: Plan, shape: Shape, c: int) -> int:
@@ -84,7 +80,7 @@ def _adapters(plan: Plan, shape: Shape, c: int) -> int:
     if plan.tuner.kind == "full":
         return 0
     modules = adapted(plan.tuner, shape)
-    dropped = (c + 1) * sum(inputs for inputs, _ in modules.values()) if _drops_out(plan) else 0
+    dropped = (c + 1) * sum(inputs for inputs, _ in modules.values()) if plan.tuner.drops_out else 0
     return c * plan.tuner.rank * len(modules) + dropped
 
 

@@ -61,6 +61,11 @@ class TunerPlan:
     use_dora: bool
     init_lora_weights: str  # true | false | gaussian | pissa | olora …
 
+    @property
+    def drops_out(self) -> bool:
+        """Is there dropout? Its key has a value without adapters, too."""
+        return self.kind != "full" and self.dropout > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

@@ -89,7 +89,7 @@ def assemble(
     if alike and plan.objective.reference == "adapters_off":
         give_factors(sharded.model, world.device)
     if plan.objective.reference == "precompute":
-        prepared = with_references(plan, paths, world, sharded, prepared, alike and not plan.tuner.dropout)
+        prepared = with_references(plan, paths, world, sharded, prepared, alike and not plan.tuner.drops_out)
         phase("reference")
     store = Store(paths, plan, prepared.content, world.apart(), environ)
     progress, saved = _resume(store, sharded)

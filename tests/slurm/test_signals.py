@@ -29,9 +29,9 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
 class Job:
     """A job of one signalled rank and what the rank wrote."""
 
-    def __init__(self, slurm: LoopbackSlurm, folder: Path, *options: str, after: float = 0) -> None:
+    def __init__(self, slurm: LoopbackSlurm, folder: Path, *options: str, stay: float = 0, lead: int = 5) -> None:
         self.slurm, self.notes = slurm, folder / "notes"
-        body = f"trap : TERM USR2\nsrun -n1 {RANK} {self.notes} {after} &\nwait; wait; wait"
+        body = f"trap : TERM USR2\nsrun -n1 {RANK} {self.notes} {stay} {lead} &\nwait; wait; wait"
         self.id = slurm.submit(body, *ONE_NODE, *options, cwd=folder)
         self.started(0)
 
@@ -87,7 +87,7 @@ def test_a_plain_scancel_ends_the_job_for_good(slurm: LoopbackSlurm, tmp_path: P
 
 
 def test_a_signal_sent_by_hand_is_known_and_the_job_is_left_alone(slurm: LoopbackSlurm, tmp_path: Path) -> None:
-    job = Job(slurm, tmp_path, after=60)
+    job = Job(slurm, tmp_path, stay=60)
     signal_ranks(job.id, "USR2")
     assert job.wrote() == ["0 SIGUSR2 BY_HAND None"]
     assert slurm.state(job.id) is State.RUNNING
@@ -96,7 +96,7 @@ def test_a_signal_sent_by_hand_is_known_and_the_job_is_left_alone(slurm: Loopbac
 def test_the_teardown_after_a_peers_death_is_known(slurm: LoopbackSlurm, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     dies = f"while [ ! -e {notes}.ready-0 ]; do sleep .1; done; exit 3"
-    ranks = f"if [ $SLURM_PROCID = 1 ]; then {dies}; else exec {RANK} {notes}; fi"
+    ranks = f"if [ $SLURM_PROCID = 1 ]; then {dies}; else exec {RANK} {notes} 0 5; fi"
     job = slurm.submit(f"srun -n2 --kill-on-bad-exit=1 bash -c '{ranks}'", "--ntasks=2", cwd=tmp_path)
     slurm.wait_for(job, State.FAILED)
     assert notes.read_text() == "0 SIGTERM TEARDOWN None\n"
@@ -104,8 +104,8 @@ def test_the_teardown_after_a_peers_death_is_known(slurm: LoopbackSlurm, tmp_pat
 
 @pytest.mark.slow
 def test_the_warning_before_the_time_limit_is_known_and_requeued(slurm: LoopbackSlurm, tmp_path: Path) -> None:
-    # Slurm looks every 30 s and warns up to 30 s early: here from 10 s on, when the rank has its handlers.
-    job = Job(slurm, tmp_path, "--time=2", "--signal=USR2@80")
+    # Slurm looks every 30 s and warns up to 30 s early: here from 20 s on, when the rank has its handlers.
+    job = Job(slurm, tmp_path, "--time=2", "--signal=USR2@70", lead=70)
     until(job.notes.exists, 60)
     assert job.wrote() == ["0 SIGUSR2 TIME_LIMIT True"]
     job.started(1)

@@ -71,6 +71,19 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
     return total
 
 
+def gaps(kernels: Iterable[Kernel], most: int = 12) -> list[tuple[str, str, int, float]]:
+    """Where nothing runs: after which kernel, before which, how often, and seconds in all; the longest in all first."""
+    seconds, often = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    last: Kernel | None = None
+    for kernel in sorted(kernels, key=lambda kernel: kernel.start):
+        if last is not None and kernel.start > last.end:
+            seconds[last.name, kernel.name] += kernel.start - last.end
+            often[last.name, kernel.name] += 1
+        if last is None or kernel.end > last.end:
+            last = kernel
+    return [(*between, often[between], time) for between, time in seconds.most_common(most)]
+
+
 class Profile:
     """What was found while the block ran; ``groups`` after it."""
 
@@ -80,17 +93,14 @@ class Profile:
 
     def longest(self, most: int = 25) -> list[tuple[str, int, float]]:
         """Name, how often, and seconds in all of the kernels that take longest; [] on a CPU."""
-        from torch.autograd import DeviceType
-
         seconds, often = Counter[str](), Counter[str]()
-        for event in self.recorded.events():
-            if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
-                seconds[event.name] += (event.time_range.end - event.time_range.start) / 1e6
-                often[event.name] += 1
+        for kernel in self.on_device()[0]:
+            seconds[kernel.name] += kernel.end - kernel.start
+            often[kernel.name] += 1
         return [(name, often[name], time) for name, time in seconds.most_common(most)]
 
-    def groups(self) -> dict[str, float]:
-        """Seconds by group. On a CPU by operations, of the thread that ran them, which is a rehearsal and no more."""
+    def on_device(self) -> tuple[list[Kernel], list[Kernel]]:
+        """The device's kernels, and the spans in which it was in the optimizer step; none on a CPU."""
         from torch.autograd import DeviceType
 
         kernels, spans = [], []
@@ -102,6 +112,11 @@ class Profile:
                 spans.append(kernel)
             elif not getattr(event, "is_user_annotation", False):
                 kernels.append(kernel)
+        return kernels, spans
+
+    def groups(self) -> dict[str, float]:
+        """Seconds by group. On a CPU by operations, of the thread that ran them, which is a rehearsal and no more."""
+        kernels, spans = self.on_device()
         if kernels:
             return shares(kernels, spans, self.wall)
         found = Counter[str]()

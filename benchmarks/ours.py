@@ -46,7 +46,8 @@ def run(task: Task) -> None:
 
 
 def profiled(made: Any, here: Any) -> dict[str, Any]:
-    """Of PROFILED optimizer steps of rank 0 the seconds by group of kernels, and the longest; all ranks take part."""
+    """Of PROFILED optimizer steps of rank 0 the seconds by group of kernels, the longest of them and the gaps between;
+    all ranks take part."""
     from torch.profiler import record_function
 
     from hpcft.train import loop
@@ -63,7 +64,13 @@ def profiled(made: Any, here: Any) -> dict[str, Any]:
         found = block.enter_context(kernels.profiling(here.device.type)) if here.first else None
         for _ in range(PROFILED):
             loop.optimizer_step(made, next(made.steps))
-    return {"kernels": found.groups(), "longest": found.longest()} if found else {}
+    if found is None:
+        return {}
+    return {
+        "kernels": found.groups(),
+        "longest": found.longest(),
+        "gaps": kernels.gaps(found.on_device()[0]),
+    }
 
 
 if __name__ == "__main__":

@@ -231,6 +231,12 @@ def record(who: str, wall: float, losses: list[float], **other: Any) -> dict[str
     }  # fmt: skip
 
 
+def test_a_gap_is_named_by_the_kernels_around_it_and_not_by_one_that_has_ended_long_before() -> None:
+    ran = [Kernel("a", 0, 5), Kernel("b", 1, 2), Kernel("c", 6, 7), Kernel("a", 9, 10), Kernel("c", 10, 11)]
+    assert kernels.gaps(ran) == [("c", "a", 1, 2), ("a", "c", 1, 1)]
+    assert kernels.gaps(ran, most=1) == [("c", "a", 1, 2)]
+
+
 def test_a_ratio_is_that_of_our_fastest_run_and_only_of_the_same_training() -> None:
     records = [
         record("us-defaults", 20.0, [12.0] * 5),

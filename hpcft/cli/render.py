@@ -53,10 +53,26 @@ def _compare(text: str, file: Path, show: bool) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    """Raises Refusal where that would cost a file that hpcft did not render."""
     from hpcft.errors import refuse
 
+    if not _may_be_replaced(path):
+        what = "already there, and no script that hpcft rendered"
+        raise refuse(what, where=str(path), hint="give another name behind -o, or remove the file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise refuse(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether there is no file, an empty one, or one that carries a plan as a script of ours does."""
+    from hpcft.config.source import is_file
+    from hpcft.launch.render import TERMINATOR
+
+    try:
+        text = path.read_bytes() if is_file(path) else b""
+    except OSError:
+        return False
+    return not text.strip() or (text.startswith(b"#!") and TERMINATOR.encode() in text.splitlines())

@@ -55,6 +55,24 @@ def test_init_plan_and_render_lead_from_one_to_the_next(tmp_path: Path) -> None:
     assert "+#SBATCH --time=00:21:00" in differs.stdout
 
 
+@pytest.mark.parametrize("name", ["run.yaml", "data.jsonl", "own.sh"])
+def test_a_file_that_is_no_script_of_ours_is_not_overwritten(name: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\ndataset: data.jsonl\n")
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    (tmp_path / "own.sh").write_text("#!/bin/bash\nhpcft submit run.yaml\n")
+    before = (tmp_path / name).read_bytes()
+    assert f"{name}: already there" in refused(f"render run.yaml --cluster loopback -o {name}", tmp_path)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_script_that_was_rendered_is_rendered_anew(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        assert hpcft(f"render {LEAST} --seed {seed} --cluster loopback -o job.sbatch", tmp_path).returncode == 0
+    assert hpcft(f"render {LEAST} --seed 2 --cluster loopback --check job.sbatch", tmp_path).returncode == 0
+    (tmp_path / "job.sbatch").write_text("")  # as mktemp makes it
+    assert hpcft(f"render {LEAST} --cluster loopback -o job.sbatch", tmp_path).returncode == 0
+
+
 def test_init_overwrites_nothing_and_says_what_is_there(tmp_path: Path) -> None:
     assert hpcft("init", tmp_path).returncode == 0
     before = (tmp_path / "run.yaml").read_bytes()

@@ -27,8 +27,8 @@ def command(run: str, follow: bool, rank: int, attempt: int | None, files: bool)
         click.echo(line)
 
 
-def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> None:
-    """Print a rank's lines until the run has ended; Ctrl-C ends the printing, not the run."""
+def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> bool:
+    """Print a rank's lines until the run has ended; Ctrl-C ends the printing, not the run. Whether it is finished."""
     import time
 
     from hpcft.launch import logs
@@ -48,6 +48,7 @@ def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> None:
             click.echo(line)
     except KeyboardInterrupt:
         click.echo(f"\nthe run goes on; next: hpcft status {folder.name}", err=True)
-        return
+        return False
     now = status(folder)
     click.echo(f"run {now.name} is {now.state}" + (f": {now.why}" if now.why else ""), err=True)
+    return now.state == "finished"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("submit", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
 @click.option("--dry-run", is_flag=True, help="Show the script and what Slurm says of it; queue nothing.")
-@click.option("--follow", "-f", is_flag=True, help="Then follow the logs.")
+@click.option("--follow", "-f", is_flag=True, help="Then follow the logs; exit 1 where the run does not finish.")
 @run_words
 def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     """Prepare the data, render the script and hand it to Slurm; without Slurm, run on this machine.
@@ -41,7 +41,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     if follow:
         from hpcft.cli.logs import follow_run
 
-        follow_run(submitted.run)
+        sys.exit(0 if follow_run(submitted.run) else 1)
 
 
 def goes_to_slurm(plan: Plan) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -38,18 +38,26 @@ _SENTENCES = {
 
 
 def validate(
-    model: type[M], data: Any, places: Mapping[Path, Given], problems: list[Problem], where: str = ""
+    model: type[M],
+    data: Any,
+    places: Mapping[Path, Given],
+    problems: list[Problem],
+    where: str = "",
+    unread: Collection[Path] = (),
 ) -> M | None:
     """``data`` as a ``model``; None where something is wrong, all of which is added to ``problems``.
 
-    places: path of a key → how it was given; where: the file, for keys that are not there.
+    places: path of a key → how it was given; where: the file, for keys that are not there; unread: keys that are not
+    in ``data`` because they were complained about already.
     """
     try:
         return model.model_validate(data)
     except ValidationError as error:
         complaints: dict[Path, list[Any]] = {}
         for detail in error.errors():  # a union complains once per member
-            complaints.setdefault(tuple(str(part) for part in detail["loc"][:2]), []).append(detail)
+            path = tuple(str(part) for part in detail["loc"][:2])
+            if detail["type"] != "missing" or path not in unread:
+                complaints.setdefault(path, []).append(detail)
         problems += [_problem(model, details, places, where) for details in complaints.values()]
         return None
 

@@ -6,6 +6,7 @@ import functools
 import typing
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from hpcft.config.aliases import ALIASES
 from hpcft.config.run import RunConfig, Section
@@ -43,6 +44,16 @@ def list_names() -> frozenset[str]:
 @functools.cache
 def nullable(leaf: str) -> bool:
     """Whether null is a value of the leaf."""
+    return type(None) in typing.get_args(field(leaf).annotation)
+
+
+def required(leaf: str) -> bool:
+    """Whether a run must say it."""
+    return field(leaf).is_required()
+
+
+def field(leaf: str) -> FieldInfo:
+    """What the model says of the leaf."""
     section = leaf_sections()[leaf]
     model = RunConfig.model_fields[section].annotation if section else RunConfig
-    return type(None) in typing.get_args(typing.cast(type[BaseModel], model).model_fields[leaf].annotation)
+    return typing.cast(type[BaseModel], model).model_fields[leaf]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES, rename, says_nothing
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.complaints import validate
-from hpcft.config.leaves import leaf_sections, list_names, nullable, sections
+from hpcft.config.leaves import leaf_sections, list_names, nullable, required
+from hpcft.config.merging import Merged, merge
 from hpcft.config.overrides import read_words
 from hpcft.config.run import RunConfig
 from hpcft.config.sharding import gave_way, settle
@@ -25,8 +24,8 @@ from hpcft.config.source import (
     line_of,
     plain,
     read_yaml,
-    spoken,
 )
+from hpcft.config.unknown import section_of
 from hpcft.errors import Problem, Refusal, near, refuse
 from hpcft.resources import templates
 
@@ -60,17 +59,24 @@ def load_run(words: Sequence[str]) -> Loaded:
     file = Path(said.files[0]) if said.files else None
     layers, readable = _read_layers(file, problems)
     layers.append(dict(said.leaves))
-    leaves, notes = _merge(layers, problems)
+    merged = merge(layers, problems)
+    leaves, notes = merged.leaves, merged.notes
     ways = settle(leaves, file, problems, notes)
     places = {_path(leaf): given for leaf, given in leaves.items()}
     shown = str(file) if file else COMMAND_LINE
-    run = validate(RunConfig, _nest(leaves), places, problems, shown) if readable else None
+    run = validate(RunConfig, _nest(leaves), places, problems, shown, _unread(merged)) if readable else None
     if problems or run is None:
         raise Refusal(sorted(problems, key=_line_number))
     run = _mark_local(run)
     notes += gave_way(ways, run)
     origins = {leaf: leaves[leaf].origin if leaf in leaves else "default" for leaf in leaf_sections()}
     return Loaded(run, origins, tuple(notes), file)
+
+
+def _unread(merged: Merged) -> set[tuple[str, ...]]:
+    """Places of keys that were said and not understood: they are not missing, and neither are their sections."""
+    paths = {_path(leaf) for leaf in merged.unread}
+    return paths | {path[:1] for path in paths if required(path[-1])}
 
 
 def _line_number(problem: Problem) -> int:
@@ -156,7 +162,7 @@ def _read_layers(file: Path | None, problems: list[Problem]) -> tuple[list[dict[
 def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = ()) -> list[dict[str, Given]]:
     """The file's leaves after those it extends, nearest last."""
     tree, shown = read_yaml(file)
-    leaves = flatten(tree, shown, [name for name in sections() if name], problems)
+    leaves = flatten(tree, shown, section_of, problems)
     extends = leaves.pop("extends", None)
     layers: list[dict[str, Given]] = []
     for base in _as_list(extends.value) if extends and extends.value else []:
@@ -173,58 +179,6 @@ def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = (
 
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> tuple[dict[str, Given], list[str]]:
-    """Later layers win; names become ours; what is refused or unknown becomes a problem, what is set aside a note."""
-    merged: dict[str, Given] = {}
-    notes: list[str] = []
-    for layer in layers:
-        own: dict[str, Given] = {}
-        for word, given in layer.items():
-            try:
-                ours = rename(str(word), given.value)
-            except Refusal as refusal:
-                problems += [dataclasses.replace(p, where=given.origin) for p in refusal.problems]
-                continue
-            for leaf, value in ours:
-                _add(own, leaf, Given(value, given.origin, given.word), given.value, problems, notes)
-        merged |= own
-    return merged, notes
-
-
-def _add(own: dict[str, Given], leaf: str, given: Given, said: Any, problems: list[Problem], notes: list[str]) -> None:
-    """One leaf into a layer's own. said: the value as it was given."""
-    if leaf in SET_ASIDE:
-        notes += [f"{given.word} has no effect here: {SET_ASIDE[leaf]}"] if said is not None else []
-    elif leaf in REFUSED:
-        if not says_nothing(leaf, said):
-            problems.append(
-                Problem(f"{given.word}: not in this release", given.origin, spoken(said), hint=REFUSED[leaf])
-            )
-    elif leaf not in leaf_sections() and leaf not in SHARDING:
-        problems.append(_unknown(dataclasses.replace(given, value=said), leaf))
-    elif leaf not in own:
-        own[leaf] = given
-    elif own[leaf].value != given.value or (_names(given.word, leaf) and _names(own[leaf].word, leaf)):
-        what = f"{given.word}: says the same as {own[leaf].word} at {own[leaf].origin}"
-        problems.append(Problem(what, given.origin, hint="remove one of them"))
-
-
-def _names(word: str, leaf: str) -> bool:
-    """Whether a key is a name of the leaf; other words may say the same beside it: ``load_in_4bit`` and ``qlora``."""
-    bare = word.rpartition(".")[2].replace("-", "_")
-    return ALIASES.get(bare, bare) == leaf
-
-
-def _unknown(given: Given, leaf: str) -> Problem:
-    guess = near(leaf, [*leaf_sections(), *ALIASES, *SWITCHES, *SHARDING], cutoff=0.7)
-    own = ALIASES.get(guess, guess)
-    section = leaf_sections().get(own, "")
-    hint = f"did you mean {guess}?" if guess else "every key is listed by: hpcft init --list"
-    if guess in leaf_sections() or guess in ALIASES:
-        hint += f" (here: {section + '.' if section else ''}{own})"
-    return Problem(f"{given.word}: no such key", given.origin, spoken(given.value), hint=hint)
 
 
 def _path(leaf: str) -> tuple[str, ...]:

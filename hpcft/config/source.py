@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,18 @@ def _tag(value: Any) -> str:
     return str(getattr(getattr(value, "tag", None), "value", None) or "")
 
 
-def flatten(tree: Any, shown: str, sections: Collection[str], problems: list[Problem]) -> dict[str, Given]:
+def _is_map(value: Any) -> bool:
+    return (value is None or isinstance(value, Mapping)) and not _tag(value)
+
+
+def flatten(
+    tree: Any, shown: str, section_of: Callable[[str, Mapping[Any, Any]], str | None], problems: list[Problem]
+) -> dict[str, Given]:
     """Leaves of a run file by their own spelling. A leaf may stand in its section or on top.
 
-    A scalar under a section's name is the leaf of that name (``model: Qwen/…``).
+    section_of: the section that a key with such a map behind it is or was meant to be, "" for none of ours, None for a
+    leaf. One that is misspelt is complained about and read. A scalar under a section's name is the leaf of that name
+    (``model: Qwen/…``).
     """
     leaves: dict[str, Given] = {}
 
@@ -125,7 +133,11 @@ def flatten(tree: Any, shown: str, sections: Collection[str], problems: list[Pro
 
     for key, value in tree.items():
         name = str(key)
-        if name in sections and (value is None or isinstance(value, Mapping)) and not _tag(value):
+        section = section_of(name, value or {}) if _is_map(value) else None
+        if section is not None:
+            if section != name:
+                hint = f"did you mean the section {section}?" if section else "its keys may as well stand on top"
+                problems.append(Problem(f"{name}: no such section", line_of(tree, key, shown), hint=hint))
             for inner, item in (value or {}).items():
                 add(value, inner, item, f"{name}.{inner}")
         else:

@@ -37,6 +37,51 @@ def test_an_unknown_key_near_nothing_gets_the_list_of_all_keys(tmp_path: Path) -
     assert only(complaints(write(tmp_path, WHOLE + "xyzzy: 1\n"))).hint == "every key is listed by: hpcft init --list"
 
 
+@pytest.mark.parametrize(
+    ("text", "section"),
+    [
+        ("models: {model: m}\ndataset: a\n", "model"),
+        ("model: m\ndat: {dataset: a}\n", "data"),
+        (WHOLE + "tunner: {tuner_type: full}\n", "tuner"),
+        (WHOLE + "checkpoints: {save_steps: 5}\n", "checkpoint"),
+        (WHOLE + "slrum: {nodes: 2}\n", "slurm"),
+        (WHOLE + "Train: {max_steps: 5}\n", "train"),
+        (WHOLE + "training: {max_steps: 5}\n", "train"),
+    ],
+)
+def test_a_misspelt_section_is_named_and_what_stands_in_it_is_not_missing(
+    tmp_path: Path, text: str, section: str
+) -> None:
+    problem = only(complaints(write(tmp_path, text)))
+    assert problem.what.endswith(": no such section")
+    assert problem.hint == f"did you mean the section {section}?"
+
+
+def test_a_section_that_resembles_none_is_read_all_the_same(tmp_path: Path) -> None:
+    first, second = complaints(write(tmp_path, "everything:\n  model: m\n  dataset: a\n  seed: x\n"))
+    assert (first.what, first.hint) == ("everything: no such section", "its keys may as well stand on top")
+    assert second.what == "everything.seed: must be a whole number"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (WHOLE + "tuner: lora\n", "tuner: {tuner_type: lora}"),
+        (WHOLE + "objective: dpo\n", "objective: {beta: …}"),
+        ("model: m\ndata: a.jsonl\n", "data: {dataset: …}"),
+    ],
+)
+def test_a_value_in_the_place_of_a_section_is_told_the_key_that_it_needs(tmp_path: Path, text: str, hint: str) -> None:
+    problem = only(complaints(write(tmp_path, text)))
+    assert problem.what.endswith(": is a section, and no key")
+    assert problem.hint == f"its keys stand under it: {hint}"
+
+
+@pytest.mark.parametrize("text", ["modle: m\ndataset: a\n", "model: m\ndatasets: [{pth: a}]\n"])
+def test_what_was_said_and_not_understood_is_not_called_missing_too(tmp_path: Path, text: str) -> None:
+    assert "missing" not in only(complaints(write(tmp_path, text))).what
+
+
 def test_every_problem_is_reported_at_once_in_the_order_of_the_lines(tmp_path: Path) -> None:
     text = "model: m\nnodes: many\nzzz: 1\npacking: perhaps\nlora_rank: 0\ntuner_type: lorra\ntime: soon\n"
     problems = complaints(write(tmp_path, text), "--nproc_per_node", "x")
@@ -274,9 +319,7 @@ def test_datasets_may_be_maps(tmp_path: Path) -> None:
     ],
 )
 def test_a_dataset_map_that_means_something_else_is_refused_at_its_line(tmp_path: Path, entry: str, what: str) -> None:
-    problem = next(
-        p for p in complaints(write(tmp_path, f"model: m\ndatasets: [{entry}]\n")) if "missing" not in p.what
-    )
+    problem = only(complaints(write(tmp_path, f"model: m\ndatasets: [{entry}]\n")))
     assert (problem.what, problem.where[-2:]) == (what, ":2")
 
 

@@ -147,7 +147,7 @@ VALUES: dict[str, dict[Any, Any]] = {
 _Switch = dict[Any, tuple[str, Any] | None]
 _BFLOAT16, _FLOAT16 = ("torch_dtype", "bfloat16"), ("torch_dtype", "float16")
 _EVALUATION: _Switch = {"steps": None, "epoch": ("eval_steps", 0), "no": ("eval_steps", -1)}
-_PROMPTS: _Switch = {True: ("train_on", "all"), False: ("train_on", "assistant")}
+_PROMPTS: _Switch = {True: ("train_on", "all"), False: None}
 _COMPUTE: _Switch = {
     **dict.fromkeys(("bfloat16", "bf16"), _BFLOAT16),
     **dict.fromkeys(("float16", "fp16"), _FLOAT16),
@@ -194,6 +194,21 @@ SWITCHES: dict[str, _Switch] = {
     "problem_type": {"single_label_classification": None},
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
+
+# switch → our leaf and the value that it has not where the switch is off
+DENIES: dict[str, tuple[str, Any]] = {
+    "load_in_4bit": ("quant_bits", 4),
+    "pure_bf16": ("main_params_dtype", "bfloat16"),
+    "flash_attention": ("attn_impl", "flash_attention_2"),
+    "train_on_inputs": ("train_on", "all"),
+    "train_on_prompt": ("train_on", "all"),
+}
+
+# switch → the leaf without which it says nothing
+NEEDS: dict[str, str] = dict.fromkeys(
+    ("quant_method", "quantization_method", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "double_quantization"),
+    "quant_bits",
+)
 
 # switch → what to use in place of a value that is not in its table
 ALTERNATIVES: dict[str, str] = {
@@ -322,7 +337,7 @@ _OFF = ("", "none", "null", "no")
 def says_nothing(name: str, value: Any) -> bool:
     """Whether ``value`` switches a refused ``name`` off, as the files of other tools often do."""
     plain = str(value).strip().lower() if _plain(value) else value
-    return value in (None, False, [], {}) or _switch(value) is False or plain in _OFF or (name in AXES and plain == "1")
+    return value in (None, False, [], {}) or switch(value) is False or plain in _OFF or (name in AXES and plain == "1")
 
 
 def rename(name: str, value: Any) -> tuple[tuple[str, Any], ...]:
@@ -348,11 +363,17 @@ def rename(name: str, value: Any) -> tuple[tuple[str, Any], ...]:
     return ((leaf, translate(leaf, value)),)
 
 
+def denied(name: str, value: Any) -> tuple[str, Any] | None:
+    """Our leaf and the value that a switch which is off says it has not."""
+    word = name.replace("-", "_")
+    return DENIES.get(word) if switch(value) is False else None
+
+
 def _switched(word: str, value: Any) -> tuple[tuple[str, Any], ...]:
     table = SWITCHES[word]
     if value is None:
         return ()
-    key = _switch(value) if True in table else value
+    key = switch(value) if True in table else value
     if not _plain(key) or key not in table:
         said = tuple(dict.fromkeys(str(choice).lower() for choice in table))
         raise refuse(f"{word}: no such value in this release", value=value, choices=said,
@@ -361,7 +382,7 @@ def _switched(word: str, value: Any) -> tuple[tuple[str, Any], ...]:
     return (ours,) if ours else ()
 
 
-def _switch(value: Any) -> Any:
+def switch(value: Any) -> Any:
     """``"True"`` is true, ``"off"`` is false; anything else comes back as it is."""
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     return words.get(str(value).lower(), value) if _plain(value) else value
@@ -383,7 +404,7 @@ def translate(leaf: str, value: Any) -> Any:
     table = VALUES.get(leaf, {})
     if isinstance(value, (list, tuple)):
         return [table.get(item, item) if _plain(item) else item for item in value]
-    said = _switch(value) if True in table else value
+    said = switch(value) if True in table else value
     return table.get(said, value) if _plain(said) else value
 
 

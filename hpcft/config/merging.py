@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, rename, says_nothing
+from hpcft.config.aliases import ALIASES, NEEDS, REFUSED, SET_ASIDE, SHARDING, denied, rename, says_nothing, switch
 from hpcft.config.leaves import leaf_sections
 from hpcft.config.source import Given, spoken
 from hpcft.config.unknown import meant, unknown
@@ -23,41 +23,89 @@ class Merged:
     unread: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class _Said:
+    """A leaf as we understand it, and its value as it was given."""
+
+    given: Given
+    value: Any
+
+
 def merge(layers: Sequence[Mapping[str, Given]], problems: list[Problem]) -> Merged:
     """Later layers win; what is refused or unknown becomes a problem, what is set aside a note."""
     merged = Merged()
+    idle: dict[str, str] = {}
     for layer in layers:
-        own: dict[str, Given] = {}
+        own: dict[str, _Said] = {}
         for word, given in layer.items():
             try:
-                ours = rename(str(word), given.value)
+                ours = rename(word, given.value)
             except Refusal as refusal:
                 problems += [dataclasses.replace(p, where=given.origin) for p in refusal.problems]
                 merged.unread |= {leaf for leaf in (ALIASES.get(word, word),) if leaf in leaf_sections()}
                 continue
             for leaf, value in ours:
-                _add(own, leaf, Given(value, given.origin, given.word), given.value, problems, merged)
-        merged.leaves |= own
+                _add(own, leaf, _Said(Given(value, given.origin, given.word), given.value), problems, merged)
+            if word in NEEDS and given.value is not None:
+                idle[given.word] = NEEDS[word]
+        _deny(layer, own, problems, merged)
+        merged.leaves |= {leaf: said.given for leaf, said in own.items()}
+    merged.notes += [f"{word} has no effect here: {leaf} is not given" for word, leaf in idle.items()
+                     if leaf not in merged.leaves or merged.leaves[leaf].value is None]  # fmt: skip
     return merged
 
 
-def _add(own: dict[str, Given], leaf: str, given: Given, said: Any, problems: list[Problem], merged: Merged) -> None:
-    """One leaf into a layer's own. said: the value as it was given."""
+def _add(own: dict[str, _Said], leaf: str, said: _Said, problems: list[Problem], merged: Merged) -> None:
+    """One leaf into a layer's own."""
+    given = said.given
     if leaf in SET_ASIDE:
-        merged.notes += [f"{given.word} has no effect here: {SET_ASIDE[leaf]}"] if said is not None else []
+        merged.notes += [f"{given.word} has no effect here: {SET_ASIDE[leaf]}"] if said.value is not None else []
     elif leaf in REFUSED:
-        if not says_nothing(leaf, said):
-            problems.append(
-                Problem(f"{given.word}: not in this release", given.origin, spoken(said), hint=REFUSED[leaf])
-            )
+        if not says_nothing(leaf, said.value):
+            what = f"{given.word}: not in this release"
+            problems.append(Problem(what, given.origin, spoken(said.value), hint=REFUSED[leaf]))
     elif leaf not in leaf_sections() and leaf not in SHARDING:
-        problems.append(unknown(dataclasses.replace(given, value=said), leaf))
+        problems.append(unknown(dataclasses.replace(given, value=said.value), leaf))
         merged.unread |= set(meant(leaf))
-    elif leaf not in own:
-        own[leaf] = given
-    elif own[leaf].value != given.value or (_names(given.word, leaf) and _names(own[leaf].word, leaf)):
-        what = f"{given.word}: says the same as {own[leaf].word} at {own[leaf].origin}"
-        problems.append(Problem(what, given.origin, hint="remove one of them"))
+    elif leaf not in own or own[leaf].value is None:
+        own[leaf] = said
+    elif said.value is not None:
+        _again(own[leaf], leaf, said, problems, merged)
+
+
+def _again(first: _Said, leaf: str, said: _Said, problems: list[Problem], merged: Merged) -> None:
+    """A leaf that two words of a layer say."""
+    if not _same(first.given.value, said.given.value):
+        problems.append(_contradiction(said.given, said.value, first))
+    elif _names(said.given.word, leaf) and _names(first.given.word, leaf):
+        merged.notes.append(f"{said.given.word} says the same as {first.given.word} at {first.given.origin}")
+
+
+def _deny(layer: Mapping[str, Given], own: dict[str, _Said], problems: list[Problem], merged: Merged) -> None:
+    """Switches that are off take back what an earlier layer said, and contradict what their own one says."""
+    for word, given in layer.items():
+        leaf, value = denied(word, given.value) or ("", None)
+        if leaf in own and own[leaf].given.value == value:
+            problems.append(_contradiction(given, given.value, own[leaf]))
+        elif leaf in merged.leaves and merged.leaves[leaf].value == value:
+            del merged.leaves[leaf]
+
+
+def _contradiction(given: Given, value: Any, first: _Said) -> Problem:
+    other = f"{first.given.word}: {spoken(first.value)} at {first.given.origin}"
+    return Problem(f"{given.word}: contradicts {other}", given.origin, spoken(value), hint="remove one of them")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are one, in whatever spelling: ``yes`` and ``true``, 1e-4 and ``0.0001``."""
+    return bool(one == other or _spelt(one) == _spelt(other))
+
+
+def _spelt(value: Any) -> Any:
+    try:
+        return float(switch(value))
+    except (TypeError, ValueError, OverflowError):
+        return spoken(value).lower()
 
 
 def _names(word: str, leaf: str) -> bool:

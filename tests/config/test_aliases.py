@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SWITCHES, VALUES
+from hpcft.config.aliases import ALIASES, NEEDS, REFUSED, SET_ASIDE, SWITCHES, VALUES
 from hpcft.config.leaves import leaf_sections, sections
+from hpcft.config.load import load_run
 from hpcft.config.run import RunConfig
 from hpcft.errors import Refusal
-from tests.words import complaints, run
+from tests.words import complaints, run, write
 
 LEAVES = leaf_sections()
 
@@ -158,8 +160,6 @@ def test_a_word_of_another_tool_is_understood(line: str, leaf: str, expected: An
 
 @pytest.mark.parametrize("name", ["model_name_or_path", "base_model", "pretrained_model_name_or_path"])
 def test_the_model_goes_by_its_other_names(name: str) -> None:
-    from hpcft.config.load import load_run
-
     assert load_run([f"--{name}", "Qwen/Qwen2.5-7B", "--dataset", "a"]).run.model.model == "Qwen/Qwen2.5-7B"
 
 
@@ -176,6 +176,65 @@ def test_what_this_release_does_not_do_is_refused_with_the_alternative(name: str
     assert name in problem.what
     assert problem.value == "4"
     assert problem.hint == REFUSED[name]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("--adapter qlora --load_in_4bit false", "load_in_4bit: contradicts adapter: qlora"),
+        ("--quant_bits 4 --load_in_4bit false", "load_in_4bit: contradicts quant_bits: 4"),
+        ("--bf16 true --fp16 true", "fp16: contradicts bf16: true"),
+        ("--train_type lora --finetuning_type full", "finetuning_type: contradicts train_type: lora"),
+        ("--cutoff_len 2048 --max_length 1024", "max_length: contradicts cutoff_len: 2048"),
+        ("--sdp_attention true --flash_attention true", "flash_attention: contradicts sdp_attention: true"),
+        ("--attn_impl flash_attention_2 --flash_attention false", "flash_attention: contradicts attn_impl: flash_"),
+        ("--lora_target_modules q_proj --lora_target_linear true", 'contradicts lora_target_modules: ["q_proj"]'),
+        ("--mask_history true --train_on_prompt true", "train_on_prompt: contradicts mask_history: true"),
+        ("--train_on all --train_on_inputs false", "train_on_inputs: contradicts train_on: all"),
+        ("--packing true --neat_packing false", "neat_packing: contradicts packing: true"),
+    ],
+)
+def test_words_that_contradict_each_other_are_refused_with_both_values(line: str, what: str) -> None:
+    (problem,) = complaints("--model", "m", "--dataset", "a", *line.split())
+    assert what in problem.what
+    assert problem.what.endswith(" at command line")
+    assert problem.value == ("true" if line.endswith("true") else line.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("line", "leaf", "expected", "notes"),
+    [
+        ("--packing true --neat_packing true", "packing", True, 1),
+        ("--packing true --sample_packing", "packing", True, 1),
+        ("--lr 1e-4 --learning_rate 0.0001", "learning_rate", 1e-4, 1),
+        ("--adapter qlora --load_in_4bit true", "quant_bits", 4, 0),
+        ("--mask_history true --train_on_inputs false", "train_on", "last_turn", 0),
+    ],
+)
+def test_words_that_agree_are_accepted(line: str, leaf: str, expected: Any, notes: int) -> None:
+    assert value(leaf, line) == expected
+    assert [note for note in run(line).notes if "says the same as" in note] == list(run(line).notes)
+    assert len(run(line).notes) == notes
+
+
+def test_a_switch_that_is_off_takes_back_what_the_file_said(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: m\ndataset: a\nadapter: qlora\ntrain_on: all\n")
+    configured = load_run([file, "--load_in_4bit", "false", "--train_on_inputs", "false"]).run
+    assert (configured.model.quant_bits, configured.data.train_on) == (None, "assistant")
+
+
+def test_a_key_with_nothing_behind_it_does_not_contradict_another_name(tmp_path: Path) -> None:
+    for text in ("lora_target_modules:\nlora_target: q_proj\n", "lora_target: q_proj\nlora_target_modules:\n"):
+        loaded = load_run([write(tmp_path, "model: m\ndataset: a\n" + text)])
+        assert (loaded.run.tuner.target_modules, loaded.notes) == (("q_proj",), ())
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_how_to_quantise_without_quantising_is_noted(name: str) -> None:
+    said = next(iter(SWITCHES[name]))
+    line = f"--{name} {str(said).lower()}"
+    assert run(line).notes == (f"{name} has no effect here: quant_bits is not given",)
+    assert run(f"{line} --quant_bits 4").notes == ()
 
 
 @pytest.mark.parametrize("off", ["null", "none", "false", "no", "0", ""])

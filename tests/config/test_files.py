@@ -147,11 +147,11 @@ def test_a_key_given_on_top_and_in_its_section_is_refused_with_both_places(tmp_p
     assert f"{file}:3" in problem.what
 
 
-def test_a_key_in_two_spellings_is_refused_with_both(tmp_path: Path) -> None:
+def test_a_key_in_two_spellings_that_differ_is_refused_with_both_values(tmp_path: Path) -> None:
     file = write(tmp_path, WHOLE + "learning_rate: 1e-4\nlr: 1e-5\n")
     problem = only(complaints(file))
-    assert problem.what == f"lr: says the same as learning_rate at {file}:3"
-    assert problem.where == f"{file}:4"
+    assert problem.what == f"lr: contradicts learning_rate: 0.0001 at {file}:3"
+    assert (problem.where, problem.value) == (f"{file}:4", "1e-05")
 
 
 @pytest.mark.parametrize(

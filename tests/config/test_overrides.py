@@ -119,7 +119,7 @@ def test_a_negative_number_is_a_value() -> None:
         ("--model", "model: given twice"),
         ("--seed 1 --seed 2", "seed: given twice"),
         ("--seed 1 --train.seed 2", "train.seed: given twice"),
-        ("--lr 1 --learning_rate 2", "learning_rate: says the same as lr at command line"),
+        ("--lr 1 --learning_rate 2", "learning_rate: contradicts lr: 1 at command line"),
         ("--zzz 1", "zzz: no such key"),
         ("zzz=1", "zzz: no such key"),
         ("-x", "-x: no such option"),

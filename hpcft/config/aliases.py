@@ -148,6 +148,9 @@ _Switch = dict[Any, tuple[str, Any] | None]
 _BFLOAT16, _FLOAT16 = ("torch_dtype", "bfloat16"), ("torch_dtype", "float16")
 _EVALUATION: _Switch = {"steps": None, "epoch": ("eval_steps", 0), "no": ("eval_steps", -1)}
 _PROMPTS: _Switch = {True: ("train_on", "all"), False: None}
+_ANSWERS: _Switch = {True: ("train_on", "assistant"), False: ("train_on", "all")}
+_ALWAYS: _Switch = {True: None}
+_NEVER: _Switch = {False: None}
 _COMPUTE: _Switch = {
     **dict.fromkeys(("bfloat16", "bf16"), _BFLOAT16),
     **dict.fromkeys(("float16", "fp16"), _FLOAT16),
@@ -179,6 +182,8 @@ SWITCHES: dict[str, _Switch] = {
     "eager_attention": {True: ("attn_impl", "eager"), False: None},
     "train_on_inputs": _PROMPTS,
     "train_on_prompt": _PROMPTS,
+    "assistant_only_loss": _ANSWERS,
+    "completion_only_loss": _ANSWERS,
     "mask_history": {True: ("train_on", "last_turn"), False: None},
     "eval_strategy": _EVALUATION,
     "evaluation_strategy": _EVALUATION,
@@ -192,6 +197,11 @@ SWITCHES: dict[str, _Switch] = {
         **dict.fromkeys(("causal_lm", "CAUSAL_LM")),
     },
     "problem_type": {"single_label_classification": None},
+    "dataset_text_field": {"text": None},
+    "use_chat_template": _ALWAYS,
+    "tuner_backend": {"peft": None},
+    **dict.fromkeys(("dataset_shuffle", "train_dataloader_shuffle", "shuffle_merged_datasets"), _ALWAYS),
+    **dict.fromkeys(("strict", "greater_is_better", "xformers_attention", "s2_attention", "shift_attn"), _NEVER),
     "metric_for_best_model": dict.fromkeys(("loss", "eval_loss")),
 }
 
@@ -216,6 +226,18 @@ ALTERNATIVES: dict[str, str] = {
     "task_type": "this release trains no embeddings and rerankers; task names what it does",
     "problem_type": "this release gives each text one of several classes",
     "bnb_4bit_quant_type": "nf4 is the better of the two for weights: leave it out",
+    "dataset_text_field": "rename the column to text: a record's shape is found by its keys",
+    "use_chat_template": "task: pretrain trains plain text, and train_on: all every token",
+    "tuner_backend": "adapters are peft's",
+    **dict.fromkeys(
+        ("dataset_shuffle", "train_dataloader_shuffle", "shuffle_merged_datasets"),
+        "each epoch has an order of its own, which follows from seed",
+    ),
+    "strict": "leave it out: a key that means nothing is refused anyway",
+    "greater_is_better": "the best checkpoint is the one with the lowest loss: leave it out",
+    **dict.fromkeys(
+        ("xformers_attention", "s2_attention", "shift_attn"), "attn_impl names a kernel; auto is the fastest"
+    ),
     **dict.fromkeys(("bnb_4bit_use_double_quant", "double_quantization"), "leave it out: the scales are quantised too"),
 }
 
@@ -240,9 +262,30 @@ SET_ASIDE: dict[str, str] = {
     "master_port": "the port follows from the job",
     "overwrite_output_dir": "a run folder is never overwritten; give the run another name",
     **dict.fromkeys(
-        ("report_to", "plot_loss", "logging_dir", "wandb_project", "wandb_entity", "wandb_name", "wandb_log_model"),
+        (
+            "report_to",
+            "plot_loss",
+            "logging_dir",
+            "wandb_project",
+            "wandb_entity",
+            "wandb_name",
+            "wandb_log_model",
+            "wandb_watch",
+            "wandb_mode",
+            "wandb_run_id",
+        ),
         "metrics.jsonl and TensorBoard's files are always written, into the run folder",
     ),
+    **dict.fromkeys(("eval_table_size", "eval_max_new_tokens"), "evaluation is the loss; nothing is generated"),
+    "local_rank": "Slurm or torchrun tells every rank which one it is",
+    "debug": "every rank has a log of its own: hpcft logs",
+    "lora_fan_in_fan_out": "peft finds out which way a layer's weights lie",
+    **dict.fromkeys(
+        ("loss_watchdog_threshold", "loss_watchdog_patience"),
+        "nonfinite: stop ends a run whose loss is not finite; early_stopping_patience one that gets no better",
+    ),
+    "auto_find_batch_size": "per_device_train_batch_size: auto follows from the memory",
+    "agent_template": "the tokenizer's own chat template is used, also for tools",
     "template": "the tokenizer's own chat template is used; chat_template: FILE.jinja is another",
     **dict.fromkeys(("model_type", "tokenizer_type", "tokenizer_use_fast"), "the model's own folder says it"),
     **dict.fromkeys(
@@ -319,7 +362,13 @@ REFUSED: dict[str, str] = {
     "reward_funcs": "this release has no online reinforcement learning; task: sft",
     **dict.fromkeys(("adapters", "adapter_name_or_path", "lora_model_dir"),
                     "adapters start anew; to go on with a run: hpcft resume"),
-    **dict.fromkeys(("images", "freeze_llm", "freeze_language_model"), "this release trains text models"),
+    **dict.fromkeys(
+        ("images", "freeze_llm", "freeze_language_model", "max_pixels", "min_pixels", "image_max_pixels",
+         "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "image_folder",
+         "image_dir", "media_dir", "image_size", "image_resolution", "image_resize_algorithm", "vision_tower",
+         "is_multimodal", "processor_type", "vit_lr", "aligner_lr", "vit_gradient_checkpointing"),
+        "this release trains text models, on text: leave it out",
+    ),
     "streaming": "data is prepared on disk and read in place; `path#N` takes a part of it",
     "max_samples": "write the number behind each dataset: path#1000",
     "dataset_dir": "name the files themselves: dataset: [data/alpaca_en_demo.json]",
@@ -373,7 +422,7 @@ def _switched(word: str, value: Any) -> tuple[tuple[str, Any], ...]:
     table = SWITCHES[word]
     if value is None:
         return ()
-    key = switch(value) if True in table else value
+    key = switch(value) if True in table or False in table else value
     if not _plain(key) or key not in table:
         said = tuple(dict.fromkeys(str(choice).lower() for choice in table))
         raise refuse(f"{word}: no such value in this release", value=value, choices=said,

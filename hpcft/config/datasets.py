@@ -40,6 +40,8 @@ def _line(entry: Mapping[str, Any]) -> str:
         what = "a dataset needs a path" if path is None else f"a dataset has no {key} here"
         guess = near(key, (*_PATH, *_SUBSET, *_ROWS)) if path is not None else ""
         hint = f"did you mean {guess}?" if guess else "write path:subset#rows, for example a.jsonl#500"
+        if key == "data_files":
+            hint = "name the files themselves, each as a dataset of its own"
         raise refuse(what, value=dict(entry), choices=("path", "subset", "rows"), hint=hint)
     return f"{path}{f':{subset}' if subset else ''}{f'#{rows}' if rows else ''}"
 

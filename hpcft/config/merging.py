@@ -64,6 +64,8 @@ def _add(own: dict[str, _Said], leaf: str, said: _Said, problems: list[Problem],
         if not says_nothing(leaf, said.value):
             what = f"{given.word}: not in this release"
             problems.append(Problem(what, given.origin, spoken(said.value), hint=REFUSED[leaf]))
+    elif leaf not in leaf_sections() and leaf not in SHARDING and said.value is None:
+        merged.notes.append(f"{given.word} is no key, and nothing stands behind it")
     elif leaf not in leaf_sections() and leaf not in SHARDING:
         problems.append(unknown(dataclasses.replace(given, value=said.value), leaf))
         merged.unread |= set(meant(leaf))

@@ -67,6 +67,30 @@ def test_a_switch_with_a_value_that_nobody_knows_names_the_ones_that_are() -> No
     assert "adamw_torch" in problem.choices
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("--dataset_text_field body", "rename the column to text"),
+        ("--use_chat_template false", "task: pretrain"),
+        ("--tuner_backend unsloth", "peft's"),
+        ("--dataset_shuffle false", "follows from seed"),
+        ("--shuffle_merged_datasets false", "follows from seed"),
+        ("--greater_is_better true", "lowest loss"),
+        ("--s2_attention true", "attn_impl"),
+    ],
+)
+def test_a_switch_that_would_change_the_training_says_what_to_use_instead(line: str, hint: str) -> None:
+    (problem,) = complaints("--model", "m", "--dataset", "a", *line.split())
+    assert hint in problem.hint
+
+
+@pytest.mark.parametrize("word", ["--max_pixels 1003520", "--vit_lr 1e-5", "image_folder=x", "--is_multimodal"])
+def test_words_for_images_are_recognised(word: str) -> None:
+    (problem,) = complaints("--model", "m", "--dataset", "a", *word.split())
+    assert problem.what.endswith("not in this release")
+    assert "text models" in problem.hint
+
+
 def test_a_type_of_task_that_is_not_trained_is_refused() -> None:
     (problem,) = complaints("--model", "m", "--dataset", "a", "--task_type", "embedding")
     assert (problem.value, "seq_cls" in problem.choices) == ("embedding", True)
@@ -147,6 +171,9 @@ def test_another_kind_of_problem_than_one_class_for_a_text_is_refused() -> None:
         ("--attn_implementation sdpa", "attn_impl", "sdpa"),
         ("--train_on_inputs", "train_on", "all"),
         ("--loss_scale last_round", "train_on", "last_turn"),
+        ("--assistant_only_loss true", "train_on", "assistant"),
+        ("--assistant_only_loss false", "train_on", "all"),
+        ("--completion_only_loss true", "train_on", "assistant"),
         ("--eval_strategy no", "eval_steps", -1),
         ("--eval_strategy epoch", "eval_steps", 0),
         ("--nnodes 2", "nodes", 2),

@@ -256,6 +256,22 @@ def test_a_key_with_nothing_behind_it_is_as_if_not_said(tmp_path: Path) -> None:
     assert load_run([file]).run.train.seed == 42
 
 
+def test_an_unknown_key_with_nothing_behind_it_is_noted(tmp_path: Path) -> None:
+    loaded = load_run([write(tmp_path, WHOLE + "leerning_rate:\n")])
+    assert loaded.notes == ("leerning_rate is no key, and nothing stands behind it",)
+
+
+def test_what_axolotls_own_files_leave_empty_or_off_is_no_obstacle(tmp_path: Path) -> None:
+    empty = ("wandb_project", "wandb_watch", "wandb_name", "debug", "local_rank", "xformers_attention", "s2_attention",
+             "lora_fan_in_fan_out", "eval_table_size", "eval_max_new_tokens", "deepspeed", "fsdp", "fsdp_config",
+             "special_tokens", "resume_from_checkpoint", "early_stopping_patience", "lora_target_modules")  # fmt: skip
+    text = "base_model: m\ndatasets:\n  - path: a.jsonl\n    type: alpaca\nstrict: false\nload_in_8bit: false\n"
+    text += "shuffle_merged_datasets: true\nlora_target_linear: true\n"
+    loaded = load_run([write(tmp_path, text + "".join(f"{key}:\n" for key in empty))])
+    assert loaded.notes == ()
+    assert loaded.run.tuner.target_modules == ("all-linear",)
+
+
 def test_extends_lays_the_nearer_file_over_the_farther_and_keeps_each_values_origin(tmp_path: Path) -> None:
     write(tmp_path, WHOLE + "seed: 1\nmax_steps: 10\nnodes: 2\n", "far.yaml")
     write(tmp_path, "extends: far.yaml\nlr: 1e-3\nseed: 2\n", "near.yaml")
@@ -314,6 +330,7 @@ def test_datasets_may_be_maps(tmp_path: Path) -> None:
     [
         ("{type: alpaca}", "a dataset needs a path"),
         ("{path: a, split: test}", "a dataset has no split here"),
+        ("{path: json, data_files: a.jsonl}", "a dataset has no data_files here"),
         ("{path: a, dataset_name: b}", "a dataset's path and dataset_name are the same"),
         ("{path: a, type: {field: x}}", "a dataset has no type here"),
     ],

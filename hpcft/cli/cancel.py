@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hpcft.cli.common import find_run
+from hpcft.cli.common import find_run, spelt
 
 
 @click.command("cancel")
@@ -21,4 +21,4 @@ def command(run: str) -> None:
         raise refuse(
             f"Slurm does not answer: {error}", hint="try again; the run is marked as cancelled already"
         ) from error
-    click.echo(f"next: hpcft status {paths.root.name}", err=True)
+    click.echo(f"next: hpcft status {spelt(paths.root)}", err=True)

@@ -161,9 +161,31 @@ def find_run(name: str) -> RunPaths:
     from hpcft.run.paths import RunPaths
 
     for folder in (Path(name), Path("runs") / name):
-        if is_run(folder):
-            return RunPaths(folder.absolute())
+        try:
+            if is_run(folder):
+                return RunPaths(folder.absolute())
+        except OSError as error:
+            raise refuse(f"the run cannot be looked at: {error.strerror}", value=name) from error
     known = sorted(path.name for path in Path("runs").glob("[!.]*") if is_run(path))
-    guess = near(name, known)
+    guess = _elsewhere(name) or near(name, known)
     hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"
     raise refuse("no such run", value=name, choices=known[:12], hint=hint)
+
+
+def _elsewhere(name: str) -> str:
+    """The run of that name in another folder of this one than runs/: output_dir of its file."""
+    import glob
+
+    from hpcft.run.folder import is_run
+
+    there = sorted(Path().glob(f"*/{glob.escape(name)}")) if name and "/" not in name else []
+    return next((str(path) for path in there if is_run(path)), "")
+
+
+def spelt(run: Path) -> str:
+    """The run in ``run`` as find_run finds it from here: its name, where it is under runs/, else its folder."""
+    import shlex
+
+    here = Path.cwd()
+    folder = run.relative_to(here) if run.is_relative_to(here) else run
+    return shlex.quote(folder.name if folder.parent == Path("runs") else str(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hpcft.cli.common import find_run
+from hpcft.cli.common import find_run, spelt
 
 
 @click.command("logs")
@@ -47,7 +47,7 @@ def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> bool:
         for line in logs.follow(RunPaths(folder), over, rank, attempt):
             click.echo(line)
     except KeyboardInterrupt:
-        click.echo(f"\nthe run goes on; next: hpcft status {folder.name}", err=True)
+        click.echo(f"\nthe run goes on; next: hpcft status {spelt(folder)}", err=True)
         return False
     now = status(folder)
     click.echo(f"run {now.name} is {now.state}" + (f": {now.why}" if now.why else ""), err=True)

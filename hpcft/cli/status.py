@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hpcft.cli.common import find_run
+from hpcft.cli.common import find_run, spelt
 
 if TYPE_CHECKING:
     from hpcft.launch.watch import RunStatus
@@ -68,8 +68,9 @@ def _says_why(now: RunStatus) -> bool:
 
 
 def _next(now: RunStatus) -> str:
+    run = spelt(now.run)
     if now.state == "finished":
-        return f"next: hpcft export {now.name}"
+        return f"next: hpcft export {run}"
     if now.alive:
-        return f"next: hpcft logs -f {now.name}"
-    return f"next: hpcft logs {now.name}   or: hpcft resume {now.name}"
+        return f"next: hpcft logs -f {run}"
+    return f"next: hpcft logs {run}   or: hpcft resume {run}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words, spelt
 
 if TYPE_CHECKING:
     from hpcft.launch.transport import Submitted
@@ -114,12 +114,8 @@ def report(submitted: Submitted, plan: Plan) -> None:
     click.echo(f"run {plan.name} is with {where}: {plan.layout.world_size} ranks", err=True)
     if submitted.preparation:
         click.echo(f"job {submitted.preparation} prepares its data first", err=True)
-    click.echo(f"next: hpcft status {_short(submitted.run)}   or: hpcft logs -f {_short(submitted.run)}", err=True)
-
-
-def _short(run: Path) -> Path:
-    here = Path.cwd()
-    return run.relative_to(here) if run.is_relative_to(here) else run
+    run = spelt(submitted.run)
+    click.echo(f"next: hpcft status {run}   or: hpcft logs -f {run}", err=True)
 
 
 def _dry_run(plan: Plan, on_slurm: bool) -> None:

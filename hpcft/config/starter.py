@@ -14,16 +14,21 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hpcft.clock import clock
 from hpcft.config.cluster import ClusterProfile
+from hpcft.config.fields import minutes
 from hpcft.config.run import RunConfig, Section
 from hpcft.config.source import plain, read_yaml
 
 WIDTH = 110
 
 
-def run_starter(chosen: Path) -> str:
-    """A run file: the values of the starter ``chosen`` active, every other key commented out at its default."""
-    values = _values(chosen)
+def run_starter(chosen: Path, cluster: ClusterProfile | None = None) -> str:
+    """A run file: the values of the starter ``chosen`` active, every other key commented out at its default.
+
+    cluster: the profile it is to fit on; None: it asks for what its template says.
+    """
+    values = _fitted(_values(chosen), cluster) if cluster else _values(chosen)
     lines = [
         "# A run. Active lines are set; a commented line shows the default. Every key also works as --key value.",
         "",
@@ -39,6 +44,22 @@ def run_starter(chosen: Path) -> str:
         else:
             lines += [*_leaf(name, field, values, indent=""), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _fitted(values: Mapping[str, Any], cluster: ClusterProfile) -> dict[str, Any]:
+    """``values`` with no more nodes, ranks and time than the cluster's default partition has."""
+    slurm = dict(values["slurm"])
+    limits = cluster.partitions.get(cluster.partition or "")
+    most = {
+        "nodes": [1] if cluster.scheduler == "none" else [cluster.max_nodes, limits.max_nodes if limits else None],
+        "nproc_per_node": [cluster.gpus_per_node or cluster.cores_per_node],
+    }
+    for key, bounds in most.items():
+        if key in slurm:
+            slurm[key] = min([slurm[key], *(bound for bound in bounds if bound)])
+    if limits and limits.max_time and minutes(slurm["time"]) > limits.max_time:
+        slurm["time"] = clock(limits.max_time)
+    return {**values, "slurm": slurm}
 
 
 def cluster_starter(chosen: Path) -> str:

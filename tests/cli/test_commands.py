@@ -13,7 +13,7 @@ import pytest
 
 from hpcft.cli.main import ELSEWHERE, VERBS
 from hpcft.plan.plan import Plan
-from tests.words import LEAST, ROOT, SEED
+from tests.words import LEAST, PROFILES, ROOT, SEED, STARTERS
 
 
 def hpcft(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +78,37 @@ def test_init_overwrites_nothing_and_says_what_is_there(tmp_path: Path) -> None:
     before = (tmp_path / "run.yaml").read_bytes()
     assert "run.yaml, cluster.yaml: already there" in refused("init", tmp_path)
     assert (tmp_path / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("run", STARTERS)
+@pytest.mark.parametrize("cluster", PROFILES)
+def test_the_command_that_init_names_next_works(run: str, cluster: str, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from hpcft.cli.main import command
+
+    begun = CliRunner().invoke(command, ["init", "--run", run, "--cluster", cluster, str(tmp_path / "new")])
+    assert begun.exit_code == 0, begun.output
+    planned = CliRunner().invoke(command, ["plan", str(tmp_path / "new" / "run.yaml")])
+    assert planned.exit_code == 0, planned.output
+
+
+def test_init_gives_the_profile_that_is_asked_for_later_and_leaves_the_run(tmp_path: Path) -> None:
+    assert hpcft("init --run tiny", tmp_path).returncode == 0
+    before = (tmp_path / "run.yaml").read_bytes()
+    later = hpcft("init --cluster infiniband-h100", tmp_path)
+    assert (later.returncode, later.stdout) == (0, "cluster.yaml\n"), later.stderr
+    assert "run.yaml: already there, left as it is" in later.stderr
+    assert (tmp_path / "run.yaml").read_bytes() == before
+    assert "infiniband-h100 (cluster.yaml)" in hpcft("plan run.yaml", tmp_path).stdout
+
+
+def test_init_never_replaces_what_a_person_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("name: mine\nscheduler: none\naccelerator: cpu\ncores_per_node: 2\n")
+    assert "cluster.yaml: already there" in refused("init --cluster loopback", tmp_path)
+    assert not (tmp_path / "run.yaml").exists()
+    assert hpcft("init", tmp_path).stdout == "run.yaml\n"
+    assert "mine (cluster.yaml)" in hpcft("plan run.yaml", tmp_path).stdout
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from hpcft.config.cluster import ClusterProfile
 from hpcft.config.complaints import validate
+from hpcft.config.idle import idle
 from hpcft.config.leaves import leaf_sections, list_names, nullable, required
 from hpcft.config.merging import Merged, merge
 from hpcft.config.overrides import read_words
@@ -68,7 +69,7 @@ def load_run(words: Sequence[str]) -> Loaded:
     if problems or run is None:
         raise Refusal(sorted(problems, key=_line_number))
     run = _mark_local(run)
-    notes += gave_way(ways, run)
+    notes += [*gave_way(ways, run), *idle(run, leaves)]
     origins = {leaf: leaves[leaf].origin if leaf in leaves else "default" for leaf in leaf_sections()}
     return Loaded(run, origins, tuple(notes), file)
 

@@ -90,8 +90,8 @@ class Data(Section):
         description="Files (jsonl, json, csv, parquet) or hub names; `path#500` takes 500 rows. Shape: by keys.",
     )
     val_dataset: tuple[Line, ...] = Field((), description="Evaluation data, written like `dataset`.")
-    split_dataset_ratio: Fraction = Field(
-        0.0, description="Without val_dataset: this share of rows is set aside for evaluation."
+    split_dataset_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Without val_dataset: this share of rows is set aside for evaluation."
     )
     interleave_prob: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="Mixing weights, one per dataset; empty: the datasets are joined as they are."

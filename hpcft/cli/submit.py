@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hpcft.cli.changed import refuse_changed
 from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words, spelt
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     """
     planned = plan_run(words, hub="cache" if dry_run else "fetch")
     on_slurm = goes_to_slurm(planned.plan)
+    refuse_changed(planned)
     if dry_run:
         _dry_run(planned.plan, on_slurm)
         return

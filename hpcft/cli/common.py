@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,10 +85,35 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     for note in loaded.notes:
         click.echo(f"note: {note}", err=True)
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
-    plan = make_plan(loaded.run, cluster, loaded.origins, _shape(loaded, cluster, hub))
+    with placed(loaded.origins):
+        shape = _shape(loaded, cluster, hub)
+    plan = make_plan(loaded.run, cluster, loaded.origins, shape)
     for note in notes(plan):
         click.echo(f"note: {note}", err=True)
     return Planned(loaded, cluster, shown, plan)
+
+
+def pinned(planned: Planned) -> Plan:
+    """The plan with its hub names downloaded and pinned. Raises Refusal, with the lines of those that cannot be had."""
+    from hpcft.launch.hub import resolve
+
+    with placed(planned.loaded.origins):
+        return resolve(planned.plan)
+
+
+@contextlib.contextmanager
+def placed(origins: Mapping[str, str]) -> Iterator[None]:
+    """What is refused inside for a key is told with the line that the key is on, or that it is on the command line."""
+    from hpcft.errors import Refusal
+
+    def with_line(problem: Problem) -> Problem:
+        origin = origins.get(problem.where.rpartition(".")[2], "default")
+        return problem if origin == "default" else dataclasses.replace(problem, where=origin)
+
+    try:
+        yield
+    except Refusal as refusal:
+        raise Refusal([with_line(problem) for problem in refusal.problems]) from refusal
 
 
 def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
@@ -111,7 +138,6 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
 
 
 def _named_by_file(loaded: Loaded) -> Loaded:
-    import dataclasses
     import re
 
     assert loaded.file is not None
@@ -120,10 +146,11 @@ def _named_by_file(loaded: Loaded) -> Loaded:
 
 
 def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
-    """Raises Refusal for every local model folder or data file of the run that is not there.
+    """Raises Refusal for every local model folder, data file or chat template of the run that is not there.
 
     origins: leaf → the line it is on; empty where only the Plan is left of the run's file.
     """
+    from hpcft.config.source import is_file
     from hpcft.errors import Problem, Refusal
 
     problems = []
@@ -134,24 +161,27 @@ def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
         for source in sources:
             if source.source == "local" and not Path(source.path).expanduser().exists():
                 problems.append(_missing(leaf, source.path, origins.get(leaf, "")))
+    template = plan.data.chat_template or ""
+    if ("/" in template or "." in template) and not is_file(template):
+        problems.append(_missing("chat_template", template, origins.get("chat_template", ""), (".jinja",)))
     if problems:
         raise Refusal(problems)
 
 
-def _missing(leaf: str, name: str, where: str) -> Problem:
+def _missing(leaf: str, name: str, where: str, kinds: tuple[str, ...] = ()) -> Problem:
+    """kinds: the endings of files that may be offered; none: those of data."""
+    from hpcft.catalog import DATA_FILES
     from hpcft.errors import Problem, near_file
 
     folder = Path(name).expanduser().parent
-    there = [path.name for path in folder.iterdir() if _readable(path)] if folder.is_dir() else []
+    there = [path.name for path in folder.iterdir() if _is_a(path, kinds or DATA_FILES)] if folder.is_dir() else []
     guess = near_file(Path(name).name, there)
     hint = f"did you mean {folder / guess}?" if guess else "paths are relative to the folder you call hpcft in"
     return Problem(f"{leaf}: no such file", where, name, hint=hint)
 
 
-def _readable(path: Path) -> bool:
-    from hpcft.catalog import DATA_FILES
-
-    return path.is_file() and path.name.removesuffix(".gz").endswith(DATA_FILES)
+def _is_a(path: Path, kinds: tuple[str, ...]) -> bool:
+    return path.is_file() and path.name.removesuffix(".gz").endswith(kinds)
 
 
 def find_run(name: str) -> RunPaths:

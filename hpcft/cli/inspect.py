@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, pinned, plan_run, refuse_missing_files, run_words
+
+if TYPE_CHECKING:
+    from hpcft.plan.plan import Plan
 
 
 @click.command("inspect", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -20,15 +26,27 @@ def command(
     words: tuple[str, ...], index: int | None, random_: int | None, seed: int | None, windows: bool, split: str
 ) -> None:
     """Show prepared records with the trained tokens marked. The data must be prepared: hpcft prepare."""
-    from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_data
     from hpcft.run.expand import store_folder
 
     which = _which(index, random_, seed, windows)
     planned = plan_run(words)
     refuse_missing_files(planned.plan, planned.loaded.origins)
-    plan = resolve(planned.plan)
+    plan = pinned(planned)
+    _refuse_unprepared(plan, words)
     sys.exit(run_data("inspect", plan, store_folder(plan), "--split", split, *which))
+
+
+def _refuse_unprepared(plan: Plan, words: Sequence[str]) -> None:
+    """The process that shows knows the request, and not the words that it came of."""
+    from hpcft.errors import refuse
+    from hpcft.plan.plan import data_key
+    from hpcft.run.expand import store_folder
+
+    store = store_folder(plan)
+    if not (store / "requests" / f"{data_key(plan.data)}.json").is_file():
+        hint = f"hpcft prepare {shlex.join(words)}"
+        raise refuse("the data of this run is not prepared", where=str(store), hint=hint)
 
 
 def _which(index: int | None, random_: int | None, seed: int | None, windows: bool) -> list[str]:

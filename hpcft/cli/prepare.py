@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, pinned, plan_run, refuse_missing_files, run_words
 
 
 @click.command("prepare", context_settings=RUN_WORDS, epilog=RUN_EPILOG)
@@ -14,11 +14,10 @@ from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_fil
 @run_words
 def command(words: tuple[str, ...], as_json: bool) -> None:
     """Read, mask, pack and store the data of a run, and print the label audit. Prepared data is found again."""
-    from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_prepare
     from hpcft.run.expand import store_folder
 
     planned = plan_run(words)
     refuse_missing_files(planned.plan, planned.loaded.origins)
-    plan = resolve(planned.plan)
+    plan = pinned(planned)
     sys.exit(run_prepare(planned.plan, plan, store_folder(plan), *(["--json"] if as_json else [])))

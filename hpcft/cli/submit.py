@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcft.cli.changed import refuse_changed
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_missing_files, run_words, spelt
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, pinned, plan_run, refuse_missing_files, run_words, spelt
 
 if TYPE_CHECKING:
+    from hpcft.cli.common import Planned
     from hpcft.launch.transport import Submitted
     from hpcft.plan.plan import Plan
 
@@ -37,7 +38,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
         from hpcft.launch.preflight import refuse_missing_packages
 
         refuse_missing_packages(planned.plan)
-    plan = _prepared(planned.plan, on_slurm)
+    plan = _prepared(planned, on_slurm)
     submitted = hand_over(plan, on_slurm)
     report(submitted, plan)
     if follow:
@@ -66,18 +67,17 @@ def python_is_the_ranks(plan: Plan, on_slurm: bool) -> bool:
     return not on_slurm or (not plan.resources.setup and "HPCFT_PYTHON" not in os.environ)
 
 
-def _prepared(plan: Plan, on_slurm: bool) -> Plan:
+def _prepared(planned: Planned, on_slurm: bool) -> Plan:
     """The plan with its hub names pinned and its data prepared; leaves with the data's exit code where that fails.
 
     A profile may leave the data to the job. On this machine there is none: what is not prepared now, nobody prepares.
     """
-    from hpcft.launch.hub import resolve
     from hpcft.launch.processes import run_prepare
     from hpcft.run.expand import store_folder
 
-    named, plan = plan, resolve(plan)
+    plan = pinned(planned)
     now = plan.resources.prepare == "login" or not on_slurm  # else at the start of the job, or in one before it
-    if now and (code := run_prepare(named, plan, store_folder(plan), aside=True)):
+    if now and (code := run_prepare(planned.plan, plan, store_folder(plan), aside=True)):
         sys.exit(code)
     return plan
 

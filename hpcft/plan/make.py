@@ -262,7 +262,8 @@ def _source(name: str, weight: float | None, use_hf: bool) -> Source:
     if match := re.fullmatch(r"(.+)#([^/#]*)", name):
         text = match[1]
         if not re.fullmatch(r"[0-9]{1,12}", match[2]) or int(match[2]) < 1:
-            raise refuse("data.dataset: the part after # is a number of rows", value=name, hint=f"write {text}#500")
+            file = re.sub(r"(#[0-9]*)+$", "", text)
+            raise refuse("data.dataset: the part after # is a number of rows", value=name, hint=f"write {file}#500")
         rows = int(match[2])
     for prefix, hub in (("HF::", True), ("MS::", False)):
         if text.startswith(prefix):

@@ -177,6 +177,7 @@ def test_words_without_effect_are_said_on_stderr_once(tmp_path: Path) -> None:
         (f"plan {LEAST} --cluster infiniband-h100 --partition x", "valid: cpu, gpu, scavenge"),
         (f"plan {LEAST} --cluster infiniband-h100 --global_batch_size 9", "valid: 8, 16"),
         (f"plan {LEAST} --pp 2", "not in this release"),
+        ("plan --model m --dataset 'a#20#' --cluster local", "hint: write a#500"),
         (f"render {LEAST} -o /proc/nowhere/x", "cannot be written"),
         (f"render {LEAST} --check nofile", "cannot be read"),
         ("pln", "did you mean plan?"),
@@ -204,6 +205,34 @@ def test_a_missing_data_file_is_told_the_one_like_it_that_can_be_read(asked: str
     message = refused(f"prepare --model m --dataset {asked} --cluster local", tmp_path)
     told = message[message.index("dataset: no such file") :]
     assert hint in told
+
+
+@pytest.mark.parametrize("verb", ["prepare", "inspect", "submit"])
+def test_a_hub_name_that_cannot_be_had_is_told_with_its_place(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: own/er\n")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    said = hpcft(f"{verb} run.yaml --dataset own/data --cluster local", tmp_path, **offline)
+    assert said.returncode == 2
+    assert "Error: run.yaml:1: model own/er cannot be had" in said.stderr
+    assert "Error: command line: dataset own/data cannot be had" in said.stderr
+
+
+def test_a_missing_chat_template_is_told_with_its_place_and_the_one_like_it(tmp_path: Path) -> None:
+    for name in ("config.json", "a.jsonl", "chats.jinja"):
+        (tmp_path / name).write_text("{}")
+    line = "--model . --dataset a.jsonl --cluster local --chat_template chat.jinja"
+    for verb in ("prepare", "submit"):
+        told = refused(f"{verb} {line}", tmp_path)
+        assert "Error: command line: chat_template: no such file" in told
+        assert "did you mean chats.jinja?" in told
+
+
+def test_inspecting_what_is_not_prepared_names_the_command_that_prepares_it(tmp_path: Path) -> None:
+    for name in ("config.json", "a.jsonl"):
+        (tmp_path / name).write_text("{}")
+    told = refused("inspect --model . --dataset a.jsonl --cluster local --max_length 64", tmp_path)
+    assert "the data of this run is not prepared" in told
+    assert "hint: hpcft prepare --model . --dataset a.jsonl --cluster local --max_length 64" in told
 
 
 def test_a_small_batch_of_kto_is_noted_where_its_middle_would_be_a_guess(tmp_path: Path) -> None:

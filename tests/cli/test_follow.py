@@ -35,7 +35,7 @@ def test_a_followed_run_that_does_not_finish_is_exit_code_one(
         ledger.write("attempt_ended", decision="done" if ending == "finished" else "stop", ending=ending, why="so")
         return Submitted("1", paths.root, "local")
 
-    monkeypatch.setattr(submit, "_prepared", lambda plan, _: plan)
+    monkeypatch.setattr(submit, "_prepared", lambda planned, _: planned.plan)
     monkeypatch.setattr(submit, "hand_over", handed_over)
     words = ["--model", ".", "--dataset", "a.jsonl", "--cluster", "local", "-f"]
     done = CliRunner().invoke(submit.command, words)

@@ -262,6 +262,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Export; the exit code."""
+    from hpcft.train.libraries import absent
     from hpcft.train.main import go_offline
 
     given = parse(words)
@@ -270,7 +271,8 @@ def main(words: Sequence[str] | None = None) -> int:
     paths = RunPaths(given.run.absolute())
     wish = Wish(given.checkpoint, given.output, given.merge, given.dtype, given.fallback, given.store)
     try:
-        folder = export(paths, wish, _say)
+        with absent("deepspeed"):  # it is for training, and has words for the stdout of programs
+            folder = export(paths, wish, _say)
     except Refusal as refusal:
         _say(refusal.report)
         return EXIT_REFUSED

@@ -667,3 +667,12 @@ def test_as_a_process_of_its_own_it_prints_the_folder_and_nothing_else_on_stdout
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(base_of(run), site / "by-process")), run.logits, **TIGHT
     )
+
+
+def test_no_library_says_anything_on_the_stdout_of_an_export(site: Path) -> None:
+    trained(site, "full-tied", "tied", tuner={"kind": "full"})
+    command = [sys.executable, "-m", "hpcft.train.export", "--run", "runs/full-tied", "--output", "in-silence"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=site, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{site / 'in-silence'}\n"

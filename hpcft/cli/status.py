@@ -70,7 +70,19 @@ def _says_why(now: RunStatus) -> bool:
 def _next(now: RunStatus) -> str:
     run = spelt(now.run)
     if now.state == "finished":
-        return f"next: hpcft export {run}"
+        return f"next: hpcft export {run}{_merge(now)}"
     if now.alive:
         return f"next: hpcft logs -f {run}"
     return f"next: hpcft logs {run}   or: hpcft resume {run}"
+
+
+def _merge(now: RunStatus) -> str:
+    """The option without which an export of the run would be refused."""
+    from hpcft.errors import Refusal
+    from hpcft.run.folder import read_plan
+    from hpcft.run.paths import RunPaths
+
+    try:
+        return " --merge" if read_plan(RunPaths(now.run)).only_merged else ""
+    except Refusal:  # of another release
+        return ""

@@ -306,6 +306,11 @@ class Plan:
         """Twelve hexadecimal digits of SHA-256 over the canonical text."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
+    @property
+    def only_merged(self) -> bool:
+        """Whether an export must be the whole model: adapters on random weights, which are written nowhere else."""
+        return self.tuner.kind != "full" and self.model.from_scratch
+
     @classmethod
     def from_json(cls, text: str, where: str = "plan.json") -> Plan:
         """Read a Plan. Raises Refusal where the text is not one, or of a schema this release does not read."""

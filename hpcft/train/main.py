@@ -89,7 +89,8 @@ def run_rank(plan: Plan, paths: RunPaths, ledger: Ledger, environ: Mapping[str, 
     run.console.close()
     if finished and here.first:
         ledger.write("finished", step=run.progress.step)
-        print(f"finished at step {run.progress.step}; next: hpcft export {paths.root}", flush=True)
+        merge = " --merge" if plan.only_merged else ""
+        print(f"finished at step {run.progress.step}; next: hpcft export {paths.root}{merge}", flush=True)
     here.barrier()
     return EXIT_FINISHED if finished else EXIT_STOPPED
 

@@ -85,7 +85,7 @@ def kind_of(plan: Plan, merge: bool) -> str:
             raise refuse("--merge: this run trained every weight, so there is no adapter to merge", value=plan.name,
                          hint="leave --merge away: the export is the whole model")  # fmt: skip
         return MODEL
-    if plan.model.from_scratch and not merge:
+    if plan.only_merged and not merge:
         raise refuse("the adapter's base has random weights that are written nowhere, so it could be loaded by nobody",
                      value=plan.model.path, hint="export the whole model: --merge")  # fmt: skip
     return MERGED if merge else ADAPTER

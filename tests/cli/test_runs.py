@@ -42,5 +42,13 @@ def test_a_run_in_another_folder_is_offered_for_its_name(tmp_path: Path) -> None
     assert hpcft("list out", tmp_path).stdout.startswith("tiny ")
 
 
+@pytest.mark.parametrize(("scratch", "merge"), [(True, " --merge"), (False, "")])
+def test_the_export_that_is_named_next_is_one_that_is_possible(scratch: bool, merge: str, tmp_path: Path) -> None:
+    root = stopped(tmp_path / "runs" / "tiny")
+    keep_plan(plan(name="tiny", model={"from_scratch": scratch}, tuner={"kind": "lora"}).to_json(), RunPaths(root))
+    Ledger(RunPaths(root), "batch", {JOB_VARIABLE: lease.local_job()}).write("finished", step=4)
+    assert hpcft("status tiny", tmp_path).stderr.strip() == f"next: hpcft export tiny{merge}"
+
+
 def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
     assert "File name too long" in refused(f"status {'x' * 300}", tmp_path)

@@ -70,6 +70,12 @@ def refuse(
     return Refusal(Problem(what, where, str(value), tuple(str(choice) for choice in choices), hint))
 
 
+def count(number: int | float, thing: str) -> str:
+    """``1 node``, ``2 nodes``, ``1,500 windows``."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{shown} {thing}{'' if number == 1 else 's'}"
+
+
 def near(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known word nearest to ``word``, or an empty string when none is as near as ``cutoff`` (0 to 1).
 

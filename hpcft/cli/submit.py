@@ -109,11 +109,13 @@ def preparing(plan: Plan) -> str:
 
 def report(submitted: Submitted, plan: Plan) -> None:
     """What was done, on stdout for programs; what to type next, on stderr."""
+    from hpcft.errors import count
+
     where = (
         f"Slurm, partition {plan.resources.partition or 'default'}" if submitted.where == "slurm" else "this machine"
     )
     click.echo(f"{submitted.job_id} {submitted.run}")
-    click.echo(f"run {plan.name} is with {where}: {plan.layout.world_size} ranks", err=True)
+    click.echo(f"run {plan.name} is with {where}: {count(plan.layout.world_size, 'rank')}", err=True)
     if submitted.preparation:
         click.echo(f"job {submitted.preparation} prepares its data first", err=True)
     run = spelt(submitted.run)
@@ -124,12 +126,13 @@ def _dry_run(plan: Plan, on_slurm: bool) -> None:
     """The script on stdout, Slurm's opinion on stderr; the same checks as a submission, and nothing is left behind."""
     import tempfile
 
+    from hpcft.errors import count
     from hpcft.launch.render import render
 
     text = render(plan, Path(plan.resources.template) if plan.resources.template else None)
     click.echo(text, nl=False)
     if not on_slurm:
-        click.echo(f"dry run: would start {plan.layout.world_size} ranks on this machine", err=True)
+        click.echo(f"dry run: would start {count(plan.layout.world_size, 'rank')} on this machine", err=True)
         return
     from hpcft.launch.transport import check
 

@@ -27,12 +27,13 @@ def command(words: tuple[str, ...], as_json: bool) -> None:
     without Slurm as processes of this machine. Neither data nor weights are needed. Exit code 0: the losses and
     gradient norms of three optimizer steps agree; 1: a strategy differs or failed.
     """
+    from hpcft.errors import count
     from hpcft.launch import verify
 
     plan = verify.own_plan(plan_run(words, hub="fetch").plan)
     start = verify.where(plan)
     verify.interruptible()
-    click.echo(f"comparing strategies on {plan.layout.world_size} ranks; about a minute", err=True)
+    click.echo(f"comparing strategies on {count(plan.layout.world_size, 'rank')}; about a minute", err=True)
     with verify.folder(plan) as paths:
         code = start(plan, paths)
         table = verify.found(paths)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from hpcft.errors import count
 from hpcft.launch import ranks
 from hpcft.launch.accept import EXIT_GO_ON, accept
 from hpcft.launch.after import after, report
@@ -95,7 +96,7 @@ def main() -> int:
     paths = RunPaths.from_environment()
     text = (paths.handed_over if paths.handed_over.exists() else paths.plan).read_text(encoding="utf-8")
     plan = Plan.from_json(text, where=str(paths.handed_over))
-    say(f"run {plan.name} on this machine, {plan.layout.world_size} ranks, process {os.getpid()}")
+    say(f"run {plan.name} on this machine, {count(plan.layout.world_size, 'rank')}, process {os.getpid()}")
     return run_here(plan, text, paths, stop)
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.clock import clock
-from hpcft.errors import printable
+from hpcft.errors import count, printable
 from hpcft.plan.estimate import BYTES_PER_TOKEN, guessed_tokens, is_absent
 from hpcft.plan.explain_memory import explain_memory, explain_time
 from hpcft.plan.plan import QUANTISED, Plan, Source
@@ -59,12 +59,6 @@ def _table(rows: Iterable[tuple[str, str, str]]) -> str:
     return "\n".join(f"{a:<{first}}  {b:<{second}}{'  ' if len(b) <= second else gap}{c}" for a, b, c in table)
 
 
-def _count(number: int | float, thing: str) -> str:
-    """``1 node``, ``2 nodes``, ``1,500 windows``."""
-    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
-    return f"{shown} {thing}{'' if number == 1 else 's'}"
-
-
 def _model(plan: Plan) -> list[tuple[str, str]]:
     model, tuner = plan.model, plan.tuner
     revision = f" at {model.revision}" if model.revision else ""
@@ -86,10 +80,10 @@ def _model(plan: Plan) -> list[tuple[str, str]]:
 def _layout(plan: Plan) -> list[tuple[str, str]]:
     layout = plan.layout
     on_cpus = plan.resources.accelerator == "cpu"
-    each = _count(layout.ranks_per_node, "rank" if on_cpus else "GPU") + (" on CPUs" if on_cpus else "")
+    each = count(layout.ranks_per_node, "rank" if on_cpus else "GPU") + (" on CPUs" if on_cpus else "")
     axes = " × ".join(f"{axis.name} {axis.degree}" for axis in layout.axes if axis.degree > 1) or "one rank, no axis"
-    world = _count(layout.world_size, "rank")
-    return [("layout", f"{_count(layout.nodes, 'node')} × {each} = {world}; {plan.train.strategy}: {axes}")]
+    world = count(layout.world_size, "rank")
+    return [("layout", f"{count(layout.nodes, 'node')} × {each} = {world}; {plan.train.strategy}: {axes}")]
 
 
 def _batch(plan: Plan) -> list[tuple[str, str]]:
@@ -97,8 +91,8 @@ def _batch(plan: Plan) -> list[tuple[str, str]]:
     return [
         (
             "batch",
-            f"{_count(batch.micro_windows, 'window')} × {batch.accumulation} accumulation × "
-            f"{_count(plan.layout.data_parallel, 'rank')} = {_count(batch.global_windows, 'window')}\n"
+            f"{count(batch.micro_windows, 'window')} × {batch.accumulation} accumulation × "
+            f"{count(plan.layout.data_parallel, 'rank')} = {count(batch.global_windows, 'window')}\n"
             f"× {length:,} tokens ≤ {batch.global_windows * length:,} tokens an optimizer step",
         )
     ]
@@ -135,7 +129,7 @@ def _data(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     if facts:
         share = facts.trained_tokens / max(1, facts.tokens)
         lines.append(
-            f"prepared: {_count(facts.windows, 'window')}, {facts.tokens:,} tokens of which {share:.0%} are trained"
+            f"prepared: {count(facts.windows, 'window')}, {facts.tokens:,} tokens of which {share:.0%} are trained"
         )
     else:
         lines.append("not prepared yet; submit does it first, or: hpcft prepare")
@@ -153,24 +147,22 @@ def _steps(plan: Plan, facts: PreparedFacts | None) -> list[tuple[str, str]]:
     if facts:
         steps = total_steps(optim, facts.windows, plan.batch.global_windows)
         epoch = steps_per_epoch(facts.windows, plan.batch.global_windows)
-        division = (
-            f"⌈{_count(facts.windows, 'window')} / {plan.batch.global_windows}⌉ = {_count(epoch, 'step')} an epoch"
-        )
+        division = f"⌈{count(facts.windows, 'window')} / {plan.batch.global_windows}⌉ = {count(epoch, 'step')} an epoch"
         lines.append(
             division
             if optim.max_steps > 0
-            else f"{division} × {_count(optim.num_train_epochs, 'epoch')} = {_count(steps, 'optimizer step')}"
+            else f"{division} × {count(optim.num_train_epochs, 'epoch')} = {count(steps, 'optimizer step')}"
         )
     if optim.max_steps > 0:
-        lines.append(f"max_steps: {_count(optim.max_steps, 'optimizer step')}")
+        lines.append(f"max_steps: {count(optim.max_steps, 'optimizer step')}")
     elif not facts:
-        lines.append(f"{_count(optim.num_train_epochs, 'epoch')}; {_guessed_steps(plan)}")
+        lines.append(f"{count(optim.num_train_epochs, 'epoch')}; {_guessed_steps(plan)}")
     steps = optim.max_steps if optim.max_steps > 0 else steps
-    warm = _count(optim.warmup_steps, "step") if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
+    warm = count(optim.warmup_steps, "step") if optim.warmup_steps else f"{optim.warmup_ratio:g} of the steps"
     if steps and not optim.warmup_steps:
-        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {_count(warmup_steps(optim, steps), 'step')}"
+        warm = f"⌈{optim.warmup_ratio:g} × {steps:,}⌉ = {count(warmup_steps(optim, steps), 'step')}"
     lines.append(f"learning rate {optim.learning_rate:g}, {optim.schedule}, warm-up {warm}")
-    every = f"evaluated every {_count(plan.train.eval_steps, 'step')}"
+    every = f"evaluated every {count(plan.train.eval_steps, 'step')}"
     lines.append({0: "evaluated at the end of each epoch", -1: "no evaluation"}.get(plan.train.eval_steps, every))
     return [("steps", "\n".join(lines)), *_time(plan, steps)]
 
@@ -182,7 +174,7 @@ def _guessed_steps(plan: Plan) -> str:
         return exact
     windows = -(-tokens // plan.data.max_length)
     steps = total_steps(plan.optim, windows, plan.batch.global_windows)
-    return f"about {_count(steps, 'optimizer step')}, judging by the files' size; {exact}"
+    return f"about {count(steps, 'optimizer step')}, judging by the files' size; {exact}"
 
 
 def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:
@@ -192,7 +184,7 @@ def _time(plan: Plan, steps: int | None) -> list[tuple[str, str]]:
     lines = [limit + (warned if resources.scheduler == "slurm" else "; then the run is ended")]
     if predicted := explain_time(plan):
         seconds, text = predicted
-        lines.append(f"{text}; {_duration(steps * seconds)} for {_count(steps, 'step')}" if steps else text)
+        lines.append(f"{text}; {_duration(steps * seconds)} for {count(steps, 'step')}" if steps else text)
     return [("time", "\n".join(lines))]
 
 
@@ -204,11 +196,11 @@ def _cluster(plan: Plan, file: str) -> list[tuple[str, str]]:
     r = plan.resources
     named = f"{r.cluster} ({file})" if file else r.cluster
     if r.scheduler == "none":
-        return [("cluster", f"{named}: this machine, without Slurm, {_count(r.cpus_per_task, 'core')} a rank")]
+        return [("cluster", f"{named}: this machine, without Slurm, {count(r.cpus_per_task, 'core')} a rank")]
     asked = [f"partition {r.partition}" if r.partition else "", f"account {r.account}" if r.account else ""]
     asked += [
-        f"{_count(r.gpus_per_node, 'GPU')} a node ({r.gpu_request})" if r.gpus_per_node else "",
-        f"{_count(r.cpus_per_task, 'core')} a rank",
+        f"{count(r.gpus_per_node, 'GPU')} a node ({r.gpu_request})" if r.gpus_per_node else "",
+        f"{count(r.cpus_per_task, 'core')} a rank",
     ]
     asked += [f"memory {r.memory} a node" if r.memory and r.memory != "0" else "", "whole nodes" if r.exclusive else ""]
     preempted = {
@@ -218,14 +210,14 @@ def _cluster(plan: Plan, file: str) -> list[tuple[str, str]]:
     }[r.preemption]
     lines = [f"{named}: " + ", ".join(part for part in asked if part), preempted]
     if job := r.prepare_job:
-        lines.append(f"data that is not prepared: a job of {_count(job.cores, 'core')}, for which the run waits")
+        lines.append(f"data that is not prepared: a job of {count(job.cores, 'core')}, for which the run waits")
     return [("cluster", "\n".join(lines))]
 
 
 def _paths(plan: Plan) -> list[tuple[str, str]]:
     run = PurePosixPath(plan.folders.runs) / plan.name
     save = (
-        f"every {_count(plan.checkpoint.save_steps, 'step')}"
+        f"every {count(plan.checkpoint.save_steps, 'step')}"
         if plan.checkpoint.save_steps
         else "at the end and when stopped"
     )

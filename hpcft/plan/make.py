@@ -16,7 +16,7 @@ from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile, PrepareJob
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
-from hpcft.errors import Problem, Refusal, refuse
+from hpcft.errors import Problem, Refusal, count, refuse
 from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
 from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words, uncompilable
@@ -249,7 +249,7 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
 def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use_hf: bool) -> tuple[Source, ...]:
     if weights and len(weights) != len(names):
         raise refuse(
-            f"data.interleave_prob: {len(weights)} weights for {len(names)} datasets",
+            f"data.interleave_prob: {count(len(weights), 'weight')} for {count(len(names), 'dataset')}",
             value=" ".join(map(str, weights)),
             hint="give one per dataset",
         )

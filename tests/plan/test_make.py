@@ -199,7 +199,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task dpo --tuner_type full --reference adapters_off", "has no adapters", ("auto", "precompute")),
         ("--task kto --init_weights pissa --reference adapters_off", "out of the weights", ("auto", "precompute")),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
-        ("--interleave_prob 0.5 0.5", "2 weights for 1 datasets", ()),
+        ("--interleave_prob 0.5 0.5", "2 weights for 1 dataset", ()),
         ("--early_stopping_patience 2", "there is nothing to evaluate on", ()),
         ("--load_best_model_at_end", "there is nothing to evaluate on", ()),
     ],

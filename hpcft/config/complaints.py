@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hpcft.config.source import Given, spoken
+from hpcft.config.run import NEEDS_A_VALUE
+from hpcft.config.source import COMMAND_LINE, Given, spoken
 from hpcft.errors import Problem, near
 
 M = TypeVar("M", bound=BaseModel)
@@ -79,6 +81,8 @@ def _problem(model: type[BaseModel], details: list[Any], places: Mapping[Path, G
     hint = f"did you mean {guess}?" if guess else _hint(detail, given)
     or_else = [choice for other in others for choice in _choices(other)]  # a union: a number, or one of some words
     what = "no such value" if choices else " or ".join([_sentence(detail), *or_else])
+    if isinstance(detail["input"], bool) and what == NEEDS_A_VALUE and where != COMMAND_LINE:
+        what += f", not {spoken(detail['input'])}"
     return Problem(f"{word}: {what}", where, value, choices, hint)
 
 
@@ -87,11 +91,19 @@ def _sentence(detail: Any) -> str:
         return sentence
     match detail["type"]:
         case "string_pattern_mismatch":
-            return "has characters that may not stand here"
+            most = _longest(detail)
+            return f"is longer than {most} characters" if most else "has characters that may not stand here"
         case "value_error":
             return str(detail["ctx"]["error"])
     message = str(detail["msg"]).removeprefix("Input should be ")
     return f"must be {message}" if message != detail["msg"] else message[:1].lower() + message[1:]
+
+
+def _longest(detail: Any) -> int:
+    """How many characters a pattern allows, where the text has more of them; else 0."""
+    found = re.search(r"\{0,([0-9]+)\}\$$", detail["ctx"]["pattern"])
+    most = int(found[1]) + 1 if found else 0  # the first character stands apart
+    return most if len(detail["input"]) > most else 0
 
 
 def _choices(detail: Any) -> tuple[str, ...]:
@@ -108,7 +120,7 @@ def _hint(detail: Any, given: Given | None) -> str:
     if given and given.word.rpartition(".")[2] in ("time", "time_limit", "walltime", "max_time"):
         return "minutes, or 4:00:00, 2-00:00:00, 1h30m"
     pattern = detail.get("ctx", {}).get("pattern", "")
-    if not pattern:
+    if not pattern or _longest(detail):
         return ""
     if "x1f" in pattern:
         return "one line without control characters"

@@ -30,6 +30,8 @@ from hpcft.config.unknown import section_of
 from hpcft.errors import Problem, Refusal, near, refuse
 from hpcft.resources import templates
 
+NO_BASE = "extends: no such file"
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -58,14 +60,14 @@ def load_run(words: Sequence[str]) -> Loaded:
             )
         )
     file = Path(said.files[0]) if said.files else None
-    layers, readable = _read_layers(file, problems)
+    layers, whole = _read_layers(file, problems)
     layers.append(dict(said.leaves))
     merged = merge(layers, problems)
     leaves, notes = merged.leaves, merged.notes
     ways = settle(leaves, file, problems, notes)
     places = {_path(leaf): given for leaf, given in leaves.items()}
     shown = str(file) if file else COMMAND_LINE
-    run = validate(RunConfig, _nest(leaves), places, problems, shown, _unread(merged)) if readable else None
+    run = validate(RunConfig, _nest(leaves), places, problems, shown, _unread(merged, whole))
     if problems or run is None:
         raise Refusal(sorted(problems, key=_line_number))
     run = _mark_local(run)
@@ -74,9 +76,12 @@ def load_run(words: Sequence[str]) -> Loaded:
     return Loaded(run, origins, tuple(notes), file)
 
 
-def _unread(merged: Merged) -> set[tuple[str, ...]]:
-    """Places of keys that were said and not understood: they are not missing, and neither are their sections."""
-    paths = {_path(leaf) for leaf in merged.unread}
+def _unread(merged: Merged, whole: bool) -> set[tuple[str, ...]]:
+    """Places of keys that were said and not understood: they are not missing, and neither are their sections.
+
+    whole: all files could be read; else any key may stand in one of the others.
+    """
+    paths = {_path(leaf) for leaf in leaf_sections() if leaf in merged.unread or not whole}
     return paths | {path[:1] for path in paths if required(path[-1])}
 
 
@@ -152,9 +157,11 @@ def _find_cluster(name: str | None, beside: Path | None, where: str) -> Path:
 
 
 def _read_layers(file: Path | None, problems: list[Problem]) -> tuple[list[dict[str, Given]], bool]:
-    """The layers of the run's file, and whether it could be read: a file that cannot be read lacks nothing yet."""
+    """The layers of the run's file, and whether they are all there: a file that cannot be read lacks nothing yet."""
+    known = len(problems)
     try:
-        return (_file_layers(file, problems) if file else []), True
+        layers = _file_layers(file, problems) if file else []
+        return layers, not any(problem.what == NO_BASE for problem in problems[known:])
     except Refusal as refusal:
         problems.extend(refusal.problems)
         return [], False
@@ -170,7 +177,7 @@ def _file_layers(file: Path, problems: list[Problem], seen: tuple[Path, ...] = (
         path = file.parent / str(base)
         if not is_file(path):
             hint = f"it is looked for beside {file.name}"
-            problems.append(Problem("extends: no such file", extends.origin if extends else shown, str(base), (), hint))
+            problems.append(Problem(NO_BASE, extends.origin if extends else shown, str(base), (), hint))
             continue
         if path.resolve() in (*seen, file.resolve()):
             raise refuse("extends: goes in a circle", where=extends.origin if extends else shown, value=str(base))

@@ -71,6 +71,9 @@ def _loose(word: str, after_keys: bool) -> Problem | None:
     """What is wrong with a word that belongs to no key; None: it is the run's file."""
     if word.startswith("-"):
         return Problem(f"{word}: no such option", COMMAND_LINE, hint="keys begin with two dashes: --learning_rate 1e-4")
+    if word.startswith("="):
+        hint = "no blanks around the =: learning_rate=1e-4, or --learning_rate 1e-4"
+        return Problem(f"{word}: no key stands before the =", COMMAND_LINE, hint=hint)
     if after_keys and not _is_run_file(word):
         hint = "only keys such as dataset take several values; a value with blanks in it needs quotes"
         return Problem(f"{word}: belongs to no key", COMMAND_LINE, hint=hint)
@@ -83,7 +86,7 @@ def _bare(key: str) -> str:
 
 def _ends_values(word: str, key: str, listed: bool) -> bool:
     """A list ends at the next ``--key``, ``key=value`` or run file; a single value may look like ``a=b`` or ``-1``."""
-    if word.startswith("--") or (listed and (word.startswith("-") or _ASSIGNMENT.match(word))):
+    if word.startswith("--") or (listed and (word.startswith(("-", "=")) or _ASSIGNMENT.match(word))):
         return True
     return _is_run_file(word) and key not in ("cluster", "config")
 

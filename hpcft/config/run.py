@@ -17,6 +17,8 @@ from hpcft import catalog
 from hpcft.catalog import OBJECTIVES, STRATEGIES, Strategy
 from hpcft.config.fields import Features, Fraction, Line, Minutes, Name, Text, Word
 
+NEEDS_A_VALUE = "needs a value"
+
 
 def _rows(table: Mapping[str, Strategy] | Mapping[str, catalog.Objective]) -> str:
     """A table of the catalog as a sentence, so that a new row is explained wherever the key is."""
@@ -35,7 +37,7 @@ class Section(BaseModel):
         """pydantic reads true as 1: ``--learning_rate`` with its value forgotten would train at a rate of 1."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (kind, *typing.get_args(kind)):
-            raise ValueError("needs a value")
+            raise ValueError(NEEDS_A_VALUE)
         return value
 
     @field_validator("*")

@@ -18,6 +18,13 @@ COMMAND_LINE = "command line"
 DEEPEST = 5  # lists in maps in lists …: a run needs three
 
 
+# What YAML's reader says → what to do about it
+_YAML_HINTS = {
+    "duplicate": "a key may stand once in its section",
+    "'\\t'": "lines are indented with spaces, not with tabs",
+}
+
+
 @dataclass(frozen=True)
 class Given:
     """One value that somebody gave. origin: ``file:line`` or ``command line``; word: the key as they spelt it."""
@@ -48,6 +55,7 @@ def read_yaml(path: Path) -> tuple[Any, str]:
     """The file's value with line numbers, and the name to quote it by. Raises Refusal with file:line."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
 
     shown = str(path)
     try:
@@ -60,13 +68,20 @@ def read_yaml(path: Path) -> tuple[Any, str]:
         raise refuse(f"cannot be read: {why}", where=shown, hint="give the path of a YAML file") from error
     try:
         tree = YAML(typ="rt", pure=True).load(text)
+        if "*" in text and (circle := _circle(YAML(pure=True).compose(text))):
+            raise refuse("an anchor stands inside of itself", where=f"{shown}:{circle}", hint="write its value out")
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        hint = next((hint for word, hint in _YAML_HINTS.items() if word in str(error.problem)), "")
         raise refuse(
             f"not valid YAML: {error.problem or error.context}",
             where=f"{shown}:{mark.line + 1}" if mark else shown,
-            hint="a key may stand once in its section" if "duplicate" in str(error.problem) else "",
+            hint=hint,
         ) from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"not valid YAML: a character that may not stand in it, {printable(repr(text[error.position])[1:-1])}"
+        raise refuse(what, where=f"{shown}:{line}", hint="remove it") from error
     except RecursionError as error:
         raise refuse("not valid YAML: nested too deep", where=shown) from error
     except (YAMLError, ValueError) as error:
@@ -74,6 +89,19 @@ def read_yaml(path: Path) -> tuple[Any, str]:
     if not isinstance(tree, Mapping):
         raise refuse("holds no keys", where=shown, hint="hpcft init writes a starter with every key explained")
     return tree, shown
+
+
+def _circle(node: Any, above: tuple[int, ...] = (), done: set[int] | None = None) -> int:
+    """The line of an anchor that is used inside of itself, which YAML's reader takes for null; 0 where none is."""
+    done = set() if done is None else done
+    if id(node) in above:
+        return int(node.start_mark.line) + 1
+    if id(node) in done or not isinstance(getattr(node, "value", None), list):
+        return 0
+    inner = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+    found = next((line for part in inner if (line := _circle(part, (*above, id(node)), done))), 0)
+    done.add(id(node))
+    return found
 
 
 def line_of(tree: Any, key: Any, shown: str) -> str:

@@ -102,7 +102,10 @@ def test_every_problem_is_reported_at_once_in_the_order_of_the_lines(tmp_path: P
         ("learning_rate: .inf", "learning_rate: must be a finite number", ()),
         ("learning_rate: .nan", "learning_rate: must be a finite number", ()),
         ("learning_rate: true", "learning_rate: needs a value", ()),
-        ("lora_rank: false", "lora_rank: needs a value", ()),
+        ("lora_rank: false", "lora_rank: needs a value, not false", ()),
+        ("global_batch_size: true", "global_batch_size: needs a value, not true", ()),
+        (f"name: {'x' * 300}", "name: is longer than 64 characters", ()),
+        ("name: a b", "name: has characters that may not stand here", ()),
         ("packing: perhaps", "packing: no such value", ("true", "false")),
         ("tuner_type: lorra", "tuner_type: no such value", ("lora", "full")),
         ("system: 3", "system: must be text", ()),
@@ -194,6 +197,22 @@ def test_a_file_that_holds_no_keys_is_refused(tmp_path: Path, text: str) -> None
     problem = only(complaints(write(tmp_path, text)))
     assert problem.what == "holds no keys"
     assert "hpcft init" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "hint"),
+    [
+        ("train:\n\tseed: 1\n", "found character '\\t'", "lines are indented with spaces, not with tabs"),
+        ("train:\n  system: a\0b\n", "a character that may not stand in it, \\x00", "remove it"),
+        ("a: 1\ntrain: &a {max_steps: *a}\n", "an anchor stands inside of itself", "write its value out"),
+        ("a: 1\ndataset: &a [{path: *a}]\n", "an anchor stands inside of itself", "write its value out"),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_its_line_and_what_to_do(tmp_path: Path, text: str, what: str, hint: str) -> None:
+    problem = only(complaints(write(tmp_path, text)))
+    assert (problem.where[-2:], problem.hint) == (":2", hint)
+    assert what in problem.what
+    assert "\n" not in problem.what
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
@@ -310,6 +329,11 @@ def test_extends_of_a_missing_file_is_refused_at_its_line(tmp_path: Path) -> Non
     file = write(tmp_path, WHOLE + "extends: gone.yaml\n")
     problem = only(complaints(file))
     assert (problem.where, problem.value) == (f"{file}:3", "gone.yaml")
+
+
+def test_what_stands_in_a_missing_base_is_not_missing_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    first, second = complaints(write(tmp_path, "extends: gone.yaml\nseed: x\n"))
+    assert (first.what, second.what) == ("extends: no such file", "seed: must be a whole number")
 
 
 def test_lists_may_be_written_as_one_line_with_commas(tmp_path: Path) -> None:

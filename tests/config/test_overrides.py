@@ -123,6 +123,8 @@ def test_a_negative_number_is_a_value() -> None:
         ("--zzz 1", "zzz: no such key"),
         ("zzz=1", "zzz: no such key"),
         ("-x", "-x: no such option"),
+        ("=5", "=5: no key stands before the ="),
+        ("--seed 1 =5", "=5: no key stands before the ="),
         ("--seed 1 loose", "loose: belongs to no key"),
         ("--seed 1 2", "2: belongs to no key"),
         ("--config", ".: cannot be read"),

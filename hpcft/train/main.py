@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hpcft.errors import EXIT_REFUSED, Refusal
+from hpcft.errors import EXIT_REFUSED, Refusal, count
 from hpcft.plan.memory import measured
 from hpcft.plan.place import place_from_environment
 from hpcft.plan.plan import Plan
@@ -100,7 +100,7 @@ def opening(run: Run) -> str:
     skeleton = run.sharded.skeleton
     trained, whole = (sum(map(math.prod, shapes.values())) for shapes in (skeleton.trained, skeleton.shapes))
     return (
-        f"step {run.progress.step} of {run.total_steps} on {run.world.size} ranks; "
+        f"step {run.progress.step} of {run.total_steps} on {count(run.world.size, 'rank')}; "
         f"{trained:,} of {whole:,} weights trained; {run.order.windows:,} windows, {run.order.global_windows} a step"
     )
 

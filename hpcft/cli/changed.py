@@ -37,6 +37,7 @@ def refuse_changed(planned: Planned) -> None:
     from hpcft.plan.difference import differing
     from hpcft.run.expand import run_folder
     from hpcft.run.folder import MAY_CHANGE, read_plan
+    from hpcft.run.ledger import is_finished
     from hpcft.run.paths import RunPaths
 
     paths = RunPaths(run_folder(planned.plan))
@@ -47,8 +48,9 @@ def refuse_changed(planned: Planned) -> None:
     keys = [key for key in differing(new, old) if not {key, key.split(".")[0]} & MAY_CHANGE]
     problems = [Problem(what, where) for what, where in _told(keys, planned, new, old)]
     if problems:
-        run = spelt(paths.root)
-        hint = f"--name NAME makes it a run of its own; hpcft resume {run} goes on with the one that is there"
+        hint = "--name NAME makes it a run of its own"
+        if not is_finished(paths):
+            hint += f"; hpcft resume {spelt(paths.root)} goes on with the one that is there"
         raise Refusal([*problems[:-1], dataclasses.replace(problems[-1], hint=hint)])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,11 @@ def read_yaml(path: Path) -> tuple[Any, str]:
         why = getattr(error, "strerror", None) or str(error)
         raise refuse(f"cannot be read: {why}", where=shown, hint="give the path of a YAML file") from error
     try:
-        tree = YAML(typ="rt", pure=True).load(text)
-        if "*" in text and (circle := _circle(YAML(pure=True).compose(text))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor may be given anew, as YAML allows
+            tree = YAML(typ="rt", pure=True).load(text)
+            circle = _circle(YAML(pure=True).compose(text)) if "*" in text else 0
+        if circle:
             raise refuse("an anchor stands inside of itself", where=f"{shown}:{circle}", hint="write its value out")
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -16,6 +16,7 @@ from hpcft.errors import Problem, Refusal
 from hpcft.plan.difference import value
 from hpcft.plan.plan import Plan
 from hpcft.run.folder import keep_plan, make_folder
+from hpcft.run.ledger import JOB_VARIABLE, Ledger
 from hpcft.run.paths import RunPaths
 from tests.cli.test_commands import refused
 from tests.words import write
@@ -65,6 +66,12 @@ def test_a_changed_key_is_named_with_both_values_and_its_place(there: Path, line
 def test_it_is_said_by_submit_before_anything_else(there: Path) -> None:
     assert "max_steps: 4 in run mine, 6 here" in refused(f"submit {LINE} --max_steps 6", there)
     assert not (there / "prepared").exists()
+
+
+def test_a_finished_run_is_not_offered_to_be_resumed(there: Path) -> None:
+    Ledger(RunPaths(Path("runs/mine").absolute()), "batch", {JOB_VARIABLE: "1"}).write("finished", step=4)
+    (problem,) = problems("--max_steps 6")
+    assert problem.hint == "--name NAME makes it a run of its own"
 
 
 def test_a_key_that_was_taken_out_of_the_file_is_said_of_the_file(there: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,13 @@ def test_brackets_without_end_are_refused(tmp_path: Path) -> None:
 def test_anchors_and_merges_work(tmp_path: Path) -> None:
     file = write(tmp_path, WHOLE + "train: &t\n  seed: 7\nslurm:\n  nodes: 2\n")
     assert load_run([file]).run.train.seed == 7
+
+
+def test_an_anchor_that_is_given_anew_is_no_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = load_run([write(tmp_path, "model: &a m\ndataset: &a d\nval_dataset: *a\n")]).run
+    assert run.data.val_dataset == ("d",)
 
 
 def test_a_terminal_escape_in_a_key_or_value_never_reaches_the_terminal(tmp_path: Path) -> None:

@@ -143,7 +143,9 @@ def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], wa
 def _check_shape(run: RunConfig, where: Mapping[str, str], shape: Shape | None) -> list[Problem]:
     if shape is None:
         return []
-    return check_shape(run, where, heads=shape.heads, kv_heads=shape.kv_heads, intermediate=shape.inner)
+    return check_shape(
+        run, where, heads=shape.heads, kv_heads=shape.kv_heads, intermediate=shape.inner, experts=shape.experts
+    )
 
 
 def _check_parts(run: RunConfig, cluster: ClusterProfile) -> list[Problem]:

@@ -186,6 +186,9 @@ def test_attention_that_sees_all_scores_is_quadratic_and_the_others_are_not() ->
     flash, sdpa, eager = (parts_at(on_gpus(attention=kind), LOSS)["activations"] for kind in ("auto", "sdpa", "eager"))
     assert sdpa == flash + 4 * TOKENS * repeated + mask
     assert eager == sdpa + 4 * TOKENS * (scores - 4 * 4)
+    for kind, bytes_ in (("sdpa", sdpa), ("eager", eager)):  # what auto will find is the model's word
+        asks = dataclasses.replace(tiny(), attention=kind)
+        assert parts_at(on_gpus(), LOSS, asks)["activations"] == bytes_
 
 
 def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:

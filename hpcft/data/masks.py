@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -227,9 +228,9 @@ def _has_last_words(piece: str, message: Message) -> bool:
 
 def _check_calls(piece: str, message: Message, turn: int) -> None:
     """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing."""
-    for call in message.get("tool_calls") or ():
-        name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
-        if name and str(name) not in piece:
+    names = Counter(str(call["function"]["name"]) for call in message.get("tool_calls") or ())
+    for name, many in names.items():
+        if piece.count(name) < many:
             raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
 
 

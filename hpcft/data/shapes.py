@@ -11,7 +11,7 @@ from typing import Any
 
 from hpcft.catalog import CHOSEN_AND_REJECTED, FORMATS, KINDS_OF_ROWS, OBJECTIVES, Format
 from hpcft.data.rows import Row
-from hpcft.data.turns import Unusable
+from hpcft.data.values import Unusable
 from hpcft.errors import near, refuse
 
 WITHOUT_TEMPLATE = ("text", "labelled_text")  # shapes that are no chats

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,20 @@ from tests.data.masked import CHATS, FORMS
 ALL = [(name, title) for name, form in FORMS.items() for title in form.chats]
 
 
+TURNS = CHATS["a tool call"]["messages"]
+
+
 def trained(name: str, title: str) -> list[str]:
     """The text of every run of trained tokens."""
     return re.findall(r"⟦(.*?)⟧", masked.shown(name, title), re.DOTALL)
+
+
+def runs(name: str, turns: list[dict[str, Any]]) -> list[str]:
+    """The same of a chat that has the tool."""
+    encoder, tokenizer = masked.encoder(name)
+    [made] = encoder.documents([Shaped("chats").row(1, {"tools": [masked.TOOL], "messages": turns})])
+    assert not isinstance(made, str), made
+    return re.findall(r"⟦(.*?)⟧", marked(made.tokens.tolist(), made.trained.tolist(), tokenizer, BRACKETED), re.DOTALL)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -69,18 +81,37 @@ def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence() 
     assert "does not write the tool call add of turn 2" in said
 
 
+@pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "qwen3"])
+def test_arguments_that_came_as_text_are_written_as_those_that_came_as_an_object(name: str) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+    turns = [{**turn, "tool_calls": [call]} if "tool_calls" in turn else turn for turn in TURNS]
+    assert runs(name, turns) == trained(name, "a tool call")
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "qwen3"])
+def test_calls_of_two_turns_in_a_row_are_trained_as_one_turn_that_ends_once(name: str) -> None:
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    both, answer = runs(name, [TURNS[0], call, call, *TURNS[2:]])
+    assert (both.count('"add"'), both.count(FORMS[name].end), both.endswith(FORMS[name].end)) == (2, 1, True)
+    assert "Five." in answer
+
+
+def test_a_second_call_that_the_form_does_not_write_is_refused() -> None:
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    encoder, _ = masked.encoder("llama3")
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": [TURNS[0], call, call]})])
+    assert "does not write the tool call add of turn 2" in str(said)
+
+
 @pytest.mark.parametrize("name", ["mistral", "qwen3"])
 def test_words_before_a_call_are_trained_with_it(name: str) -> None:
     """Forms in which a turn is found by writing another one in its place."""
-    turns = [dict(turn) for turn in CHATS["a tool call"]["messages"]]
+    turns = [dict(turn) for turn in TURNS]
     turns[1]["content"] = "" if name == "mistral" else "I add."
     more = {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Done."}
-    encoder, tokenizer = masked.encoder(name)
-    [made] = encoder.documents([Shaped("chats").row(1, {"tools": [masked.TOOL], "messages": [*turns, *more]})])
-    assert not isinstance(made, str), made
-    runs = re.findall(r"⟦(.*?)⟧", marked(made.tokens.tolist(), made.trained.tolist(), tokenizer, BRACKETED), re.DOTALL)
-    assert len(runs) == 3
-    assert (turns[1]["content"] in runs[0], '"add"' in runs[0], runs[0].endswith(FORMS[name].end)) == (True, True, True)
+    call, *others = runs(name, [*turns, *more])
+    assert len(others) == 2
+    assert (turns[1]["content"] in call, '"add"' in call, call.endswith(FORMS[name].end)) == (True, True, True)
 
 
 def test_of_thoughts_those_that_the_form_keeps_are_trained() -> None:

@@ -88,6 +88,51 @@ def test_tool_calls_and_tools_keep_what_templates_read() -> None:
     assert row({"messages": [{"role": "tool_call", "content": json.dumps([CALL])}]}).messages[0]["tool_calls"] == [call]
 
 
+SPELLED = {"type": "function", "function": {**CALL, "arguments": json.dumps(CALL["arguments"])}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [SPELLED]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": json.dumps([SPELLED])},
+        {"role": "assistant", "tool_calls": [json.dumps(SPELLED)]},
+        {"role": "assistant", "content": None, "function_call": SPELLED["function"], "tool_calls": None},
+        {"role": "assistant", "function_call": json.dumps(CALL)},
+        {"role": "tool_call", "content": json.dumps(SPELLED["function"])},
+    ],
+)
+def test_a_call_in_any_spelling_has_an_object_for_its_arguments(turn: dict[str, Any]) -> None:
+    call = {"type": "function", "function": CALL}
+    (read,) = row({"messages": [turn]}).messages
+    assert read == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_arguments_that_are_no_object_stay_what_they_are_and_none_are_none() -> None:
+    said = {"role": "assistant", "tool_calls": [{"name": "run", "arguments": text} for text in ("print(1)", "")]}
+    (turn,) = row({"messages": [said]}).messages
+    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == ["print(1)", {}]
+
+
+def test_tools_may_be_texts_of_their_schemas() -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    for tools in ([tool], [json.dumps(tool)], json.dumps([tool])):
+        assert row({"messages": [ASKED, SAID], "tools": tools}).tools == (tool,)
+
+
+def test_calls_right_after_the_assistants_words_or_another_call_are_one_turn_with_them() -> None:
+    call, words = {"role": "tool_call", "content": json.dumps(CALL)}, {"role": "assistant", "content": "I add."}
+    result = {"role": "tool_response", "content": "4"}
+    turns = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert [len(turn.get("tool_calls", ())) for turn in turns] == [0, 2, 0, 0, 1, 0, 0]
+    assert (turns[1]["content"], turns[4]["content"]) == ("", "I add.")
+    silent = row({"messages": [{**words, "loss": False}, {**call, "loss": False}]}).messages
+    assert [turn["loss"] for turn in silent] == [False]
+    assert "give both the same loss" in refused({"messages": [ASKED, {**words, "loss": False}, call]})
+
+
 def test_text_parts_are_joined_and_pictures_refused() -> None:
     parts = [{"type": "text", "text": "2 "}, {"type": "text", "text": "+ 2?"}]
     assert row({"messages": [{"role": "user", "content": parts}]}).messages == (ASKED,)
@@ -116,6 +161,15 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
         ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
         ({"messages": [{"role": "tool_call", "content": "{}"}]}, ["without a name"]),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, ["turn 2 is a tool call without"]),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": "add()"}]},
+            ["`tool_calls of turn 1` is a text"],
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "add", "arguments": '{"a": 2'}]}]},
+            ["`arguments of add in turn 1` is a text that is not JSON"],
+        ),
         ({"instruction": "a", "output": ["b"]}, ["`output` is a list, not text"]),
         ({"instruction": "a", "output": 1.5}, ["`output` is a number, not text", "in quotes"]),
         ({"instruction": "a", "output": "b", "history": [["a"]]}, ["`history` entry 1 is not a pair"]),

@@ -7,7 +7,8 @@ from typing import Any
 
 from hpcft.data.answers import after, answer, pair
 from hpcft.data.rows import Message, Row
-from hpcft.data.turns import Unusable, conversation, history, question_and_answer, shared_gpt, words
+from hpcft.data.turns import conversation, history, question_and_answer, shared_gpt, words
+from hpcft.data.values import Unusable
 
 
 def row(record: Mapping[str, Any]) -> Row:

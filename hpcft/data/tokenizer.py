@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -114,7 +116,15 @@ class Template:
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
-        return str(self._applied(_spoken(messages), list(tools) if tools else None, prompt))
+        turns, schemas = _spoken(messages), list(tools) if tools else None
+        try:
+            return str(self._applied(turns, schemas, prompt))
+        except Unrenderable:
+            if not any(turn.get("tool_calls") for turn in turns):
+                raise
+            with contextlib.suppress(Unrenderable):
+                return str(self._applied(_joinable(turns), schemas, prompt))
+            raise
 
     def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
         """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
@@ -164,6 +174,19 @@ def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], 
         return "".join(write(context))
 
     return plain
+
+
+def _joinable(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with the arguments of calls as JSON text: some templates (DeepSeek's) join them to other text."""
+
+    def call(given: dict[str, Any]) -> dict[str, Any]:
+        arguments = json.dumps(given["function"].get("arguments"), ensure_ascii=False)
+        return {**given, "function": {**given["function"], "arguments": arguments}}
+
+    return [
+        {**turn, "tool_calls": [call(given) for given in turn["tool_calls"]]} if turn.get("tool_calls") else turn
+        for turn in messages
+    ]
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:

@@ -107,6 +107,22 @@ def test_a_tool_call_is_trained_to_its_end_and_the_tools_answer_is_not(
     assert answer == "Four.<|im_end|>"
 
 
+def test_a_template_that_joins_arguments_to_text_gets_them_as_text(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    said = "{{ '<|im_start|>' + m['role'] + ' ' + m['content'] }}"
+    calls = "{% for call in m['tool_calls'] %}{{ '!' + call['function']['name'] + call['function']['arguments'] }}"
+    opening = "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    template = tmp_path / "joining.jinja"
+    template.write_text(f"{{% for m in messages %}}{said}{calls}{{% endfor %}}<|im_end|>{{% endfor %}}{opening}")
+    asked = chat("two and two?")["messages"]
+    record = {
+        "messages": [*asked, {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2, "b": "四"}}'}]
+    }
+    shards = prepared([record], chat_template=str(template))
+    assert trained_texts(shards, tokenizer()) == ['!add{"a": 2, "b": "四"}<|im_end|>']
+
+
 def test_only_what_follows_the_users_last_words_is_trained_with_last_turn(
     prepared: Preparing, tokenizer: Tokenizers
 ) -> None:

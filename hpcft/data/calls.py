@@ -49,16 +49,14 @@ def joined(turn: Message, call: Message, number: int) -> Message:
 
 
 def _call(call: Any, number: int) -> dict[str, Any]:
-    given = call if isinstance(call, Mapping) else {}
-    inner = given.get("function")
-    function = dict(inner) if isinstance(inner, Mapping) else {k: v for k, v in given.items() if k not in OUTSIDE}
+    given = dict(call) if isinstance(call, Mapping) else {}
+    if not isinstance(given.get("function"), Mapping):  # name and arguments stand in the call itself
+        outside = {key: given.pop(key) for key in OUTSIDE if key in given}
+        given = {"type": "function", **outside, "function": given}
+    function = dict(given["function"])
     if not function.get("name"):
         raise Unusable(f"turn {number} is a tool call without a name", hint='write {"name": …, "arguments": {…}}')
     if isinstance(said := function.get("arguments"), str):
         where = f"arguments of {function['name']} in turn {number}"
         function["arguments"] = unpacked(said, where) if said.strip() else {}
-    return {
-        **{key: given[key] for key in OUTSIDE if given.get(key) is not None},
-        "type": "function",
-        "function": function,
-    }
+    return {**given, "function": function}

@@ -49,6 +49,7 @@ class Document:
     end_added: bool = False
     end_cut: bool = False  # truncation took the end of a trained turn away
     control: bool = False  # a special token is written out in the row's own words
+    tools_unwritten: bool = False  # the row has tools, the template does not write them
     rejected: Document | None = None
 
     @property

@@ -10,12 +10,14 @@ No template is known here and none needs generation tags. For an assistant turn,
    other words in it, and the words lie between what stays the same before and after. So does a turn that calls
    tools, once plain words stand in its place.
 
-A turn for which none holds makes the row unrenderable: it is refused by name, never guessed.
+A turn for which none holds makes the row unrenderable: it is refused by name, never guessed. So is a row with a turn
+of anybody else that the text does not have: its answers would be learned without what they answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,15 +94,41 @@ class Masker:
 
         Those are the assistant's turns that say something, and any other turn whose ``loss`` is true.
         """
-        text = self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
+        text = self._text(messages, tools)
         spans = []
         for turn, message in enumerate(messages):
             if _answers(message):
                 spans.append(self._assistant(text, messages, tools, turn))
                 _check_calls(text[spans[-1].start : spans[-1].end], message, turn)
-            elif message["role"] != "assistant" and message.get("loss"):
-                spans.append(self._substituted(text, messages, tools, turn))
+            elif message["role"] != "assistant":
+                self._check_written(text, messages, tools, turn)
+                if message.get("loss"):
+                    spans.append(self._substituted(text, messages, tools, turn))
         return text, spans
+
+    def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        """The text of a conversation in which nothing is to be told apart. Raises Unrenderable."""
+        text = self._text(messages, tools)
+        for turn in range(len(messages)):
+            self._check_written(text, messages, tools, turn)
+        return text
+
+    def _text(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        return self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
+
+    def _check_written(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+        """Raises Unrenderable where the words of a turn are not in ``text``.
+
+        They may be there in another form (a result as JSON, a switch taken out of the user's words). Then other words
+        in their place would be there as well, or would be refused.
+        """
+        message = messages[turn]
+        words = message["content"].strip()
+        if words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text:
+            return
+        other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
+        if other is not None and STAND_IN not in other.lower():
+            raise Unrenderable(f"the chat template does not write turn {turn + 1} ({message['role']})")
 
     def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
         opened = self._opened(text, messages, tools, turn)

@@ -146,6 +146,8 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
         notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
     if control := rows["control_words"]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
+    if unwritten := rows["tools_unwritten"]:
+        notes.append(f"warning: {unwritten:,} rows have tools, which the template does not write: no model sees them")
     notes += [note for note in (_length_bias(audit["kinds"]), _one_sided(audit["kinds"])) if note]
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")

@@ -29,6 +29,7 @@ BUILT_IN = {"chatml": CHATML}
 # A template that writes today's date would give other tokens tomorrow; shards must not depend on the day.
 FIXED_DATE = "26 Jul 2024"
 DATED = "strftime_now"
+COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|.*\.model|.*\.tiktoken"
@@ -106,6 +107,8 @@ class Template:
             self.text = tokenizer.get_chat_template()
         if self.dated:
             self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+        code = " ".join(COMMENT.sub(" ", text) for text in _texts(self.text or tokenizer.chat_template))
+        self.names = frozenset(re.findall(r"\w+", code))
         self.doubted = True
         self.plain = _plain(tokenizer, self.text) if self.exists else None
 
@@ -113,6 +116,10 @@ class Template:
     def exists(self) -> bool:
         """Whether there is a template at all; raw text does without."""
         return bool(self.text or self.tokenizer.chat_template)
+
+    def knows(self, name: str) -> bool:
+        """Whether the template has this word in its code; one that has not asks for no such role and no such key."""
+        return name in self.names
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""

@@ -47,6 +47,14 @@ def test_an_answer_that_spells_its_own_end_token_is_found_for_it_would_end_twice
     assert prepared(ROWS[:3], "two_ends").manifest["audit"]["rows"]["end_twice"] == 0
 
 
+def test_tools_that_the_template_does_not_write_are_told(prepared: Preparing) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    for template, rows in (("chatml", 2), ("tools", 0)):
+        shards = prepared([*ROWS[:3], *({**row, "tools": tools} for row in ROWS[3:5])], template)
+        assert shards.manifest["audit"]["rows"]["tools_unwritten"] == rows
+        assert ("2 rows have tools, which the template does not write" in shown(shards)) == bool(rows)
+
+
 def test_turns_that_nothing_ends_are_told(prepared: Preparing, tmp_path: Path) -> None:
     """A template that ends its turns with a line break teaches no model to stop but after the last one."""
     template = tmp_path / "plain.jinja"

@@ -24,6 +24,7 @@ class Turn(str, Enum):
     EMPTY = "empty"  # the assistant's, who says nothing
     OTHERS = "others"  # of the user, the system, a tool
     UNENDED = "unended"  # of the assistant's trained ones, those that no token closes
+    SHORTENED = "shortened"  # of the same, those of which the template leaves a part out, as a rule their thoughts
 
 
 @dataclass

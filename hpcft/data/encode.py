@@ -188,6 +188,8 @@ def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:
     if not all(closed.values()):
         unended = [n for n, ended in closed.items() if not ended and messages[n]["role"] == "assistant"]
         turns += Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+    if shortened := sum(not span.whole for span in spans):
+        turns[Turn.SHORTENED] = shortened
     return turns
 
 

@@ -21,12 +21,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hpcft.data.rows import Message
 
 STAND_IN = "hpcft0stand0in0for0words"
+THOUGHTS = frozenset(("reasoning_content", "reasoning", "thinking"))  # where a turn has them beside its words
+THINK = re.compile(r"</?think>")
 PATIENCE = 3  # batches of texts that the template may refuse before each text is asked for alone
 
 
@@ -46,12 +48,16 @@ class Render(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Characters ``start`` … ``end`` of the text are the words of turn ``turn``; closed: a special token ends them."""
+    """Characters ``start`` … ``end`` of the text are the words of turn ``turn``; closed: a special token ends them.
+
+    whole: all that the row has the assistant say in that turn, its thoughts too, is among them.
+    """
 
     turn: int
     start: int
     end: int
     closed: bool
+    whole: bool = True
 
 
 class Masker:
@@ -98,8 +104,10 @@ class Masker:
         spans = []
         for turn, message in enumerate(messages):
             if _answers(message):
-                spans.append(self._assistant(text, messages, tools, turn))
-                _check_calls(text[spans[-1].start : spans[-1].end], message, turn)
+                span = self._assistant(text, messages, tools, turn)
+                piece = text[span.start : span.end]
+                _check_calls(piece, message, turn)
+                spans.append(span if _is_whole(piece, message) else replace(span, whole=False))
             elif message["role"] != "assistant":
                 self._check_written(text, messages, tools, turn)
                 if message.get("loss"):
@@ -250,8 +258,24 @@ def _prefixes(messages: Sequence[Message], answers: Sequence[int], prompt: bool)
 
 def _has_last_words(piece: str, message: Message) -> bool:
     """Whether a turn as written ends with the row's words: a template that wants another kind of content drops them."""
-    words = message["content"].rsplit(None, 1)
+    said = message["content"]
+    behind = said.rpartition("</think>")[2]  # a template may begin a new line there
+    words = (behind if behind.strip() else said).rsplit(None, 1)
     return not words or words[-1][-16:] in piece
+
+
+def _is_whole(piece: str, message: Message) -> bool:
+    """Whether all of the words and thoughts are in a turn as written, white space and the marks of thoughts aside."""
+    if message["content"].strip() in piece and THOUGHTS.isdisjoint(message):
+        return True
+    thoughts = [message[key] for key in THOUGHTS if isinstance(message.get(key), str)]
+    parts = [part for said in (message["content"], *thoughts) for part in THINK.split(said)]
+    there = _solid(piece)
+    return all(_solid(part) in there for part in parts)
+
+
+def _solid(text: str) -> str:
+    return "".join(text.split())
 
 
 def _check_calls(piece: str, message: Message, turn: int) -> None:

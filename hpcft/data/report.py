@@ -136,6 +136,9 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
             notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
     elif unended := audit["turns"].get(Turn.UNENDED, 0):
         notes.append(f"warning: {unended:,} trained turns are closed by no end token: after them it learns to go on")
+    if shortened := audit["turns"].get(Turn.SHORTENED, 0):
+        of = f"{shortened:,} of {audit['turns'][Turn.TRAINED]:,} trained turns"
+        notes.append(f"warning: the template leaves a part out of {of}, as a rule their thoughts: it is not learned")
     if rows["end_twice"]:
         notes.append(
             f"warning: in {rows['end_twice']:,} rows the end token stands twice: take it out of the answers' own words"

@@ -47,6 +47,17 @@ def test_an_answer_that_spells_its_own_end_token_is_found_for_it_would_end_twice
     assert prepared(ROWS[:3], "two_ends").manifest["audit"]["rows"]["end_twice"] == 0
 
 
+def test_thoughts_that_the_template_drops_are_told_once_with_a_count(prepared: Preparing) -> None:
+    rows = [*ROWS[:3], chat("a", "<think>\none\n</think>\n\nb", "c", "<think>\ntwo\n</think>\n\nd")]
+    shards = prepared(rows, "thinking")
+    assert shards.manifest["audit"]["turns"]["shortened"] == 1
+    assert shown(shards).count("the template leaves a part out of 1 of 5 trained turns") == 1
+    last = prepared(rows, "thinking", train_on="last_turn")
+    assert "shortened" not in last.manifest["audit"]["turns"]
+    opened = prepared([chat("a", "<think>\none\n</think>\n\nb")], "opened_thought")
+    assert "shortened" not in opened.manifest["audit"]["turns"]
+
+
 def test_tools_that_the_template_does_not_write_are_told(prepared: Preparing) -> None:
     tools = [{"type": "function", "function": {"name": "add"}}]
     for template, rows in (("chatml", 2), ("tools", 0)):

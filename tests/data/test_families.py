@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from hpcft.data.documents import Document, Turn
 from hpcft.data.inspect import BRACKETED, marked
 from hpcft.data.shapes import Shaped
 from tests.data import masked
 from tests.data.masked import CHATS, FORMS
+from tests.data.small import chat
 
 ALL = [(name, title) for name, form in FORMS.items() for title in form.chats]
 
@@ -112,6 +114,32 @@ def test_words_before_a_call_are_trained_with_it(name: str) -> None:
     call, *others = runs(name, [*turns, *more])
     assert len(others) == 2
     assert (turns[1]["content"] in call, '"add"' in call, call.endswith(FORMS[name].end)) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "thoughts", "beside"), [("chatml", 0, 1), ("deepseek", 2, 1), ("qwen3", 1, 1), ("harmony", 0, 1)]
+)
+def test_turns_that_the_form_writes_without_their_thoughts_are_counted(name: str, thoughts: int, beside: int) -> None:
+    """Thoughts inside of the words, and in a key of their own, which none of these forms reads."""
+    encoder, _ = masked.encoder(name)
+    record = chat("Two and two?", "Four.", "Three?", "Five.")
+    record["messages"][1]["reasoning_content"] = "two, then two more"
+    inside, apart, without = encoder.documents(
+        [Shaped("chats").row(1, each) for each in (CHATS["thoughts"], record, CHATS["two turns"])]
+    )
+    assert isinstance(inside, Document)
+    assert isinstance(apart, Document)
+    assert isinstance(without, Document)
+    assert [each.turns[Turn.SHORTENED] for each in (inside, apart, without)] == [thoughts, beside, 0]
+    assert [each.turns[Turn.TRAINED] for each in (inside, apart, without)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("thoughts", ["<think>one more</think>Five.", "<think>\none more\n\n</think>\n\n\nFive."])
+def test_thoughts_that_the_form_writes_with_other_white_space_are_whole(thoughts: str) -> None:
+    encoder, _ = masked.encoder("qwen3")
+    [made] = encoder.documents([Shaped("chats").row(1, chat("Three?", thoughts))])
+    assert isinstance(made, Document)
+    assert made.turns == {Turn.TRAINED: 1, Turn.OTHERS: 1}
 
 
 def test_of_thoughts_those_that_the_form_keeps_are_trained() -> None:

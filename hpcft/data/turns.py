@@ -9,9 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcft.catalog import BESIDE_QUERY
 from hpcft.data.calls import CALL_KEYS, called, calls, joined
 from hpcft.data.rows import Message, Row, opened
-from hpcft.data.values import Unusable, kind_of, listing, objects, readable, text
+from hpcft.data.values import Unusable, kind_of, listing, objects, parsed, readable, text
 from hpcft.errors import near
 
 ROLES: dict[str, str] = {
@@ -66,9 +67,9 @@ def conversation(value: Any, key: str) -> tuple[Message, ...]:
     return tuple(_joined(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
 
 
-def dialogue(record: Mapping[str, Any], query: str, response: str) -> Row:
+def dialogue(record: Mapping[str, Any], question: Sequence[Message], response: str) -> Row:
     """A question and its answer, after the record's ``system`` and ``history`` ([[question, answer], …])."""
-    turns = (*history(record), *question_and_answer(query, response))
+    turns = (*history(record), *question, {"role": "assistant", "content": response})
     return with_system(record, Row(turns, tools(record)))
 
 
@@ -82,17 +83,24 @@ def history(record: Mapping[str, Any]) -> list[Message]:
     return turns
 
 
-def instruction(record: Mapping[str, Any]) -> str:
-    """Alpaca's question: the instruction, and its input (or Dolly's context) on the next line."""
-    asked = (words(record, "instruction"), words(record, "input") or words(record, "context"))
-    return "\n".join(part for part in asked if part)
+def asked(record: Mapping[str, Any], choices: Sequence[str]) -> tuple[Message, ...]:
+    """The question under the first of ``choices`` that the record has: its turns, or its text as one of the user.
+
+    Below a text stands the record's input (Alpaca) or context (Dolly). Raises Unusable.
+    """
+    key = next(word for word in choices if word in record)
+    if isinstance(parsed(record[key]), list | tuple | Mapping):
+        return half(record, key, "user")
+    said = [words(record, word) for word in (key, *(beside for beside in BESIDE_QUERY if beside != key))]
+    return ({"role": "user", "content": "\n".join(part for part in said if part)},)
 
 
 def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
     """The turns under ``key``, or its text as one turn of ``role``. Raises Unusable."""
-    if isinstance(record[key], list | tuple):
-        return conversation(record[key], key)
-    return ({"role": role, "content": words(record, key)},)
+    value = parsed(record[key])
+    if isinstance(value, list | tuple):
+        return conversation(value, key)
+    return (message(value, 1) if isinstance(value, Mapping) else {"role": role, "content": words(record, key)},)
 
 
 def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:

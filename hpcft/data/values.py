@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -68,6 +69,19 @@ def unpacked(value: str, key: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise Unusable(f"`{key}` is a text that is not JSON: {error}") from error
+
+
+def parsed(value: Any) -> Any:
+    """A text that is the JSON of turns, as CSV files have them, as those turns; anything else as it is."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    listed = turns if isinstance(turns, list) else [turns]
+    are_turns = listed and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in listed)
+    return turns if are_turns else value
 
 
 def kind_of(value: Any) -> str:

@@ -54,18 +54,48 @@ def test_the_sample_of_every_format_is_found_by_its_keys_and_read(name: str) -> 
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, [ASKED, SAID]),
         ({"instruction": "2", "input": "+ 2?", "output": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
         ({"instruction": "2", "context": "+ 2?", "response": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"instruction": None, "input": "2 + 2?", "output": "4"}, [ASKED, SAID]),
+        ({"instruction": "2", "input": "+", "context": "2?", "output": "4"}, [{**ASKED, "content": "2\n+\n2?"}, SAID]),
+        ({"instruction": "2", "input": "+ 2?", "answer": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"question": "2", "input": "+ 2?", "output": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"context": "+ 2?", "question": "2", "answer": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"input": "2 + 2?", "output": "4"}, [ASKED, SAID]),
+        ({"prompt": [ASKED, SAID, ASKED], "response": "4"}, [ASKED, SAID, ASKED, SAID]),
         ({"instruction": "2 + 2?", "output": "4", "history": [["2 + 2?", "4"]]}, [ASKED, SAID, ASKED, SAID]),
         ({"query": "2 + 2?", "response": "4", "history": None, "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
         ({"question": "2 + 2?", "answer": 4}, [ASKED, SAID]),
         ({"problem": "2 + 2?", "solution": "4"}, [ASKED, SAID]),
         ({"prompt": "2 + 2?", "completion": "4"}, [ASKED, SAID]),
         ({"prompt": [ASKED], "completion": [SAID]}, [ASKED, SAID]),
+        ({"prompt": json.dumps([ASKED]), "completion": json.dumps([SAID])}, [ASKED, SAID]),
+        ({"prompt": json.dumps(ASKED), "completion": json.dumps(SAID)}, [ASKED, SAID]),
+        (
+            {"prompt": "[1, 2]", "completion": '{"a": 1}'},
+            [{**ASKED, "content": "[1, 2]"}, {**SAID, "content": '{"a": 1}'}],
+        ),
         ({"prompt": [ASKED, SAID, ASKED], "completion": "4"}, [ASKED, {**SAID, "loss": False}, ASKED, SAID]),
         ({"prompt": "2 + 2?", "response": "4"}, [ASKED, SAID]),
     ],
 )
 def test_a_record_becomes_its_turns(record: dict[str, Any], messages: list[dict[str, Any]]) -> None:
     assert list(row(record).messages) == messages
+
+
+def test_the_input_beside_a_question_is_part_of_it_in_every_kind_of_record() -> None:
+    asked = {**ASKED, "content": "2\n+ 2?"}
+    question = {"question": "2", "input": "+ 2?"}
+    both = row({**question, "chosen": "4", "rejected": "5"}, "pair")
+    assert (both.messages[0], both.rejected[0]) == (asked, asked)
+    assert row({**question, "label": "sum"}, "labelled").messages == (asked,)
+    rated = {"instruction": "2", "input": "+ 2?", "output": "4", "kto_tag": True}
+    assert row(rated, "rated").messages[0] == asked
+    pair = {"query": "2", "input": "+ 2?", "response": "4", "rejected_response": "5"}
+    assert row(pair, "pair").messages[0] == asked
+
+
+def test_a_pairs_prompt_may_be_the_json_text_of_turns_as_its_answers_may() -> None:
+    answers = {"chosen": json.dumps([SAID]), "rejected": json.dumps([{**SAID, "content": "5"}])}
+    assert row({"prompt": json.dumps([SYSTEM, ASKED]), **answers}, "pair").messages == (SYSTEM, ASKED, SAID)
 
 
 def test_every_name_of_a_role_is_understood() -> None:

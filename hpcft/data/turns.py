@@ -27,7 +27,7 @@ ROLES: dict[str, str] = {
 
 PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-FLAG_KEYS = ("loss", "train", "weight")
+FLAG_KEYS = ("loss", "loss_scale", "train", "weight")
 HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS))
 
 

@@ -189,6 +189,10 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         ({"messages": [ASKED, {"role": "assistant"}]}, ["turn 2 has no content"]),
         ({"messages": [ASKED, {**SAID, "loss": 0.5}]}, ["`loss` of turn 2 is 0.5", "true or false"]),
         ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
+        ({"messages": [ASKED, {**SAID, "loss_scale": 2.0}]}, ["`loss_scale` of turn 2 is 2.0", "true or false"]),
+        ({"messages": [ASKED, SAID], "images": ["a.png"]}, ["has `images`", "trains on text only", "value: ['a.png']"]),
+        ({"query": "2 + 2?", "response": "4", "audios": "a.wav"}, ["has `audios`"]),
+        ({"conversations": [{**ASKED, "content": "<image>?"}, SAID], "image": "a.png"}, ["has `image`"]),
         ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
         ({"messages": [{"role": "tool_call", "content": "{}"}]}, ["without a name"]),
         ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, ["turn 2 is a tool call without"]),
@@ -216,6 +220,11 @@ def test_a_file_of_mixed_shapes_is_refused_where_the_second_shape_begins() -> No
     shaped.row(1, {"text": "a"})
     with pytest.raises(Refusal, match=r"a\.jsonl:2: .*shape messages, .*\(line 1\) is text"):
         shaped.row(2, {"messages": [ASKED, SAID]})
+
+
+@pytest.mark.parametrize("more", [{"images": []}, {"images": None, "videos": "[]"}, {"image": "https://a.b/c.png"}])
+def test_columns_for_pictures_that_show_none_are_no_reason_to_refuse_a_record(more: dict[str, Any]) -> None:
+    assert row({"messages": [ASKED, SAID], **more}).messages == (ASKED, SAID)
 
 
 def test_keys_that_nobody_read_are_counted() -> None:

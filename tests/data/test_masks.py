@@ -136,7 +136,7 @@ def test_every_token_but_a_documents_first_is_trained_with_all(prepared: Prepari
     assert window.trained[1:].all()
 
 
-@pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}])
+@pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}, {"loss_scale": 0.0}])
 def test_a_turn_flagged_as_silent_is_not_trained(
     flag: dict[str, Any], prepared: Preparing, tokenizer: Tokenizers
 ) -> None:

@@ -69,7 +69,7 @@ class Encoder:
 
     def _prepared(self, row: Row) -> Row:
         row = opened(row, self.data.system) if self.data.system else row
-        row = row if self.template.knows("developer") else undeveloped(row)
+        row = row if self.template.knows_developers else undeveloped(row)
         return filled(row, self.names) if self.names else row
 
     def _parts(self, row: Row) -> tuple[Part, ...]:
@@ -89,7 +89,7 @@ class Encoder:
         for part in list(parts):
             if isinstance(part, str):
                 return part
-            part.tools_unwritten = row.tools is not None and not self.template.knows("tools")
+            part.tools_unwritten = row.tools is not None and not self.template.writes_tools
             documents.append(part)
         limit, policy = self.data.max_length, self.data.truncation
         if row.category is not None:

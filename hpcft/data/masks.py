@@ -279,9 +279,16 @@ def _solid(text: str) -> str:
 
 
 def _check_calls(piece: str, message: Message, turn: int) -> None:
-    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing."""
-    names = Counter(str(call["function"]["name"]) for call in message.get("tool_calls") or ())
-    for name, many in names.items():
+    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing.
+
+    Words and thoughts beside it may well speak of the function, so they are left aside.
+    """
+    calls = message.get("tool_calls")
+    if not calls:
+        return
+    for words in filter(str.strip, THINK.split(message["content"])):
+        piece = piece.replace(words.strip(), "", 1)
+    for name, many in Counter(str(call["function"]["name"]) for call in calls).items():
         if piece.count(name) < many:
             raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
 

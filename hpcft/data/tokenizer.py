@@ -108,7 +108,8 @@ class Template:
         if self.dated:
             self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
         code = " ".join(COMMENT.sub(" ", text) for text in _texts(self.text or tokenizer.chat_template))
-        self.names = frozenset(re.findall(r"\w+", code))
+        self.writes_tools = re.search(r"\btools\b", code) is not None
+        self.knows_developers = re.search(r"['\"]developer['\"]", code) is not None  # not just in its own words
         self.doubted = True
         self.plain = _plain(tokenizer, self.text) if self.exists else None
 
@@ -116,10 +117,6 @@ class Template:
     def exists(self) -> bool:
         """Whether there is a template at all; raw text does without."""
         return bool(self.text or self.tokenizer.chat_template)
-
-    def knows(self, name: str) -> bool:
-        """Whether the template has this word in its code; one that has not asks for no such role and no such key."""
-        return name in self.names
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""

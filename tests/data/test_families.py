@@ -76,9 +76,11 @@ def test_a_call_is_trained_and_its_schema_and_result_are_not(name: str) -> None:
     assert "object" not in call + answer, "the schema"
 
 
-def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence() -> None:
+@pytest.mark.parametrize("words", ["", "I add.", "<think>\nTo add or not to add?\n</think>\n\nI add."])
+def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence(words: str) -> None:
     encoder, _ = masked.encoder("phi4")
-    [said] = encoder.documents([Shaped("chats").row(1, CHATS["a tool call"])])
+    turns = [{**turn, "content": words} if "tool_calls" in turn else turn for turn in TURNS]
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
     assert isinstance(said, str)
     assert "does not write the tool call add of turn 2" in said
 

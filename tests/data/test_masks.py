@@ -228,11 +228,12 @@ def test_what_a_developer_says_is_the_systems_where_the_template_knows_no_develo
 ) -> None:
     said = "{{ m.content if m.role != 'developer' else 'of a developer: ' ~ m.content }}"
     (tmp_path / "a.jinja").write_text(WRITES.replace("{{ WORDS }}", said) + OPENING)
+    (tmp_path / "b.jinja").write_text(WRITES.replace("WORDS", "m.content") + OPENING + "{# or 'developer' #}")
     decode = load(request(tokenizer=tokenizer()), tokenizer()).decode
-    for template, begins in ((None, "<|im_start|>system\nBe brief."), ("a.jinja", "<|im_start|>developer of a dev")):
-        changes = {"chat_template": str(tmp_path / template)} if template else {}
+    for template, begins in (("a.jinja", "developer of a developer: Be"), ("b.jinja", "system Be brief.")):
         turns = [{"role": "developer", "content": "Be brief."}, *TWO_TURNS["messages"]]
-        assert decode(prepared([{"messages": turns}], **changes).train[0].tokens).startswith(begins)
+        shards = prepared([{"messages": turns}], chat_template=str(tmp_path / template))
+        assert decode(shards.train[0].tokens).startswith(f"<|im_start|>{begins}")
 
 
 def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(prepared: Preparing) -> None:

@@ -21,7 +21,7 @@ from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
 COUNTERS = ("fates", "why", "ends", "flags", "turns")
-FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control")
+FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control", "tools_unwritten")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
@@ -136,6 +136,7 @@ class Audit:
                 "end_cut": self.flags["end_cut"],
                 "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
+                "tools_unwritten": self.flags["tools_unwritten"],
             },
             "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
             "tokens_cut": self.cut,

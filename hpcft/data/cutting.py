@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from hpcft.data.documents import KEPT, TOO_LONG, UNTRAINED, Document
 
 EQUAL = "the chosen answer and the rejected one are equal"
+WRITTEN_EQUAL = f"{EQUAL} as the template writes them"  # though the row's are not: they differ in thoughts, say
 
 
 def cut(whole: Document, limit: int, policy: str) -> Document:
@@ -36,7 +37,7 @@ def cut_pair(chosen: Document, rejected: Document, limit: int, policy: str) -> D
         if document.fate != KEPT:
             return Document(document.fate, length, f"{document.kind.word} answer: {document.why}")
     if np.array_equal(chosen.tokens, rejected.tokens):
-        return Document(UNTRAINED, length, EQUAL)
+        return Document(UNTRAINED, length, WRITTEN_EQUAL)
     if length > limit and policy == "drop":
         return Document(TOO_LONG, length, f"{length} tokens in both answers with their prompts, max_length is {limit}")
     if why := _shortened(chosen, rejected, limit, policy):

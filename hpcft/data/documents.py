@@ -24,6 +24,7 @@ class Turn(str, Enum):
     EMPTY = "empty"  # the assistant's, who says nothing
     OTHERS = "others"  # of the user, the system, a tool
     UNENDED = "unended"  # of the assistant's trained ones, those that no token closes
+    SHORTENED = "shortened"  # of the same, those of which the template leaves a part out, as a rule their thoughts
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Document:
     end_added: bool = False
     end_cut: bool = False  # truncation took the end of a trained turn away
     control: bool = False  # a special token is written out in the row's own words
+    tools_unwritten: bool = False  # the row has tools, the template does not write them
     rejected: Document | None = None
 
     @property

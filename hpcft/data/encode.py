@@ -21,7 +21,7 @@ from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
 from hpcft.data.masks import Masker, Span, Unrenderable, says_something, wanted
 from hpcft.data.reach import Encodings, Tokens
-from hpcft.data.rows import Message, Row, filled, opened
+from hpcft.data.rows import Message, Row, filled, opened, undeveloped
 from hpcft.plan.plan import DataPlan
 
 
@@ -69,6 +69,7 @@ class Encoder:
 
     def _prepared(self, row: Row) -> Row:
         row = opened(row, self.data.system) if self.data.system else row
+        row = row if self.template.knows_developers else undeveloped(row)
         return filled(row, self.names) if self.names else row
 
     def _parts(self, row: Row) -> tuple[Part, ...]:
@@ -88,6 +89,7 @@ class Encoder:
         for part in list(parts):
             if isinstance(part, str):
                 return part
+            part.tools_unwritten = row.tools is not None and not self.template.writes_tools
             documents.append(part)
         limit, policy = self.data.max_length, self.data.truncation
         if row.category is not None:
@@ -105,7 +107,7 @@ class Encoder:
             return row.text, [Span(0, 0, len(row.text), True)] if row.text.strip() else []
         try:
             if row.category is not None:  # nothing in it is to be told apart
-                return self.template(row.messages, row.tools, False), []
+                return self.masker.whole(row.messages, row.tools), []
             return self.masker.spans(row.messages, row.tools)
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
@@ -186,6 +188,8 @@ def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:
     if not all(closed.values()):
         unended = [n for n, ended in closed.items() if not ended and messages[n]["role"] == "assistant"]
         turns += Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+    if shortened := sum(not span.whole for span in spans):
+        turns[Turn.SHORTENED] = shortened
     return turns
 
 

@@ -136,6 +136,9 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
             notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
     elif unended := audit["turns"].get(Turn.UNENDED, 0):
         notes.append(f"warning: {unended:,} trained turns are closed by no end token: after them it learns to go on")
+    if shortened := audit["turns"].get(Turn.SHORTENED, 0):
+        of = f"{shortened:,} of {audit['turns'][Turn.TRAINED]:,} trained turns"
+        notes.append(f"warning: the template leaves a part out of {of}, as a rule their thoughts: it is not learned")
     if rows["end_twice"]:
         notes.append(
             f"warning: in {rows['end_twice']:,} rows the end token stands twice: take it out of the answers' own words"
@@ -146,6 +149,8 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
         notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
     if control := rows["control_words"]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
+    if unwritten := rows["tools_unwritten"]:
+        notes.append(f"warning: {unwritten:,} rows have tools, which the template does not write: no model sees them")
     notes += [note for note in (_length_bias(audit["kinds"]), _one_sided(audit["kinds"])) if note]
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")

@@ -40,7 +40,7 @@ from hpcft.data.tokenise import TokeniseTask, of_split
 from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
 from hpcft.errors import Refusal
-from hpcft.plan.plan import DataPlan, Plan
+from hpcft.plan.plan import DataPlan, Plan, data_key
 
 EXIT_UNPREPARED = 3
 
@@ -69,18 +69,15 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     """
     if answer := stores.find(store, data):
         return answer
-    with stores.one_writer(store, data, tell) as keep_lock:
+    with stores.one_writer(store, data_key(data), tell) as keep_request:
         if answer := stores.find(store, data):
             return answer
         reads, others = _cut_all(data)
         inputs = [*(read.input for read in reads), *others]
         content = stores.address(data, inputs)
-        if not (store / content / "manifest.json").is_file():
-            try:
-                _make(data, store, content, reads, inputs, keep_lock)
-            except OSError:  # the same content under another request: who is first takes the work area away
-                if not (store / content / "manifest.json").is_file():
-                    raise
+        with stores.one_writer(store, content, tell) as keep_content:
+            if not (store / content / "manifest.json").is_file():
+                _make_or_find(data, store, content, reads, inputs, lambda: (keep_request(), keep_content()))
         stores.remember(store, data, content, inputs)
     answer = stores.find(store, data)
     if answer is None:
@@ -88,12 +85,23 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     return answer
 
 
+def _make_or_find(
+    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_locks: Callable[[], object]
+) -> None:
+    """``_make``; where another writer took a lock over that seemed dead, who is first takes the work area away."""
+    try:
+        _make(data, store, content, reads, inputs, keep_locks)
+    except OSError:
+        if not (store / content / "manifest.json").is_file():
+            raise
+
+
 def _make(
-    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_lock: Callable[[], None]
+    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_locks: Callable[[], object]
 ) -> None:
     work = Work(store, content)
     with stores.new_content(store, content) as folder, work.kept():
-        manifest = _Preparation(data, reads, work, keep_lock).run(folder)
+        manifest = _Preparation(data, reads, work, keep_locks).run(folder)
         if any(entry.changed for entry in inputs):  # its bytes would stand under the address of other bytes
             raise changed()
         stores.write_json(folder / "manifest.json", {"schema": stores.SCHEMA, "content": content, **manifest})
@@ -129,8 +137,8 @@ def _input(file: DataFile, kind: str) -> Input:
 class _Preparation:
     """Both passes: from files that are cut into portions to a filled content folder."""
 
-    def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_lock: Callable[[], None]) -> None:
-        self.data, self.reads, self.work, self.keep_lock = data, reads, work, keep_lock
+    def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_locks: Callable[[], object]) -> None:
+        self.data, self.reads, self.work, self.keep_locks = data, reads, work, keep_locks
         self.tokenizer_folder = tokenizers.folder_of(data)
         self.scans: dict[Path, Scan] = {}
         self.classes = Classes()
@@ -170,7 +178,7 @@ class _Preparation:
     def _kept(self, tick: Progress) -> Callable[[int, bool], None]:
         def done(rows: int, made: bool) -> None:
             tick(rows, made)
-            self.keep_lock()
+            self.keep_locks()
 
         return done
 
@@ -204,7 +212,7 @@ class _Preparation:
                     rows += len(columns["row_lengths"])
                 self.taken[task.number] += rows
                 tick(rows, made)
-                self.keep_lock()
+                self.keep_locks()
         if workers.found:
             tell(
                 f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"

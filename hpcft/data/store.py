@@ -27,6 +27,7 @@ SCHEMA = 2  # of the manifest, and of what is counted of a portion; that of anot
 ABSENT = -1
 SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
+LEFT_AFTER = 86400.0  # the same of its temporary folder: one removed too soon costs a live writer all that it wrote
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def new_content(store: Path, content: str) -> Iterator[Path]:
 
     What a killed writer left is removed first; its name begins with a dot and holds no manifest a reader would take.
     """
-    for left in store.glob(f".{content}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for other in store.glob(f".{content}.*"):
+        if _left(other):
+            shutil.rmtree(other, ignore_errors=True)
     folder = store / f".{content}.{socket.gethostname()}-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
@@ -136,13 +138,15 @@ def new_content(store: Path, content: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_writer(store: Path, data: DataPlan, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Hold the lock of this request, waiting for a live holder; yields a function that keeps it fresh.
+def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold the lock of that name, waiting for a live holder; yields a function that keeps it fresh.
+
+    A request's name is its key, a content's its address: two requests may ask for the same content.
 
     The lock saves work, it does not guard the shards: two writers would publish the same bytes under one name. So a
     takeover that goes wrong in some rare order of events costs minutes and nothing else.
     """
-    lock = store / "locks" / f"{data_key(data)}.lock"
+    lock = store / "locks" / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
     told = 0.0
@@ -181,13 +185,30 @@ def _stale(lock: Path, holder: dict[str, Any] | None) -> bool:
         return age > 10
     if holder.get("host") != socket.gethostname():
         return age > STALE_AFTER
+    return not _running(int(holder["pid"]))
+
+
+def _left(folder: Path) -> bool:
+    """Whether nobody writes a temporary folder any more: its process has ended, or another host's is long silent."""
+    host, _, pid = folder.name.split(".", 2)[2].rpartition("-")
+    if host == socket.gethostname():
+        return int(pid) == os.getpid() or not _running(int(pid))
     try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
+        last = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
         return False
-    return False
+    return time.time() - last > LEFT_AFTER
+
+
+def _running(pid: int) -> bool:
+    """Whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _renewed(entry: Input) -> Input:

@@ -20,7 +20,7 @@ from hpcft.data import store as stores
 from hpcft.data.prepare import main, prepare
 from hpcft.data.shards import Prepared, open_prepared
 from hpcft.errors import Refusal
-from hpcft.plan.plan import Source
+from hpcft.plan.plan import DataPlan, Source
 from tests.data.conftest import Preparing, Tokenizers
 from tests.data.small import TEMPLATES, chat, request, write_lines, write_tokenizer
 from tests.plans import plan
@@ -280,32 +280,53 @@ def test_a_tokenizer_that_is_not_there_is_refused(where: str, tmp_path: Path) ->
         prepare(request(write_lines(tmp_path / "a.jsonl", ROWS), tokenizer=folder), tmp_path / "store")
 
 
-def test_a_writer_killed_in_the_middle_leaves_nothing_a_reader_takes(tmp_path: Path, tokenizer: Tokenizers) -> None:
-    """SIGKILL while documents are being written; the next writer takes the lock over and cleans up."""
-    store, data = tmp_path / "store", request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
-    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
-    slow = (
-        "import sys, time; from hpcft.data import prepare, writer\n"
-        "add = writer.SplitWriter.add\n"
-        "def slowly(self, *a): time.sleep(0.05); add(self, *a)\n"
-        "writer.SplitWriter.add = slowly\n"
-        "prepare.main(sys.argv[1:])"
-    )
-    words = [sys.executable, "-c", slow, "--plan", str(tmp_path / "plan.json"), "--store", str(store)]
-    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()})
+SLOW = (
+    "import sys, time; from hpcft.data import prepare, writer\n"
+    "add = writer.SplitWriter.add\n"
+    "def slowly(self, *a): time.sleep(0.05); add(self, *a)\n"
+    "writer.SplitWriter.add = slowly\n"
+    "sys.exit(prepare.main(sys.argv[1:]))"
+)
+
+
+def writing(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
+    """A prepare in a process of its own that has begun to write documents, slowly."""
+    (folder / "plan.json").write_text(plan(data=data).to_json())
+    words = [sys.executable, "-c", SLOW, "--plan", str(folder / "plan.json"), "--store", str(store)]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(store.glob(".*/train.tokens.bin")):
         assert time.monotonic() < deadline, "the writer never began"
         assert process.poll() is None, "the writer ended by itself"
         time.sleep(0.05)
+    return process
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_a_reader_takes(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    """SIGKILL while documents are being written; the next writer takes the lock over and cleans up."""
+    store, data = tmp_path / "store", request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
+    process = writing(data, tmp_path, store)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert list(store.glob(".*/train.tokens.bin"))
     with pytest.raises(Refusal, match="not prepared"):
         open_prepared(store, data)
     answer = prepare(data, store)
     assert sorted(path.name for path in store.iterdir()) == sorted([answer.content, "locks", "requests"])
     assert not list((store / "locks").iterdir())
+
+
+def test_the_same_content_asked_for_by_another_name_waits_for_who_makes_it(
+    tmp_path: Path, tokenizer: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = tmp_path / "store", write_lines(tmp_path / "a.jsonl", ROWS * 50)
+    process = writing(request(path, tokenizer=tokenizer()), tmp_path, store)
+    monkeypatch.setattr("hpcft.data.prepare.scan", None)  # nothing is left to be done
+    answer = prepare(request(tmp_path / ".." / tmp_path.name / "a.jsonl", tokenizer=tokenizer()), store)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert len(list((store / "requests").iterdir())) == 2
+    assert sorted(path.name for path in store.iterdir()) == sorted([answer.content, "locks", "requests"])
 
 
 def test_a_failure_in_the_middle_leaves_no_temporary_folder(

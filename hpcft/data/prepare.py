@@ -9,6 +9,7 @@ the second tokenises the chosen rows in worker processes. Order, and so every by
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import signal
@@ -67,10 +68,10 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     Raises Refusal for every fault of the data: broken or missing files, shapes that differ, rows that the template
     refuses, nothing to train on.
     """
-    if answer := stores.find(store, data):
+    if answer := found_again(store, data):
         return answer
     with stores.one_writer(store, data_key(data), tell) as keep_request:
-        if answer := stores.find(store, data):
+        if answer := found_again(store, data):
             return answer
         reads, others = _cut_all(data)
         inputs = [*(read.input for read in reads), *others]
@@ -82,6 +83,15 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     answer = stores.find(store, data)
     if answer is None:
         raise changed()
+    return answer
+
+
+def found_again(store: Path, data: DataPlan) -> Answer | None:
+    """``store.find``; new dates of files are remembered, or every rank would hash them at every start."""
+    answer = stores.find(store, data)
+    if answer and answer.renewed:
+        with contextlib.suppress(OSError):  # a store that only others may write to
+            stores.remember(store, data, answer.content, answer.inputs)
     return answer
 
 
@@ -272,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
         if given.look:
-            return 0 if stores.find(given.store, data) else EXIT_UNPREPARED
+            return 0 if found_again(given.store, data) else EXIT_UNPREPARED
         if given.workers:
             data = dataclasses.replace(data, workers=given.workers)
         answer = prepare(data, given.store)

@@ -56,11 +56,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Answer:
-    """Prepared shards that fit a request: their folder, their manifest, the files they were made of."""
+    """Prepared shards that fit a request: their folder, their manifest, the files they were made of.
+
+    renewed: files had another date than was remembered, so they were hashed to find it.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     inputs: tuple[Input, ...]
+    renewed: bool = False
 
     @property
     def content(self) -> str:
@@ -79,11 +83,12 @@ def find(store: Path, data: DataPlan) -> Answer | None:
         return None
     inputs = tuple(Input(**entry) for entry in request["inputs"])
     content = str(request["content"])
-    if any(entry.changed for entry in inputs):  # by date: by content it may still be the same, or another known one
+    renewed = any(entry.changed for entry in inputs)
+    if renewed:  # by date: by content it may still be the same, or another known one
         inputs = tuple(_renewed(entry) for entry in inputs)
         content = address(data, inputs)
     manifest = _read(store / content / "manifest.json")
-    return Answer(store / content, manifest, inputs) if manifest and manifest["schema"] == SCHEMA else None
+    return Answer(store / content, manifest, inputs, renewed) if manifest and manifest["schema"] == SCHEMA else None
 
 
 def address(data: DataPlan, inputs: Sequence[Input]) -> str:

@@ -120,6 +120,23 @@ def test_changed_data_is_refused_until_it_is_prepared_and_touched_data_is_not(
     assert open_prepared(store, data).content == content
 
 
+@pytest.mark.parametrize("look", [False, True])
+def test_touched_data_is_hashed_by_the_next_prepare_and_by_no_rank(
+    look: bool, tmp_path: Path, tokenizer: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = write_lines(tmp_path / "a.jsonl", ROWS), tmp_path / "store"
+    data = request(path, tokenizer=tokenizer())
+    content = prepare(data, store).content
+    os.utime(path, (1, 1))
+    if look:
+        (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+        assert main(["--plan", str(tmp_path / "plan.json"), "--store", str(store), "--look"]) == 0
+    else:
+        assert prepare(data, store).content == content
+    monkeypatch.setattr("hpcft.disk.sha256", None)
+    assert open_prepared(store, data).content == content
+
+
 def test_a_chat_template_added_to_the_tokenizer_makes_the_shards_stale(tmp_path: Path) -> None:
     folder = write_tokenizer(tmp_path / "model")
     (folder / "chat_template.jinja").unlink()

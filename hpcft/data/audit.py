@@ -107,6 +107,22 @@ class Audit:
             hint = f"{longest}; raise max_length or set truncation_strategy"
             raise self._refusal(TOO_LONG, names, "every row is longer than max_length", hint)
 
+    def check_split(self, split: str, data: DataPlan, names: Sequence[str]) -> None:
+        """Raises Refusal where no row is left of a split whose rows these are and that the run asked for."""
+        if self.fates[KEPT]:
+            return
+        rows, too_long, untrained = sum(self.fates.values()), self.fates[TOO_LONG], self.fates[UNTRAINED]
+        if not rows:
+            raise _nothing_in(split, data)
+        counts = {"are too long": too_long, "have no token to train on": untrained}
+        why = " and ".join(f"{count} of {rows} rows {words}" for words, count in counts.items() if count)
+        hints = [f"the shortest row has {min(self.lengths)} tokens; raise max_length or set truncation_strategy"]
+        hints = hints if too_long == rows else ["mend the rows, or raise max_length"]
+        if split == "validation":
+            hints += ["leave val_dataset out" if data.validation else "set another data_seed, which draws other rows"]
+        fate = TOO_LONG if too_long else UNTRAINED
+        raise self._refusal(fate, names, f"no row is left for {split}: {why}", ", or ".join(hints))
+
     def _too_short(self, data: DataPlan) -> str:
         """Of the hint: what would have kept rows of which the truncation left nothing to train on."""
         if not any(data.truncation in why for why in self.why):
@@ -154,3 +170,15 @@ class Audit:
             "end_tokens": ends,
             "eos_token": {"id": tokenizer.eos_token_id, "text": tokenizer.eos_token},
         }
+
+
+def _nothing_in(split: str, data: DataPlan) -> Refusal:
+    """The refusal of a split that no row fell into."""
+    if split == "train" or data.validation:
+        return refuse(f"no rows are chosen for {split}", hint="a dataset#N takes N rows; N must be at least 1")
+    return refuse(
+        "there are too few rows to set one aside for validation: equal ones stay on one side, and train needs one",
+        where="split_dataset_ratio",
+        value=data.validation_ratio,
+        hint="add rows, name a val_dataset, or set split_dataset_ratio: 0, which trains without evaluation",
+    )

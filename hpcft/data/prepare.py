@@ -227,8 +227,16 @@ class _Preparation:
             tell(
                 f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"
             )
-        self._audit().check(self.data, [read.cut.file.shown for read in self.reads])
+        self._check()
         return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
+
+    def _check(self) -> None:
+        """Raises Refusal where what is left of all rows, or of those of a split, is no use."""
+        names = [read.cut.file.shown for read in self.reads]
+        self._audit().check(self.data, names)
+        for split, audit in self.audits.items():
+            if split == "train" or self.data.validation or self.data.validation_ratio > 0:
+                audit.check_split(split, self.data, names)
 
     def _tasks(self, copies: list[dict[str, Any]]) -> Iterator[TokeniseTask]:
         """What is to be tokenised, portion by portion; portions of which no row is taken are left out."""

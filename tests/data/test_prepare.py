@@ -267,6 +267,29 @@ def test_data_whose_every_row_is_too_long_is_refused_with_the_shortest(prepared:
     assert "the shortest row has" in str(refusal.value)
 
 
+def test_a_split_of_which_no_row_is_left_is_refused_by_name(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    good, long = write_lines(tmp_path / "a.jsonl", ROWS[:5]), write_lines(tmp_path / "v.jsonl", [LONG] * 5)
+    for split, (train, held) in {"train": (long, good), "validation": (good, long)}.items():
+        data = request(train, tokenizer=tokenizer(), validation=(Source(path=str(held)),), max_length=90)
+        with pytest.raises(Refusal, match=f"no row is left for {split}: 5 of 5 rows are too long") as refusal:
+            prepare(data, tmp_path / "store")
+        assert "raise max_length" in refusal.value.problems[0].hint
+        assert [problem.where for problem in refusal.value.problems[1:]] == [f"{long}:{line}" for line in (1, 2, 3)]
+
+
+def test_a_validation_split_that_lost_the_few_rows_it_drew_is_refused(prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match="no row is left for validation: 1 of 1 rows are too long") as refusal:
+        prepared([*ROWS[:4], LONG], seed=9, validation_ratio=0.1, max_length=90)
+    assert "data_seed" in refusal.value.problems[0].hint
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[:1] * 20])
+def test_a_share_of_rows_too_few_to_be_parted_is_refused(rows: list[Any], prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match="too few rows to set one aside for validation") as refusal:
+        prepared(rows, validation_ratio=0.1)
+    assert "split_dataset_ratio: 0" in refusal.value.problems[0].hint
+
+
 def test_no_rows_at_all_is_refused(tmp_path: Path, tokenizer: Tokenizers) -> None:
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(Refusal, match="no rows are chosen"):

@@ -202,7 +202,7 @@ def _parquet(path: Path, shown: str) -> Records:
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=64):
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record

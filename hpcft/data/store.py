@@ -23,7 +23,7 @@ from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
 FORMAT = 3  # raised whenever the same input would give other bytes
-SCHEMA = 2  # of the manifest, and of what is counted of a portion; that of another release is made anew
+SCHEMA = 3  # of the manifest, of a portion and of what is counted of it; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over

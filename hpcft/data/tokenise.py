@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,10 @@ from hpcft.data.work import Arrays, Result
 from hpcft.errors import Problem, Refusal
 
 TOGETHER = 256  # rows that are encoded at a time
+LARGEST = 8 * 2**20  # characters that are rendered for them, about: long conversations go fewer at a time
 
-T = TypeVar("T")
+Chosen = tuple[str, int, int, Row]
+"""(split, copies, line, row) of a row that is taken."""
 
 
 @dataclass
@@ -85,7 +86,7 @@ class TokeniseTask:
         """Raises Refusal, with file and line, at a row that cannot be written with the chat template."""
         columns = {split: Columns() for split in self.copies}
         rows = self.piece.read(Shaped(self.piece.cut.file.shown, self.piece.rows))
-        for some in _together(self._chosen(rows), TOGETHER):
+        for some in together(self._chosen(rows)):
             documents = desk.encoder.documents([row for _, _, _, row in some])
             for (split, copies, line, _), document in zip(some, documents, strict=True):
                 if isinstance(document, str):
@@ -96,16 +97,32 @@ class TokeniseTask:
         arrays = {f"{split}.{key}": a for split, column in columns.items() for key, a in column.arrays().items()}
         return arrays, {split: column.audit.counts() for split, column in columns.items()}
 
-    def _chosen(self, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[str, int, int, Row]]:
-        """(split, copies, line, row) of the rows that are taken; a row is in one split."""
+    def _chosen(self, rows: Iterator[tuple[int, Row]]) -> Iterator[Chosen]:
+        """The rows that are taken; a row is in one split."""
         taken = [(split, copies.tolist()) for split, copies in self.copies.items()]
         for n, (line, row) in enumerate(rows):
             yield from ((split, copies[n], line, row) for split, copies in taken if copies[n])
 
 
-def _together(items: Iterator[T], many: int) -> Iterator[list[T]]:
-    while some := list(islice(items, many)):
+def together(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
+    """What is encoded at a time: so many rows as keep a worker busy and its memory small."""
+    some, size = list[Chosen](), 0
+    for item in chosen:
+        some.append(item)
+        size += rendered_size(item[3])
+        if len(some) == TOGETHER or size >= LARGEST:
+            yield some
+            some, size = [], 0
+    if some:
         yield some
+
+
+def rendered_size(row: Row) -> int:
+    """About how many characters ``Masker.rendered`` holds of a row: up to each answer, all that stands before it."""
+    if row.text is not None:
+        return len(row.text)
+    turns = row.messages + row.rejected
+    return sum(len(turn["content"]) for turn in turns) * sum(turn["role"] == "assistant" for turn in turns)
 
 
 def of_split(arrays: Arrays, split: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
-COUNTERS = ("fates", "why", "ends", "flags", "turns")
-FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control")
+COUNTERS = ("fates", "why", "lost", "ends", "flags", "turns")
+FLAGS = ("truncated", "split", "end_added", "end_cut", "end_twice", "control")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
@@ -29,11 +30,13 @@ QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99
 class Audit:
     """Counts of rows by fate, gathered document by document. A row that is repeated counts once.
 
-    ends: token → trained turns that it closes. cut: tokens that truncation took away. lengths: of rows before that.
+    why: reason → rows that are dropped for it, lost: their tokens. ends: token → trained turns that it closes. cut:
+    tokens that truncation took away. lengths: of rows before that.
     """
 
     fates: Counter[str] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     ends: Counter[int] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
@@ -51,11 +54,13 @@ class Audit:
             for name in FLAGS:
                 if getattr(document, name) or (other is not None and getattr(other, name)):
                     self.flags[name] += 1
-            for part in document.both:
+            self.flags["pieces"] += len(document.pieces)
+            for part in chain.from_iterable(record.both for record in document.records):
                 self._count(part)
         else:
             reason = document.why if document.fate == UNTRAINED else document.fate
             self.why[reason] += 1
+            self.lost[reason] += document.length
             examples = self.examples.setdefault(document.fate, [])
             if len(examples) < EXAMPLES:
                 examples.append((*origin, document.why))
@@ -148,6 +153,8 @@ class Audit:
                 "too_long": self.fates[TOO_LONG],
                 "untrained": self.fates[UNTRAINED],
                 "truncated": self.flags["truncated"],
+                "split": self.flags["split"],
+                "pieces": self.flags["pieces"],
                 "end_added": self.flags["end_added"],
                 "end_cut": self.flags["end_cut"],
                 "end_twice": self.flags["end_twice"],
@@ -164,6 +171,8 @@ class Audit:
                 for kind, (n, tokens, trained) in sorted(self.kinds.items())
             },
             "dropped": dict(self.why.most_common()),
+            "dropped_tokens": dict(self.lost),
+            "tokens_read": int(lengths.sum()),
             "examples": {fate: [list(example) for example in examples] for fate, examples in self.examples.items()},
             "row_tokens": quantiles,
             "end_token": ends[0] if ends else None,

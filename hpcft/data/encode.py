@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.cutting import EQUAL, cut, cut_pair
+from hpcft.data.cutting import EQUAL, cut, cut_pair, split
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
 from hpcft.data.masks import Masker, Span, Unrenderable, says_something, wanted
@@ -92,6 +92,8 @@ class Encoder:
         limit, policy = self.data.max_length, self.data.truncation
         if row.category is not None:
             return _at_its_end(cut(replace(documents[0], category=row.category), limit, policy))
+        if policy == "split":
+            return split(documents[0], limit) if row.text is not None else cut(documents[0], limit, "drop")
         if not row.rejected:
             return cut(documents[0], limit, policy)
         if row.shared == len(row.messages):

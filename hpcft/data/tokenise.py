@@ -34,15 +34,19 @@ class Columns:
     tokens: list[NDArray[np.int32]] = field(default_factory=list)
     trained: list[NDArray[np.bool_]] = field(default_factory=list)
     documents: list[tuple[int, int, int, int, float]] = field(default_factory=list)  # of each: as ``arrays`` has them
-    rows: list[tuple[int, int]] = field(default_factory=list)  # of each row: its documents, the windows that hold it
+    rows: list[tuple[int, int]] = field(default_factory=list)  # of each record: its documents, the windows that hold it
 
     def add(self, document: Document, copies: int, origin: tuple[int, int]) -> None:
         """Append what a row became; ``copies`` windows will hold it. origin: number of its input file, line in it."""
         self.audit.add(document, origin)
         if document.fate != KEPT:
             return
-        self.rows.append((len(document.both), copies))
-        for part in document.both:
+        for record in document.records:
+            self._append(record, copies, origin)
+
+    def _append(self, record: Document, copies: int, origin: tuple[int, int]) -> None:
+        self.rows.append((len(record.both), copies))
+        for part in record.both:
             self.tokens.append(part.tokens)
             self.trained.append(part.trained)
             trained = int(np.count_nonzero(part.trained))

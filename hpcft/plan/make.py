@@ -239,11 +239,16 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         chat_template=data.chat_template, system=data.system,
         model_name=data.model_name, model_author=data.model_author,
         train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
-        truncation=data.truncation_strategy, packing=data.packing,
+        truncation=_truncation(run), packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
         max_untrained_rows=data.max_untrained_rows, rows=rows, num_labels=data.num_labels or 0,
         workers=data.dataset_num_proc,
     )  # fmt: skip
+
+
+def _truncation(run: RunConfig) -> str:
+    """As was said; else texts that are trained whole are split, for a long one is as good as many short ones."""
+    return run.data.truncation_strategy or ("split" if run.task == "pretrain" else "drop")
 
 
 def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use_hf: bool) -> tuple[Source, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
-FORMAT = 3  # raised whenever the same input would give other bytes
+FORMAT = 4  # raised whenever the same input would give other bytes
 SCHEMA = 3  # of the manifest, of a portion and of what is counted of it; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ CHATML = """{%- for message in messages -%}
 BUILT_IN = {"chatml": CHATML}
 
 # A template that writes today's date would give other tokens tomorrow; shards must not depend on the day.
-FIXED_DATE = "26 Jul 2024"
+FIXED_DAY = datetime(2024, 7, 26)
+FIXED_DATE = FIXED_DAY.strftime("%d %b %Y")
 DATED = "strftime_now"
+PARTS = [f"%{part}" for part in (*"aAbBcdDeFHIjmMpRSTuUwWxXyY", "-d", "-m", "-H", "-I")]  # of strftime's language
 
 FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|.*\.model|.*\.tiktoken"
@@ -64,11 +67,14 @@ def files_of(data: DataPlan, folder: Path) -> list[DataFile]:
 def template_file(data: DataPlan) -> DataFile | None:
     """The file of the chat template where the plan names one by path."""
     name = data.chat_template
-    if name is None or name in BUILT_IN or not (Path(name).is_file() or "/" in name or "." in name):
+    if name is None or name in BUILT_IN:
         return None
-    if not Path(name).is_file():
+    path = Path(name).expanduser()
+    if not (path.is_file() or "/" in name or "." in name):
+        return None
+    if not path.is_file():
         raise refuse("no such file for the chat template", where="chat_template", value=name, choices=BUILT_IN)
-    return DataFile(Path(name), name)
+    return DataFile(path, name)
 
 
 def load(data: DataPlan, folder: Path) -> Any:
@@ -103,7 +109,7 @@ class Template:
         if self.dated and self.text is None:
             self.text = tokenizer.get_chat_template()
         if self.dated:
-            self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+            self.text = f"{_fixed_day()}{self.text}"
         self.doubted = True
         self.plain = _plain(tokenizer, self.text) if self.exists else None
 
@@ -164,6 +170,12 @@ def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], 
         return "".join(write(context))
 
     return plain
+
+
+def _fixed_day() -> str:
+    """The function of the date as a macro: what transformers hands to a template by name must not be callable."""
+    parts = "".join(f".replace('{part}', '{FIXED_DAY.strftime(part)}')" for part in PARTS)
+    return f"{{%- macro {DATED}(format) -%}}{{{{ format{parts} }}}}{{%- endmacro -%}}"
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:

@@ -40,10 +40,10 @@ from hpcft.data.store import Answer, Input
 from hpcft.data.tokenise import TokeniseTask, of_split
 from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
-from hpcft.errors import Refusal
+from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, Plan, data_key
 
-EXIT_UNPREPARED = 3
+EXIT_FAILED, EXIT_UNPREPARED = 1, 3
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _file_facts(scan: Scan, taken: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process ``python -m hpcft.data.prepare``; 0, or 2 with the reasons on stderr."""
+    """The process ``python -m hpcft.data.prepare``; 0, or with the reasons on stderr 2, or 1 where a disk failed."""
     parser = argparse.ArgumentParser(prog="python -m hpcft.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, type=Path, help="the run's plan.json")
     parser.add_argument("--also", type=Path, help="a plan that asks for the same data by names without a revision")
@@ -300,6 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
+    except OSError as error:  # a full disk, a quota, a file system that is gone: no fault of the data
+        hint = "what is finished is kept: make room, or whatever it is, and type the same command again"
+        print(refuse(f"the data is not prepared: {error}", where=str(given.store), hint=hint).report, file=sys.stderr)
+        return EXIT_FAILED
     print(json.dumps(answer.manifest) if given.json else reported(data, answer))
     return 0
 

@@ -424,6 +424,25 @@ def test_the_process_prints_json_on_stdout_and_refusals_on_stderr(
     assert "a.jsonl:1: broken JSON" in captured.err
 
 
+def test_a_full_disk_is_told_in_a_sentence_and_what_is_finished_is_kept(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    data = request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
+    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+    small = (
+        "import resource, signal, sys; from hpcft.data.prepare import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", small, "--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the data is not prepared: [Errno 27] File too large" in done.stderr
+    assert list((tmp_path / "store").glob("work/*/*.npz"))
+
+
 def test_who_asks_by_a_name_without_a_revision_finds_what_was_prepared_with_one(
     tmp_path: Path, tokenizer: Tokenizers
 ) -> None:

@@ -31,6 +31,7 @@ from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Desk, Workers
 from hpcft.data.portions import Cut, changed, cut, pieces
 from hpcft.data.progress import Progress, tell
+from hpcft.data.refused import Refused
 from hpcft.data.report import reported
 from hpcft.data.scan import Scan, scan
 from hpcft.data.shapes import WITHOUT_TEMPLATE
@@ -212,7 +213,7 @@ class _Preparation:
         with ExitStack() as stack:
             names = [name for name in ("train", "validation") if name in taken]
             writers: dict[str, SplitWriter] = {name: stack.enter_context(SplitWriter(folder, name)) for name in names}
-            tick = stack.enter_context(Progress("tokenising", total))
+            tick, refused = stack.enter_context(Progress("tokenising", total)), Refused()
             for task, (arrays, counts), made in workers.results(self._tasks(copies)):
                 rows = 0
                 for split in task.copies:
@@ -221,8 +222,10 @@ class _Preparation:
                     writers[split].add(columns, task.number)
                     rows += len(columns["row_lengths"])
                 self.taken[task.number] += rows
+                refused.add(task.piece.cut.file.shown, counts["refused"], rows)
                 tick(rows, made)
                 self.keep_locks()
+        refused.check()
         if workers.found:
             tell(
                 f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"

@@ -14,10 +14,10 @@ from hpcft.data.classes import Classes
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.pool import Desk
 from hpcft.data.portions import Piece
+from hpcft.data.refused import found
 from hpcft.data.rows import Row
 from hpcft.data.shapes import Shaped
 from hpcft.data.work import Arrays, Result
-from hpcft.errors import Problem, Refusal
 
 TOGETHER = 256  # rows that are encoded at a time
 LARGEST = 8 * 2**20  # characters that are rendered for them, about: long conversations go fewer at a time
@@ -87,19 +87,22 @@ class TokeniseTask:
         return f"read-{self.number}-{self.piece.portion.number:06d}"
 
     def do(self, desk: Desk) -> Result:
-        """Raises Refusal, with file and line, at a row that cannot be written with the chat template."""
-        columns = {split: Columns() for split in self.copies}
+        """Rows that cannot be written with the chat template are left out, and told under ``refused``."""
+        columns, refused = {split: Columns() for split in self.copies}, list[tuple[int, str]]()
         rows = self.piece.read(Shaped(self.piece.cut.file.shown, self.piece.rows))
         for some in together(self._chosen(rows)):
             documents = desk.encoder.documents([row for _, _, _, row in some])
             for (split, copies, line, _), document in zip(some, documents, strict=True):
                 if isinstance(document, str):
-                    where = f"{self.piece.cut.file.shown}:{line}"
-                    raise Refusal(Problem(document, where, hint=_template_hint(document)))
+                    refused.append((line, document))
+                    continue
                 self.classes.mark(document)
                 columns[split].add(document, copies, (self.number, line))
         arrays = {f"{split}.{key}": a for split, column in columns.items() for key, a in column.arrays().items()}
-        return arrays, {split: column.audit.counts() for split, column in columns.items()}
+        return arrays, {
+            **{split: column.audit.counts() for split, column in columns.items()},
+            "refused": found(refused),
+        }
 
     def _chosen(self, rows: Iterator[tuple[int, Row]]) -> Iterator[Chosen]:
         """The rows that are taken; a row is in one split."""
@@ -132,9 +135,3 @@ def rendered_size(row: Row) -> int:
 def of_split(arrays: Arrays, split: str) -> dict[str, Any]:
     """The arrays of one split, by their bare names."""
     return {key.removeprefix(f"{split}."): array for key, array in arrays.items() if key.startswith(f"{split}.")}
-
-
-def _template_hint(sentence: str) -> str:
-    if "system" in sentence.lower():
-        return "this template knows no system turn: remove it from the data, or set chat_template"
-    return "hpcft trains on what the template writes: mend the row, or set chat_template to a template that takes it"

@@ -18,11 +18,16 @@ def cut(whole: Document, limit: int, policy: str) -> Document:
         whole.trained[0] = False  # as ``_keep``
         return whole
     if policy == "drop":
-        return Document(TOO_LONG, whole.length, f"{whole.length} tokens, max_length is {limit}")
+        return too_long(whole.length, limit)
     part = slice(-limit, None) if policy == "truncate_left" else slice(limit)
     if not _keep(whole, part):
         return Document(UNTRAINED, whole.length, f"{policy} to {limit} tokens cuts off all that would be trained")
     return whole
+
+
+def too_long(length: int, limit: int) -> Document:
+    """What becomes of a row of ``length`` tokens that is dropped for them."""
+    return Document(TOO_LONG, length, f"{length} tokens, max_length is {limit}")
 
 
 def split(text: Document, limit: int) -> Document:

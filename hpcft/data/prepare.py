@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
     except OSError as error:  # a full disk, a quota, a file system that is gone: no fault of the data
-        hint = "what is finished is kept: make room, or whatever it is, and type the same command again"
+        hint = "what is finished is kept: mend that, for example make room, and type the same command again"
         print(refuse(f"the data is not prepared: {error}", where=str(given.store), hint=hint).report, file=sys.stderr)
         return EXIT_FAILED
     print(json.dumps(answer.manifest) if given.json else reported(data, answer))

@@ -41,7 +41,7 @@ def _line(entry: Mapping[str, Any]) -> str:
         guess = near(key, (*_PATH, *_SUBSET, *_ROWS)) if path is not None else ""
         hint = f"did you mean {guess}?" if guess else "write path:subset#rows, for example a.jsonl#500"
         raise refuse(what, value=dict(entry), choices=("path", "subset", "rows"), hint=hint)
-    return f"{path}{f':{subset}' if subset else ''}{f'#{rows}' if rows else ''}"
+    return f"{path}{f':{subset}' if subset else ''}{'' if rows is None else f'#{rows}'}"
 
 
 def _one_of(said: dict[str, Any], names: tuple[str, ...], entry: Mapping[str, Any]) -> Any:

@@ -203,7 +203,7 @@ def _parquet(path: Path, shown: str) -> Records:
     try:
         with parquet.ParquetFile(path) as file:
             filled = nulls.may_be_filled(file.schema_arrow)
-            for batch in file.iter_batches(batch_size=1024):
+            for batch in file.iter_batches(batch_size=64):
                 for record in batch.to_pylist():
                     row += 1
                     yield row, nulls.without(record) if filled else record

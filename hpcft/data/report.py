@@ -61,9 +61,11 @@ def table(manifest: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _row_counts(audit: Mapping[str, Any]) -> dict[str, str]:
     rows = audit["rows"]
-    counts = {"read": rows["read"], "kept": rows["kept"]}
-    counts |= {f"dropped: {why}": count for why, count in audit["dropped"].items()}
+    counts = {name: f"{rows[name]:,}" for name in ("read", "kept")}
+    counts |= {f"dropped: {why}": _dropped(audit, why) for why in audit["dropped"]}
     optional = {
+        "split": rows["split"],
+        "pieces of them": rows["pieces"],
         "truncated": rows["truncated"],
         "tokens cut off them": audit["tokens_cut"],
         "equal to an earlier row of train": audit["duplicates"],
@@ -71,7 +73,13 @@ def _row_counts(audit: Mapping[str, Any]) -> dict[str, str]:
         "in train and in validation": audit["overlap"],
         "whose prompt is in train and in validation": audit["prompts"] - audit["overlap"],
     }
-    return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
+    return counts | {name: f"{count:,}" for name, count in optional.items() if count}
+
+
+def _dropped(audit: Mapping[str, Any], why: str) -> str:
+    """How many rows, and what their tokens are of all: a few long rows may be most of the data."""
+    tokens = audit["dropped_tokens"][why]
+    return f"{audit['dropped'][why]:,}: {tokens:,} tokens, {tokens / max(1, audit['tokens_read']):.0%} of all"
 
 
 def _answers(facts: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from hpcft import __version__
-from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, DATA_FILES, OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile, PrepareJob
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
@@ -45,6 +45,10 @@ from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
 from hpcft.plan.ways import Question, Way
 
+# Packed in a way that is not read, it is a file all the same, and what to do about it is said where it is read.
+LIKE_A_FILE = re.compile(
+    rf"({'|'.join(map(re.escape, (*DATA_FILES, '.txt')))})(\.(gz|zst|xz|bz2|zip))?$", re.IGNORECASE
+)
 MOST_NODES = 64  # looked at for the smallest layout, where the profile does not say how many there are
 
 
@@ -197,9 +201,8 @@ def variables(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) 
 def source_of(name: str, use_hf: bool) -> str:
     """Where a name is from. A path starts with / . ~ or $, ends like a data file, or is no ``owner/name``."""
     modelscope = ("AI-ModelScope/", "swift/", "LLM-Research/", "modelscope/", "iic/")
-    if re.search(r"^[/.~$]|\.(jsonl?|csv|parquet|txt|ndjson)(\.gz)?$", name) or not re.fullmatch(
-        r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name
-    ):
+    is_file = re.match(r"[/.~$]", name) or LIKE_A_FILE.search(name)
+    if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
         return "local"
     return "modelscope" if name.startswith(modelscope) or not use_hf else "huggingface"
 
@@ -241,11 +244,16 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         chat_template=data.chat_template, system=data.system,
         model_name=data.model_name, model_author=data.model_author,
         train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
-        truncation=data.truncation_strategy, packing=data.packing,
+        truncation=_truncation(run), packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
         max_untrained_rows=data.max_untrained_rows, rows=rows, num_labels=data.num_labels or 0,
         workers=data.dataset_num_proc,
     )  # fmt: skip
+
+
+def _truncation(run: RunConfig) -> str:
+    """As was said; else texts that are trained whole are split, for a long one is as good as many short ones."""
+    return run.data.truncation_strategy or ("split" if run.task == "pretrain" else "drop")
 
 
 def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use_hf: bool) -> tuple[Source, ...]:

@@ -14,7 +14,7 @@ from hpcft.data.shards import Prepared
 from hpcft.data.tokenizer import Template, load
 from hpcft.errors import Refusal
 from tests.data.conftest import Preparing, Tokenizers
-from tests.data.small import EOS, chat, request
+from tests.data.small import EOS, TEMPLATES, chat, request
 
 TWO_TURNS = chat("What are two and two?", "Four, I say.", "And then?", "Four again: 四 🙂")
 
@@ -265,6 +265,24 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day(
     text = load(request(tokenizer=tokenizer()), tokenizer()).decode(shards.train[0].tokens)
     assert text.startswith("Today is 26 Jul 2024.\n")
     assert shards.manifest["audit"]["fixed_date"] == "26 Jul 2024"
+
+
+def test_the_date_is_written_as_the_template_asks_for_it(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    template = TEMPLATES["dated"].replace("%d %b %Y", "%Y-%m-%d', it is '%A")
+    (tmp_path / "iso.jinja").write_text(template.replace("', it is '", "') }}, a {{ strftime_now('"))
+    shards = prepared([TWO_TURNS], chat_template=str(tmp_path / "iso.jinja"))
+    text = load(request(tokenizer=tokenizer()), tokenizer()).decode(shards.train[0].tokens)
+    assert text.startswith("Today is 2024-07-26, a Friday.\n")
+
+
+def test_a_template_file_may_lie_in_the_home_folder(
+    prepared: Preparing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.jinja").write_text(TEMPLATES["dated"])
+    assert prepared([TWO_TURNS], chat_template="~/mine.jinja").manifest["audit"]["fixed_date"]
 
 
 def test_tokens_are_those_of_the_whole_text(prepared: Preparing, tokenizer: Tokenizers) -> None:

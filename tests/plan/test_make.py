@@ -84,6 +84,11 @@ def test_a_llama_factory_run_plans_as_it_is() -> None:
         ("data/train.csv", "local"),
         ("data/train.parquet", "local"),
         ("data/train.jsonl.gz", "local"),
+        ("data/train.tsv", "local"),
+        ("data/train.tsv.gz", "local"),
+        ("data/TRAIN.JSONL", "local"),
+        ("data/train.jsonl.zst", "local"),
+        ("owner/zst", "huggingface"),
         ("a/b/c", "local"),
         ("my folder/x", "local"),
         ("own.er/na-me_2.5", "huggingface"),
@@ -185,6 +190,13 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task dpo --center_rewards_coefficient 0.1", "task: dpo has no such thing", ()),
         ("--task rm --beta 0.2", "task: rm has no such thing", ()),
         ("--task rm --truncation_strategy truncate_right", "scores the end of a text", ("drop", "truncate_left")),
+        ("--truncation_strategy split", "task: sft does not split", ("drop", "truncate_left", "truncate_right")),
+        (
+            "--task dpo --truncation_strategy split",
+            "task: dpo does not split",
+            ("drop", "truncate_left", "truncate_right"),
+        ),
+        ("--task rm --truncation_strategy split", "task: rm does not split", ("drop", "truncate_left")),
         ("--task rm --modules_to_save lm_head", "a score in the place of lm_head", ()),
         ("--task rm --target_modules q_proj lm_head", "a score in the place of lm_head", ()),
         ("--beta 0.2", "task: sft has no such thing", ()),
@@ -356,3 +368,15 @@ def test_a_job_for_data_that_the_profile_cannot_give_is_refused(changes: dict[st
     (problem,) = refused.value.problems
     assert what in problem.what
     assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "policy"),
+    [
+        ("", "drop"), ("--task pretrain", "split"), ("--task pt --truncation_strategy delete", "drop"),
+        ("--task pretrain --truncation_strategy right", "truncate_right"), ("--task dpo", "drop"),
+        ("--task pretrain --truncation_strategy split", "split"),
+    ],
+)  # fmt: skip
+def test_long_texts_are_split_where_every_token_is_trained_unless_it_is_said_otherwise(line: str, policy: str) -> None:
+    assert plan(line).data.truncation == policy

@@ -48,6 +48,13 @@ def joined(turn: Message, call: Message, number: int) -> Message:
     return {**turn, "tool_calls": [*turn.get("tool_calls", ()), *call["tool_calls"]]}
 
 
+def schema(tool: Any) -> Any:
+    """The schema of a tool as chat templates know it, {type, function}, where it is the function's own alone."""
+    if not isinstance(tool, Mapping) or "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
 def _call(call: Any, number: int) -> dict[str, Any]:
     given = dict(call) if isinstance(call, Mapping) else {}
     if not isinstance(given.get("function"), Mapping):  # name and arguments stand in the call itself

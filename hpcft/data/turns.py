@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.catalog import BESIDE_QUERY
-from hpcft.data.calls import CALL_KEYS, called, calls, joined
+from hpcft.data.calls import CALL_KEYS, called, calls, joined, schema
 from hpcft.data.rows import Message, Row, opened
 from hpcft.data.values import Unusable, kind_of, listing, objects, parsed, readable, text
 from hpcft.errors import near
@@ -131,7 +131,7 @@ def with_system(record: Mapping[str, Any], row: Row) -> Row:
 
 def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """The tool schemas of the record, given as a list or as its JSON text; None where there are none."""
-    return tuple(objects(record.get("tools"), "tools")) or None
+    return tuple(schema(tool) for tool in objects(record.get("tools"), "tools")) or None
 
 
 def _joined(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:

@@ -149,6 +149,11 @@ def test_tools_may_be_texts_of_their_schemas() -> None:
     tool = {"type": "function", "function": {"name": "add"}}
     for tools in ([tool], [json.dumps(tool)], json.dumps([tool])):
         assert row({"messages": [ASKED, SAID], "tools": tools}).tools == (tool,)
+    for flat in (
+        {"name": "add"},
+        {"type": "function", "name": "add"},
+    ):  # a function's own schema, and as responses have it
+        assert row({"messages": [ASKED, SAID], "tools": [flat]}).tools == (tool,)
 
 
 def test_calls_right_after_the_assistants_words_or_another_call_are_one_turn_with_them() -> None:

@@ -24,9 +24,10 @@ from hpcft.run.paths import RunPaths
 from hpcft.slurm.cause import Cause, why_signalled
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import own_job_id
-from hpcft.slurm.job import JobUnknown, show_job
+from hpcft.slurm.job import JobFacts, JobUnknown, show_job
 from hpcft.slurm.nodes import expand_hostlist, nodes
 from hpcft.slurm.requeue import requeue
+from hpcft.slurm.states import State
 
 # While the controller is away nobody else can get these nodes, and giving up would end the run: asked until killed.
 PATIENCE_SECONDS = float("inf")
@@ -57,6 +58,7 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
     if own_job_id(environ) and "finished" not in here and "requeued" not in here:
         cause = why_signalled(environ, "TERM", plan.resources.signal_lead, PATIENCE_SECONDS)
     settled = cause in (Cause.NOT_SLURM, Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN)
+    now = None if settled else _job(environ)
     return Facts(
         code,
         attempt,
@@ -64,7 +66,8 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
         cause,
         culprit(log),
         () if settled else lost_nodes(environ, log),
-        True if settled else may_requeue(environ),
+        True if now is None else now.requeue,
+        now is not None and now.state not in (State.RUNNING, State.SUSPENDED),
     )
 
 
@@ -101,12 +104,12 @@ def lost_nodes(environ: Mapping[str, str], log: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*unreached, *down]))
 
 
-def may_requeue(environ: Mapping[str, str]) -> bool:
-    """The job's requeue flag as it is now; True where Slurm cannot say, since the call will."""
+def _job(environ: Mapping[str, str]) -> JobFacts | None:
+    """The job as it is now; None where Slurm cannot say: whether it may be requeued, the call itself will tell."""
     try:
-        return show_job(own_job_id(environ) or "").requeue
+        return show_job(own_job_id(environ) or "")
     except (SlurmAway, JobUnknown):
-        return True
+        return None
 
 
 def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:

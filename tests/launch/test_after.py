@@ -17,7 +17,7 @@ from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept
 from hpcft.launch.after import after, culprit
 from hpcft.launch.begin import EXIT_LATE, begin
 from hpcft.launch.begin import main as begin_main
-from hpcft.launch.decide import Action
+from hpcft.launch.decide import Action, Ending
 from hpcft.launch.logs import clean
 from hpcft.plan.difference import differing
 from hpcft.run import lease
@@ -199,6 +199,32 @@ def test_a_controller_that_is_away_for_long_does_not_end_the_run(
     assert calls()[-1] == "requeue 7"
 
 
+def test_a_rank_that_dies_near_the_time_limit_is_named_and_the_job_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
+    calls = scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.FAILED)
+    assert decision.why.startswith("rank 3 on n2: Killed")
+    assert "requeue 7" in calls()
+
+
+def test_ranks_that_slurm_ended_at_the_time_limit_are_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="COMPLETING", preempted="None") + f" Reason=TimeLimit EndTime={at(-1)}"
+    scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.TIME_LIMIT)
+
+
 def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,14 +265,37 @@ def test_a_run_of_this_machine_may_have_the_name_of_one_that_was_cancelled(tmp_p
     assert begin(plan(), paths, here()).number == 1
 
 
-@pytest.mark.parametrize(("left", "code"), [(59, EXIT_LATE), (90, 0), (36000, 0), (None, 0)])
-def test_an_attempt_after_the_warning_before_the_time_limit_starts_no_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: int | None, code: int
+def at(seconds: float) -> str:
+    """A moment from now, as scontrol says it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + seconds))
+
+
+# The warning was asked for 60 s before the end and may come 90 s earlier. A job of 100 s lets its ranks start all the
+# same, while there is half of it.
+@pytest.mark.parametrize(
+    ("ran", "left", "code"),
+    [
+        (9999, 59, EXIT_LATE),
+        (9999, 65, EXIT_LATE),
+        (9999, 148, EXIT_LATE),
+        (9999, 155, 0),
+        (9999, 36000, 0),
+        (5, 95, 0),
+        (45, 58, EXIT_LATE),
+        (0, None, 0),
+    ],
+)
+def test_an_attempt_that_may_have_missed_the_warning_before_the_time_limit_starts_no_ranks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ran: int,
+    left: int | None,
+    code: int,
 ) -> None:
     paths = RunPaths(tmp_path / "run")
     accept(plan().to_json(), paths, {"HPCFT_JOB": "7"})
-    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + (left or 0)))
-    job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={end}"
+    job = JOB.format(state="RUNNING", preempted="None") + f" StartTime={at(-ran)} EndTime={at(left or 0)}"
     scontrol(tmp_path, monkeypatch, f'echo "{job}"' if left else "away")
     for name, value in {"HPCFT_JOB": "7", "SLURM_JOB_ID": "7", "HPCFT_RUN": str(paths.root)}.items():
         monkeypatch.setenv(name, value)

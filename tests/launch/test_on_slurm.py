@@ -143,6 +143,18 @@ def test_a_time_limit_is_survived(submit: Callable[..., Job]) -> None:
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_killed_near_the_time_limit_has_failed_and_the_job_comes_back(
+    submit: Callable[..., Job],
+) -> None:
+    job = submit(two_by_two(time_minutes=2, signal_lead=60), STANDIN_STEPS="20", STANDIN_DIE="1:3:7")
+    assert job.end(120) is State.COMPLETED, job.log()
+    first, second = job.events("attempt_ended")
+    assert (first["decision"], first["ending"], second["decision"]) == ("requeue", "failed", "done")
+    assert "rank 3 on n2: Killed" in first["why"]
+    assert [event["restart"] for event in job.events("attempt_began")] == [0, 1]
+
+
+@pytest.mark.slow
 def test_a_node_that_the_preflight_faults_is_left_out_of_the_next_attempt(
     submit: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from hpcft.run import lease
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands
+from hpcft.slurm.states import State
 from tests.plans import plan
 
 KILLED = """\
@@ -94,6 +95,21 @@ def test_another_plan_is_refused_with_every_key_that_differs(tmp_path: Path) -> 
 def test_every_key_in_which_two_plans_differ_is_found() -> None:
     assert differing(plan(), plan()) == []
     assert differing(plan(budgets={"failures": 9}), plan()) == ["budgets.failures"]
+
+
+def test_a_job_waits_for_an_answer_whether_another_one_still_has_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, states = RunPaths(tmp_path), [State.UNKNOWN, State.UNKNOWN, State.FAILED]
+    lease.take(paths, {"HPCFT_JOB": "5"})
+    monkeypatch.setattr(commands, "time", Clock())
+    monkeypatch.setattr(lease, "job_state", lambda job: states.pop(0))
+    assert accept(plan().to_json(), paths, {"HPCFT_JOB": "7"}) == EXIT_GO_ON
+    assert not states
+    assert capsys.readouterr().err.count("asking again for 15 minutes") == 1
+    monkeypatch.setattr(lease, "job_state", lambda job: State.UNKNOWN)
+    with pytest.raises(Refusal, match="held by job 7, and Slurm cannot be asked"):
+        accept(plan().to_json(), paths, {"HPCFT_JOB": "8"})
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "not json"])

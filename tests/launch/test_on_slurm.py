@@ -12,6 +12,7 @@ import pytest
 
 from hpcft.launch.render import render
 from hpcft.plan.plan import Plan
+from hpcft.run import lease
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.states import State
@@ -72,7 +73,7 @@ def test_a_job_runs_to_its_end_and_submitted_again_it_ends_at_once(submit: Calla
     assert [event["step"] for event in job.events("finished")] == [10]
     assert [event["decision"] for event in job.events("attempt_ended")] == ["done"]
     assert len(list(job.paths.attempt(1).glob("rank-000[0-3].log"))) == 4
-    assert not job.paths.lease.exists()
+    assert lease.holder(job.paths) is None
     job.id = job.submit()
     assert job.end() is State.COMPLETED
     assert len(job.events("attempt_began")) == 1

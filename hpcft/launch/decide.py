@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from hpcft.launch.ranks import EXIT_HUNG, EXIT_STOPPED, describe
 from hpcft.plan.plan import Budgets
+from hpcft.run.lease import LOCAL
 from hpcft.run.ledger import Event
 from hpcft.slurm.cause import Cause
 
@@ -118,10 +119,21 @@ def spent(events: Sequence[Event], budgets: Budgets, job: str | None) -> str | N
 
 
 def _cancelled(events: Sequence[Event], facts: Facts) -> str | None:
-    if facts.cause is Cause.CANCELLED:
-        return "the job was cancelled"
-    told = _last([event for event in events if event["job"] == facts.job], "cancelled")
-    return f"cancelled by {told.get('by', 'hpcft cancel')}" if told else None
+    told = _last(_of_job(events, facts.job), "cancelled")
+    if told is not None:
+        return f"cancelled by {told.get('by', 'hpcft cancel')}"
+    return "the job was cancelled" if facts.cause is Cause.CANCELLED else None
+
+
+def _of_job(events: Sequence[Event], job: str | None) -> Sequence[Event]:
+    """The job's events. One without Slurm is named after its process, and process ids come again: those since it
+    was accepted.
+    """
+    mine = [event for event in events if event["job"] == job]
+    if not (job or "").startswith(LOCAL):
+        return mine
+    accepted = [n for n, event in enumerate(mine) if event["event"] == "accepted"]
+    return mine[accepted[-1] :] if accepted else mine
 
 
 def _requeue(facts: Facts, ending: Ending, why: str, exclude: tuple[str, ...] = ()) -> Decision:

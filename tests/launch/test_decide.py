@@ -80,6 +80,13 @@ def test_a_cancelled_run_that_is_submitted_again_is_not_cancelled_any_more() -> 
     assert story.begins().decide().action is Action.NEW_STEP
 
 
+def test_a_run_of_this_machine_that_has_the_name_of_a_cancelled_one_goes_on() -> None:
+    story = Story("local-n-7").tells("accepted").begins().tells("cancelled", by="hpcft cancel").ends(Ending.CANCELLED)
+    story.tells("accepted").begins()
+    assert story.decide(1, Cause.NOT_SLURM).action is Action.NEW_STEP
+    assert story.tells("cancelled", by="hpcft cancel").decide(1, Cause.NOT_SLURM).action is Action.STOP
+
+
 def test_a_preempted_job_is_requeued_and_no_budget_is_used() -> None:
     story = Story()
     for _ in range(50):

@@ -11,6 +11,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hpcft.launch.begin import allocated_nodes
@@ -35,15 +37,26 @@ PATIENCE_SECONDS = float("inf")
 _SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<what>.+)")
 
 
-def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) -> Decision:
-    """Decide on the attempt that ended with ``code``, do it, and write it into the ledger."""
-    decision = decide(read_events(paths), plan.budgets, facts_of(plan, paths, environ, code))
+def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int, stopped: bool = False) -> Decision:
+    """Decide on the attempt that ended with ``code``, do it, and write it into the ledger.
+
+    stopped: a person has stopped a run without Slurm, whether the ledger could be told or not.
+    """
+    facts = facts_of(plan, paths, environ, code)
+    decision = decide(read_events(paths), plan.budgets, replace(facts, cause=Cause.CANCELLED) if stopped else facts)
     ledger = Ledger(paths, "batch", environ)
     if decision.action is Action.REQUEUE and not decision.requeued:
         decision = _requeued(decision, ledger, environ)
-    ledger.write(
-        "attempt_ended", rc=code, decision=decision.action.name.lower(), ending=decision.ending.value, why=decision.why
-    )
+    try:
+        ledger.write(
+            "attempt_ended",
+            rc=code,
+            decision=decision.action.name.lower(),
+            ending=decision.ending.value,
+            why=decision.why,
+        )
+    except OSError as error:
+        decision = _unwritten(decision, error)
     if decision.action in (Action.DONE, Action.STOP):
         lease.release(paths, environ)
     return decision
@@ -132,10 +145,17 @@ def _requeued(decision: Decision, ledger: Ledger, environ: Mapping[str, str]) ->
     if not requeue(environ, PATIENCE_SECONDS):
         why = f"{decision.why}, but Slurm did not requeue the job; submit it again to go on"
         return Decision(Action.STOP, decision.ending, why)
-    ledger.write("requeued", by="batch")
+    with suppress(OSError):
+        ledger.write("requeued", by="batch")
     if decision.exclude and not exclude(environ, decision.exclude):
         say(f"could not keep the next attempt off {', '.join(decision.exclude)}")
     return decision
+
+
+def _unwritten(decision: Decision, error: OSError) -> Decision:
+    """What the ledger was not told no budget counts: nothing is started again here."""
+    why = f"{decision.why}; and the ledger cannot be written: {error.strerror}"
+    return replace(decision, action=Action.STOP if decision.action is Action.NEW_STEP else decision.action, why=why)
 
 
 def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision) -> None:

@@ -232,9 +232,24 @@ def cancel(folder: Path, by: str = "hpcft cancel") -> str:
     if not jobs and not before:
         return f"run {now.name} is {now.state}; nothing to cancel"
     # Written first: whoever decides what comes next sees it, whatever happens to the signal.
-    for job in jobs:
-        Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
-    return _cancel_local(paths, now) if here else _cancel_jobs(jobs, [made.job for made in before])
+    unwritten = _mark(paths, jobs, by)
+    try:
+        said = _cancel_local(paths, now) if here else _cancel_jobs(jobs, [made.job for made in before])
+    except SlurmAway as error:
+        if unwritten:
+            raise refuse(f"Slurm does not answer: {error}; {unwritten}", hint="try again: nothing is marked") from error
+        raise
+    return f"{said}; {unwritten}" if unwritten else said
+
+
+def _mark(paths: RunPaths, jobs: Sequence[str], by: str) -> str:
+    """Tell the ledger that these jobs are cancelled; "" or why it could not be told. On a full disk jobs end too."""
+    try:
+        for job in jobs:
+            Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
+    except OSError as error:
+        return f"the ledger cannot be told: {error.strerror}"
+    return ""
 
 
 def _cancel_jobs(jobs: Sequence[str], preparing: Sequence[str]) -> str:

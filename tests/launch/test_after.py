@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,9 +19,10 @@ from hpcft.launch.after import after, culprit
 from hpcft.launch.begin import EXIT_LATE, begin
 from hpcft.launch.begin import main as begin_main
 from hpcft.launch.decide import Action, Ending
+from hpcft.launch.entry import run
 from hpcft.launch.logs import clean
 from hpcft.plan.difference import differing
-from hpcft.run import lease
+from hpcft.run import lease, ledger
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands
@@ -239,6 +241,44 @@ def test_ranks_that_slurm_ended_at_the_time_limit_are_not_blamed(
     scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
     decision = after(plan(), paths, IN_SLURM, 137)
     assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.TIME_LIMIT)
+
+
+def no_space(*words: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("preempted", "action"), [("None", Action.STOP), ("2999-01-01T00:00:00", Action.REQUEUE)])
+def test_on_a_full_disk_the_reason_is_said_and_only_what_needs_no_budget_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preempted: str, action: Action
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    accept(plan().to_json(), paths, IN_SLURM)
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="RUNNING", preempted=preempted)
+    scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    monkeypatch.setattr(ledger, "_append", no_space)
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert decision.action is action
+    assert "the ledger cannot be written: No space left on device" in decision.why
+    assert ("rank 3 on n2: Killed" in decision.why) == (action is Action.STOP)
+
+
+def test_a_helper_says_in_words_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    paths = RunPaths(tmp_path / "run")
+    assert run(lambda: accept(plan().to_json(), paths, here())) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert str(paths.root) in said
+    assert "df -h" in said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        run(lambda: len(os.listdir("/nowhere")))
 
 
 def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,18 @@ def test_a_run_that_waits_is_not_submitted_again(send: Callable[..., Submitted])
         send(waiting)
     watch.cancel(sent.run)
     assert send(waiting).job_id != sent.job_id
+
+
+def test_a_full_disk_keeps_no_job_from_being_cancelled(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path
+) -> None:
+    sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
+    words = f"ulimit -f 0; exec {sys.executable} -m hpcft.cli.main cancel {sent.run}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cancelled job" in done.stdout
+    assert "the ledger cannot be told: File too large" in done.stdout
+    slurm.wait_for(sent.job_id, State.CANCELLED)
 
 
 def test_cancel_ends_every_job_of_the_run(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:

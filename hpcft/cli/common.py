@@ -157,12 +157,14 @@ def _readable(path: Path) -> bool:
 def find_run(name: str) -> RunPaths:
     """The run called ``name``: a run folder, or a name under runs/. Raises Refusal where there is none."""
     from hpcft.errors import near, refuse
-    from hpcft.run.folder import is_run
+    from hpcft.run.folder import is_closed, is_run
     from hpcft.run.paths import RunPaths
 
     for folder in (Path(name), Path("runs") / name):
         if is_run(folder):
             return RunPaths(folder.absolute())
+        if is_closed(folder):
+            raise refuse("the folder is closed to you", where=str(folder), hint="a run is its owner's: ask them")
     known = sorted(path.name for path in Path("runs").glob("[!.]*") if is_run(path))
     guess = near(name, known)
     hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcft.errors import refuse
+from hpcft.errors import Refusal, refuse
 from hpcft.launch.after import culprit
 from hpcft.launch.decide import Ending
 from hpcft.launch.preparation import preparation, waiting
@@ -49,7 +50,7 @@ class AttemptStatus:
 @dataclass(frozen=True)
 class RunStatus:
     """A run. state: finished, cancelled, stopped; cancelling, while a cancelled job still lives; preparing, while
-    another job prepares its data; or Slurm's word in small letters (pending, running …), or unknown.
+    another job prepares its data; or Slurm's word in small letters (pending, running …), or unknown, and why says why.
 
     step: the newest that is known of; total: None before the data is prepared. saved: the newest checkpoint's step.
     """
@@ -110,8 +111,11 @@ class _Read:
 
 def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
     paths, events, job = found.paths, found.events, found.job
-    plan = _plan(paths)
-    state, why = state_of(paths, events, job, ask)
+    plan, unread = _plan(paths)
+    try:
+        state, why = state_of(paths, events, job, ask)
+    except Refusal as refusal:
+        state, why = "unknown", refusal.problems[0].what
     return RunStatus(
         name=plan.name if plan else paths.root.name,
         run=paths.root,
@@ -122,7 +126,7 @@ def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
         total=_total(plan, events),
         saved=max((event["step"] for event in events if event["event"] == "saved"), default=None),
         attempts=attempts(paths, events, alive=state not in ENDED),
-        why=why,
+        why=why or unread,
     )
 
 
@@ -131,10 +135,24 @@ def runs(folder: Path) -> list[RunStatus]:
     there = folder.absolute().iterdir() if folder.is_dir() else ()
     places = [path for path in there if not path.name.startswith(".") and is_run(path)]
     newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [_Read.of(RunPaths(path)) for path in newest]
+    read = [_readable(RunPaths(path)) for path in newest]
     # A sweep has a thousand runs, and Slurm is asked once.
-    states = job_states({job for run in found for job in run.slurm_jobs})
-    return [_status(run, lambda job: states.get(job, State.UNKNOWN)) for run in found]
+    states = job_states({job for run in read if isinstance(run, _Read) for job in run.slurm_jobs})
+    ask = functools.partial(_known, states)
+    return [_status(run, ask) if isinstance(run, _Read) else run for run in read]
+
+
+def _known(states: Mapping[str, State], job: str) -> State:
+    return states.get(job, State.UNKNOWN)
+
+
+def _readable(paths: RunPaths) -> _Read | RunStatus:
+    """What the disk says of a run; of one that cannot be read, that: it must not hide the others."""
+    try:
+        return _Read.of(paths)
+    except OSError as error:
+        why = f"it cannot be read: {error.strerror}"
+        return RunStatus(paths.root.name, paths.root, "unknown", None, "slurm", 0, None, None, (), why)
 
 
 def state_of(
@@ -229,6 +247,8 @@ def cancel(folder: Path, by: str = "hpcft cancel") -> str:
     events = read_events(paths)
     asked = jobs or ([now.job] if now.job and now.state != "finished" else [])
     before = [made for job in asked if (made := preparation(paths, events, job)) and made.alive]
+    if not jobs and not before and now.state == "unknown":
+        raise refuse(now.why, where=str(paths.root), hint="cancel it on the machine where it runs")
     if not jobs and not before:
         return f"run {now.name} is {now.state}; nothing to cancel"
     # Written first: whoever decides what comes next sees it, whatever happens to the signal.
@@ -278,11 +298,17 @@ def wait_until_ended(folder: Path, seconds: float) -> RunStatus:
     return now
 
 
-def _plan(paths: RunPaths) -> Plan | None:
+def _plan(paths: RunPaths) -> tuple[Plan | None, str]:
+    """The run's plan, or why it cannot be read: another release's, say. How the run stands is known without it."""
     for file in (paths.plan, paths.handed_over):
-        if file.exists() and file.stat().st_size:
-            return Plan.from_json(file.read_text(encoding="utf-8"), str(file))
-    return None
+        try:
+            if file.exists() and file.stat().st_size:
+                return Plan.from_json(file.read_text(encoding="utf-8"), str(file)), ""
+        except (OSError, UnicodeDecodeError) as error:
+            return None, f"{file.name} cannot be read: {error}"
+        except Refusal as refusal:
+            return None, f"{file.name}: {refusal.problems[0].what}"
+    return None, ""
 
 
 def _total(plan: Plan | None, events: Sequence[Event]) -> int | None:

@@ -37,9 +37,22 @@ def read_plan(paths: RunPaths) -> Plan:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run: begun, or handed over and waiting."""
+    """Whether ``folder`` is that of a run: begun, or handed over and waiting. One that is closed to us is not."""
     paths = RunPaths(folder)
-    return any(file.is_file() for file in (paths.plan, paths.script, paths.handed_over))
+    try:
+        return any(file.is_file() for file in (paths.plan, paths.script, paths.handed_over))
+    except OSError:
+        return False
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether ``folder`` is there and may not be looked into, as another person's run."""
+    try:
+        return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:  # the folder around it is
+        return True
+    except OSError:
+        return False
 
 
 def make_folder(root: Path) -> None:

@@ -7,7 +7,6 @@ controller that limits requests would take minutes for a thousand single submiss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from hpcft.launch.transport import (
 from hpcft.plan.plan import Plan, data_key
 from hpcft.run import lease
 from hpcft.run.expand import run_folder, store_folder
-from hpcft.run.folder import make_folder, refuse_other_plan
+from hpcft.run.folder import make_folder, refuse_other_plan, unmake
 from hpcft.run.ledger import is_finished, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.commands import SlurmAway
@@ -72,10 +71,7 @@ class _Run:
     def undo(self) -> None:
         """Nothing was submitted: what ``prepare`` made is taken away, where nothing else has come to it."""
         if self.fresh:
-            with suppress(OSError):
-                self.paths.handed_over.unlink(missing_ok=True)
-                self.paths.jobs.rmdir()
-                self.paths.root.rmdir()
+            unmake(self.paths)
 
 
 def submit_sweep(name: str, plans: Sequence[Plan], at_once: int | None = None) -> Sweep:

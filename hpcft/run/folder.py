@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hpcft import disk
@@ -64,6 +65,16 @@ def make_folder(root: Path) -> None:
         raise refuse(f"the run folder cannot be made: {error.strerror}", where=str(root)) from error
     if owner != os.getuid():
         raise refuse(f"the run folder belongs to another user (uid {owner})", where=str(root))
+
+
+def unmake(paths: RunPaths) -> None:
+    """Nothing was submitted: take away what a submission makes of a new folder, but what else has come to it."""
+    with suppress(OSError):
+        for file in (paths.script, paths.prepare_script, paths.handed_over):
+            file.unlink(missing_ok=True)
+        for folder in (paths.prepare_jobs, paths.jobs, paths.root):
+            if folder.exists():
+                folder.rmdir()
 
 
 def refuse_other_plan(new: Plan, paths: RunPaths) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import pytest
 from submitit.core.utils import FailedSubmissionError
 
 from hpcft.errors import Refusal
-from hpcft.launch import transport, watch
+from hpcft.launch import adoption, transport, watch
 from hpcft.launch.render import render
 from hpcft.launch.submissions import unended
 from hpcft.launch.transport import HINTS, ScriptExecutor, Submitted, submit
@@ -167,6 +169,88 @@ def test_what_slurm_refuses_is_refused_in_its_words_with_a_hint(
     assert problem.what.startswith("sbatch: ")
     assert hint in problem.hint
     assert not slurm.run(["squeue", "-h"]).stdout.strip()
+
+
+def test_a_refused_submission_leaves_no_run(send: Callable[..., Submitted], tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="invalid partition"):
+        send(plan(resources={"partition": "nowhere"}))
+    assert watch.runs(tmp_path / "runs") == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def loses_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str = "", takes: bool = True) -> None:
+    """An sbatch that submits, and then says what a client says that has waited too long. before: lines of bash."""
+    real = shutil.which("sbatch")
+    program = folder / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/bash\n"
+        f'[[ "$*" == *--test-only* ]] && exec {real} "$@"\n'
+        f"{before}\n"
+        + (f'{real} "$@" > /dev/null\n' if takes else "")
+        + 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1\n'
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def queued(slurm: LoopbackSlurm) -> list[str]:
+    return slurm.run(["squeue", "-h", "-o", "%i"]).stdout.split()
+
+
+WAITING = {"extra": ("--begin=now+1hour",)}
+
+
+def test_a_job_whose_answer_was_lost_is_found_in_the_queue_and_is_the_runs(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Jobs that were there before, or stand in another folder, or have another name, are not taken for it.
+    other = ["sbatch", "--parsable", "--hold", "--wrap=true"]
+    slurm.run([*other, "--job-name=tiny"], cwd=tmp_path)
+    strangers = f"real={shutil.which('sbatch')}; $real --hold --wrap=true --job-name=other > /dev/null"
+    strangers += "; (cd / && $real --hold --wrap=true --job-name=tiny > /dev/null)"
+    loses_answers(tmp_path, monkeypatch, strangers)
+    sent = send(plan(resources=WAITING))
+    assert sent.job_id == max(queued(slurm), key=int)
+    assert (sent.run / f"jobs/{sent.job_id}_submission.sh").read_text() == render(plan(resources=WAITING))
+    assert (watch.status(sent.run).job, watch.status(sent.run).state) == (sent.job_id, "pending")
+    with pytest.raises(Refusal, match=f"job {sent.job_id} has this run already"):
+        send(plan(resources=WAITING))
+    assert "cancelled job" in watch.cancel(sent.run)
+    slurm.wait_for(sent.job_id, State.CANCELLED)
+
+
+def test_of_several_jobs_that_may_be_it_none_is_taken_and_all_are_named(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = f"{shutil.which('sbatch')} --hold --wrap=true --job-name=tiny > /dev/null"
+    loses_answers(tmp_path, monkeypatch, twin)
+    with pytest.raises(Refusal, match=r"Socket timed out.* 2 jobs tiny of this folder") as refused:
+        send(plan(resources=WAITING))
+    jobs = sorted(queued(slurm), key=int)
+    assert len(jobs) == 2
+    assert f"value: {', '.join(jobs)}" in str(refused.value)
+    assert f"scancel {' '.join(jobs)}" in str(refused.value)
+
+
+def test_an_answer_that_was_lost_with_its_job_is_refused_with_what_to_look_at(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "PATIENCE_SECONDS", 1.0)
+    loses_answers(tmp_path, monkeypatch, takes=False)
+    with pytest.raises(Refusal, match="no job tiny of this folder has come") as refused:
+        send(plan(resources=WAITING))
+    assert "squeue --me --name=tiny" in str(refused.value)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_preparation_whose_trainings_answer_was_lost_stays_with_it(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = "#!/bin/bash\n#SBATCH --job-name=prepare-tiny\n#SBATCH --hold\ntrue\n"
+    loses_answers(tmp_path, monkeypatch)
+    sent = send(plan(), prepare=prepare)
+    assert sorted(queued(slurm), key=int) == [sent.preparation, sent.job_id]
 
 
 def test_check_says_when_and_where_a_script_would_start(slurm: LoopbackSlurm, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
     """The shape of the run's model, where it can be known."""
     import os
 
+    from hpcft.plan.checks import home
     from hpcft.plan.make import source_of
     from hpcft.plan.shape import read_shape
 
@@ -106,7 +107,8 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
 
     # A named strategy runs without the prediction; only what is to be chosen is worth a question to the hub.
     fetch = hub == "fetch" and loaded.run.parallel.strategy == "auto"
-    folder = config_folder(model.model, source, model.revision, cluster.hf_home, os.environ, fetch)
+    hf_home = cluster.hf_home and home(cluster.hf_home)
+    folder = config_folder(model.model, source, model.revision, hf_home, os.environ, fetch)
     return read_shape(str(folder)) if folder else None
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpcft.launch import batchlog
 from hpcft.launch.array import element
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
@@ -36,7 +37,8 @@ def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
         return EXIT_FINISHED
     _take(paths, environ, plan)
     keep_plan(text, paths)
-    Ledger(paths, "batch", environ).write("accepted", plan=plan.fingerprint, store=environ.get(STORE_VARIABLE))
+    ledger, store = Ledger(paths, "batch", environ), environ.get(STORE_VARIABLE)
+    ledger.write("accepted", plan=plan.fingerprint, store=store, batch_log=batchlog.own())
     return EXIT_GO_ON
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hpcft.errors import LONGEST, printable
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.decide import Action, Decision, Ending, Facts, decide
 from hpcft.launch.entry import run, say
@@ -167,7 +168,7 @@ def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision)
         Action.STOP: "stopped",
     }
     saved = max((event["step"] for event in events if event["event"] == "saved"), default=None)
-    say(f"{words[decision.action]}: {decision.why}")
+    say(f"{words[decision.action]}: {printable(decision.why, LONGEST)}")
     if decision.action is Action.STOP and decision.ending is not Ending.CANCELLED:
         newest = "none" if saved is None else f"step {saved}"
         say(f"newest checkpoint: {newest}; submitted again, the run goes on there")

@@ -13,6 +13,7 @@ from pathlib import Path
 from hpcft import disk
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.array import Array, arrays, refuse_twice
+from hpcft.launch.batchlog import NOTE
 from hpcft.launch.preparation import waiting
 from hpcft.launch.processes import is_prepared
 from hpcft.launch.render import render_array
@@ -63,9 +64,10 @@ class _Run:
         self.paths.jobs.mkdir(mode=0o700, exist_ok=True)
         disk.write(self.paths.handed_over, text, durable=False)
 
-    def mark(self, job: str) -> Submitted:
-        """Write down which job has it."""
-        disk.write(self.paths.jobs / f"{job}{SUBMITTED}", f"# element {job} of an array of runs\n", durable=False)
+    def mark(self, job: str, log: Path) -> Submitted:
+        """Write down which job has it, and where that writes its log."""
+        note = f"# element {job} of an array of runs\n{NOTE}{log}\n"
+        disk.write(self.paths.jobs / f"{job}{SUBMITTED}", note, durable=False)
         return Submitted(job, self.paths.root, "slurm")
 
     def undo(self) -> None:
@@ -196,7 +198,9 @@ class _Part:
             return hand_over(ScriptExecutor(self.folder, self.text, self.array.plans[0], [logs]))
 
     def mark(self, job: str) -> list[Submitted]:
-        return [run.mark(f"{job}_{number}") for number, run in enumerate(self.runs)]
+        elements = [f"{job}_{number}" for number in range(len(self.runs))]
+        logs = [self.folder / f"{self.array.name}-{element}.log" for element in elements]
+        return [run.mark(element, log) for run, element, log in zip(self.runs, elements, logs, strict=True)]
 
 
 def _submit(parts: Sequence[_Part]) -> list[Submitted]:

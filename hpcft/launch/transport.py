@@ -21,7 +21,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
-from hpcft.launch import adoption
+from hpcft.launch import adoption, batchlog
 from hpcft.launch.preparation import WAITS, preparation
 from hpcft.launch.submissions import SUBMITTED, living
 from hpcft.plan.plan import Plan
@@ -139,7 +139,9 @@ def _submit(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Submitted
     try_out(paths.script)
     if prepare:
         return _submit_both(plan, script, prepare, paths)
-    return Submitted(hand_over(ScriptExecutor(paths.jobs, script, plan)), paths.root, "slurm")
+    job = hand_over(ScriptExecutor(paths.jobs, script, plan))
+    batchlog.tell(paths, job)
+    return Submitted(job, paths.root, "slurm")
 
 
 def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Submitted:
@@ -156,6 +158,7 @@ def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Subm
     except BaseException:
         take_back(jobs)
         raise
+    batchlog.tell(paths, jobs[1])
     return Submitted(jobs[1], paths.root, "slurm", first)
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from hpcft.errors import Refusal, refuse
 from hpcft.launch.after import culprit
+from hpcft.launch.batchlog import batch_log
 from hpcft.launch.decide import Ending
 from hpcft.launch.preparation import preparation, waiting
 from hpcft.launch.startup import Startup, startup_of
-from hpcft.launch.submissions import handed_over, job_in, living
+from hpcft.launch.submissions import living, newest_job
 from hpcft.plan.plan import Plan
 from hpcft.plan.prepared import prepared_facts
 from hpcft.plan.steps import total_steps
@@ -65,6 +66,7 @@ class RunStatus:
     saved: int | None
     attempts: tuple[AttemptStatus, ...]
     why: str
+    batch_log: Path | None = None  # of the newest job
 
     @property
     def alive(self) -> bool:
@@ -94,7 +96,7 @@ class _Read:
     @classmethod
     def of(cls, paths: RunPaths) -> _Read:
         events = read_events(paths)
-        return cls(paths, events, _newest_job(events, paths))
+        return cls(paths, events, newest_job(events, paths))
 
     @property
     def slurm_job(self) -> str | None:
@@ -116,6 +118,9 @@ def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
         state, why = state_of(paths, events, job, ask)
     except Refusal as refusal:
         state, why = "unknown", refusal.problems[0].what
+    log = batch_log(paths, events)
+    if state == "stopped" and not why and not _has_begun(events, job):
+        why = "the job ended before an attempt began" + (f"; its log: {log}" if log else "")
     return RunStatus(
         name=plan.name if plan else paths.root.name,
         run=paths.root,
@@ -127,6 +132,7 @@ def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
         saved=max((event["step"] for event in events if event["event"] == "saved"), default=None),
         attempts=attempts(paths, events, alive=state not in ENDED),
         why=why or unread,
+        batch_log=log,
     )
 
 
@@ -189,17 +195,12 @@ def _asked(paths: RunPaths, job: str | None, ask: Callable[[str], State]) -> str
     return words.get(state, "stopped" if state.finished and state is not State.CANCELLED else state.name.lower())
 
 
+def _has_begun(events: Sequence[Event], job: str | None) -> bool:
+    return any(event["event"] == "attempt_began" and event["job"] == job for event in events)
+
+
 def _begun_since(events: Sequence[Event], ended: Event) -> bool:
     return any(e["event"] in ("accepted", "attempt_began") and e["time"] > ended["time"] for e in events)
-
-
-def _newest_job(events: Sequence[Event], paths: RunPaths) -> str | None:
-    """The job that was submitted or began last."""
-    submitted = next(reversed(handed_over(paths)), None)
-    began = next((event for event in reversed(events) if event["event"] in ("accepted", "attempt_began")), None)
-    if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
-        return job_in(submitted)
-    return began["job"] if began else None
 
 
 def attempts(paths: RunPaths, events: Sequence[Event], alive: bool) -> tuple[AttemptStatus, ...]:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from hpcft.cli.logs import follow_run
 from hpcft.cli.main import ELSEWHERE, VERBS
+from hpcft.launch import watch
+from hpcft.launch.watch import RunStatus
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.ledger import Ledger
@@ -120,6 +123,38 @@ def test_one_run_that_cannot_be_read_or_judged_hides_no_other(tmp_path: Path) ->
     assert "on other, which cannot be looked at from here" in found["elsewhere"]
     assert "does not read a Plan of schema 999" in hpcft("status newer", tmp_path).stdout
     assert "on other, which cannot be looked at from here" in refused("cancel elsewhere", tmp_path)
+
+
+def test_what_a_rank_said_cannot_move_the_readers_cursor_or_add_a_line(tmp_path: Path) -> None:
+    paths, environ = RunPaths(tmp_path / "runs/bad"), {"HPCFT_JOB": "local-n-7", "HPCFT_ATTEMPT": "1"}
+    ledger = Ledger(paths, "batch", environ)
+    ledger.write("attempt_began", nodes=["n1"])
+    why = "rank 0 failed: \x1b[2J\a\nrun         bad: finished"
+    ledger.write("attempt_ended", decision="stop", ending="failed", why=why)
+    paths.plan.write_text(plan(name="bad").to_json())
+    status = hpcft("status bad", tmp_path)
+    assert status.returncode == 0
+    assert "rank 0 failed: \\x1b[2J\\x07\\nrun         bad" in status.stdout
+    assert not set(status.stdout) & {"\x1b", "\a"}
+    assert sum(line.startswith("run ") for line in status.stdout.splitlines()) == 1
+
+
+def test_a_log_is_followed_while_nobody_can_say_how_the_run_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = RunPaths(tmp_path / "runs/tiny")
+    paths.attempt(1).mkdir(parents=True)
+    paths.rank_log(1, 0).write_text("before\n")
+    states = ["unknown", "running", "stopped", "stopped"]
+
+    def asked(folder: Path) -> RunStatus:
+        with paths.rank_log(1, 0).open("a") as log:
+            log.write(f"while {states[0]}\n")
+        return RunStatus("tiny", folder, states.pop(0), "7", "slurm", 0, None, None, (), "")
+
+    monkeypatch.setattr(watch, "status", asked)
+    follow_run(paths.root, every=0.2)
+    assert capsys.readouterr().out.split("\n")[1:5] == ["before", "while unknown", "while running", "while stopped"]
 
 
 def test_init_overwrites_nothing_and_says_what_is_there(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def test_a_run_finishes_here_and_its_log_can_be_followed(here: Callable[..., Sub
     assert lines == ["== attempt 1", "rank 0 did its steps"]
     now = watch.wait_until_ended(sent.run, 20)
     assert (now.state, now.step, now.saved, now.total) == ("finished", 10, 10, 4)
+    assert now.batch_log == sent.run / f"jobs/{sent.job_id}_0_log.out"
     assert [(attempt.number, attempt.ending) for attempt in now.attempts] == [(1, "finished")]
 
 

@@ -14,7 +14,7 @@ import pytest
 from submitit.core.utils import FailedSubmissionError
 
 from hpcft.errors import Refusal
-from hpcft.launch import adoption, transport, watch
+from hpcft.launch import adoption, logs, transport, watch
 from hpcft.launch.render import render
 from hpcft.launch.submissions import unended
 from hpcft.launch.transport import HINTS, ScriptExecutor, Submitted, submit
@@ -54,6 +54,32 @@ def test_a_run_is_submitted_queued_finished_and_its_status_known(
     assert not [path for path in loose if not path.is_symlink()]
     with pytest.raises(Refusal, match="finished"):
         send(plan())
+
+
+def test_a_job_that_dies_before_its_first_attempt_leaves_its_log_and_a_reason(
+    send: Callable[..., Submitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCFT_PYTHON", "false")
+    sent = send(plan())
+    now = watch.wait_until_ended(sent.run, 60)
+    log = tmp_path / f"tiny-{sent.job_id}.log"
+    assert (now.state, now.batch_log) == ("stopped", log)
+    assert now.why == f"the job ended before an attempt began; its log: {log}"
+    assert "cannot run hpcft" in "\n".join(logs.read(RunPaths(sent.run)))
+    assert logs.log_files(RunPaths(sent.run)) == [log]
+    followed = list(logs.follow(RunPaths(sent.run), lambda: True))
+    assert followed[0] == "== the batch script"
+    assert "cannot run hpcft" in followed[-1]
+
+
+def test_a_script_of_plain_sbatch_says_itself_where_its_log_is(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str]
+) -> None:
+    furnish(tmp_path, plan())
+    (tmp_path / "job.sbatch").write_text(render(plan()))
+    job = slurm.run(["sbatch", "--parsable", "job.sbatch"], cwd=tmp_path, environ=standin).stdout.strip()
+    slurm.wait_for(job, State.COMPLETED)
+    assert watch.status(tmp_path / "runs/tiny").batch_log == tmp_path / f"tiny-{job}.log"
 
 
 def test_a_waiting_job_is_pending_and_can_be_cancelled(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:

@@ -59,6 +59,11 @@ def test_init_plan_and_render_lead_from_one_to_the_next(tmp_path: Path) -> None:
     assert rendered.returncode == 0, rendered.stderr
     assert "next: sbatch job.sbatch" in rendered.stderr
     assert hpcft("render mine/run.yaml --cluster loopback --time 20 --check job.sbatch", tmp_path).returncode == 0
+    windows = tmp_path / "windows.sbatch"
+    windows.write_bytes((tmp_path / "job.sbatch").read_bytes().replace(b"\n", b"\r\n"))
+    checked = hpcft("render mine/run.yaml --cluster loopback --time 20 --check windows.sbatch", tmp_path)
+    assert checked.returncode == 1
+    assert "differs from what this run renders in its line ends alone" in checked.stderr
     differs = hpcft("render mine/run.yaml --cluster loopback --time 21 --diff job.sbatch", tmp_path)
     assert differs.returncode == 1
     assert "+#SBATCH --time=00:21:00" in differs.stdout

@@ -47,7 +47,7 @@ def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int, st
     decision = decide(read_events(paths), plan.budgets, replace(facts, cause=Cause.CANCELLED) if stopped else facts)
     ledger = Ledger(paths, "batch", environ)
     if decision.action is Action.REQUEUE and not decision.requeued:
-        decision = _requeued(decision, ledger, environ)
+        decision = _requeued(decision, plan, ledger, environ)
     try:
         ledger.write(
             "attempt_ended",
@@ -141,8 +141,13 @@ def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:
     return False
 
 
-def _requeued(decision: Decision, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
-    """Put the job back; once Slurm accepts, this process has KillWait seconds left to live."""
+def _requeued(decision: Decision, plan: Plan, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
+    """Put the job back; once Slurm accepts, this process has KillWait seconds left to live.
+
+    Slurm is asked once more before: a requeue would bring back a job that was cancelled since the decision.
+    """
+    if why_signalled(environ, "TERM", plan.resources.signal_lead, PATIENCE_SECONDS) is Cause.CANCELLED:
+        return Decision(Action.STOP, Ending.CANCELLED, "the job was cancelled")
     if not requeue(environ, PATIENCE_SECONDS):
         why = f"{decision.why}, but Slurm did not requeue the job; submit it again to go on"
         return Decision(Action.STOP, decision.ending, why)

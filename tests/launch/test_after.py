@@ -231,6 +231,21 @@ def test_a_rank_that_dies_near_the_time_limit_is_named_and_the_job_requeued(
     assert "requeue 7" in calls()
 
 
+def test_a_scancel_between_the_decision_and_its_requeue_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    near = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
+    cancelled = JOB.format(state="COMPLETING", preempted="None") + " Reason=None"
+    says = f'[ "$(grep -c "show job" {tmp_path}/calls)" -gt 2 ] && echo "{cancelled}" || echo "{near}"'
+    calls = scontrol(tmp_path, monkeypatch, says)
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.STOP, Ending.CANCELLED)
+    assert not [call for call in calls() if call.startswith("requeue")]
+
+
 def test_ranks_that_slurm_ended_at_the_time_limit_are_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

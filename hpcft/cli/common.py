@@ -93,6 +93,7 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
     """The shape of the run's model, where it can be known."""
     import os
 
+    from hpcft.plan.checks import home
     from hpcft.plan.make import source_of
     from hpcft.plan.shape import read_shape
 
@@ -106,7 +107,8 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
 
     # A named strategy runs without the prediction; only what is to be chosen is worth a question to the hub.
     fetch = hub == "fetch" and loaded.run.parallel.strategy == "auto"
-    folder = config_folder(model.model, source, model.revision, cluster.hf_home, os.environ, fetch)
+    hf_home = cluster.hf_home and home(cluster.hf_home)
+    folder = config_folder(model.model, source, model.revision, hf_home, os.environ, fetch)
     return read_shape(str(folder)) if folder else None
 
 
@@ -157,12 +159,14 @@ def _readable(path: Path) -> bool:
 def find_run(name: str) -> RunPaths:
     """The run called ``name``: a run folder, or a name under runs/. Raises Refusal where there is none."""
     from hpcft.errors import near, refuse
-    from hpcft.run.folder import is_run
+    from hpcft.run.folder import is_closed, is_run
     from hpcft.run.paths import RunPaths
 
     for folder in (Path(name), Path("runs") / name):
         if is_run(folder):
             return RunPaths(folder.absolute())
+        if is_closed(folder):
+            raise refuse("the folder is closed to you", where=str(folder), hint="a run is its owner's: ask them")
     known = sorted(path.name for path in Path("runs").glob("[!.]*") if is_run(path))
     guess = near(name, known)
     hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from hpcft.catalog import AUTO, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
@@ -47,6 +48,27 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         main_params=run.model.main_params_dtype, compiled=run.train.torch_compile is True,
     )  # fmt: skip
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
+
+
+def check_home(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
+    """``~`` where it would reach the ranks: to them it is a folder's name, and an exported adapter keeps it."""
+    problems = []
+    if run.model.model.startswith("~"):
+        hint = "write the folder out; on a command line your shell does: --model ~/models/x"
+        what = "model: nobody reads ~ on the way to the job"
+        problems.append(Problem(what, where.get("model", ""), run.model.model, hint=hint))
+    folders = {"output_dir": run.checkpoint.output_dir, "runs": cluster.runs, "store": cluster.store,
+               "hf_home": cluster.hf_home, "node_cache": cluster.node_cache}  # fmt: skip
+    for leaf, folder in folders.items():
+        if re.match("~[^/]", folder or ""):
+            what = f"{leaf}: another user's home is not known to the job"
+            problems.append(Problem(what, where.get(leaf, ""), folder or "", hint="write the folder out"))
+    return problems
+
+
+def home(folder: str) -> str:
+    """``~/x`` as the variable that the job's shell reads: a Plan does not depend on whose home it is made in."""
+    return re.sub("^~(?=/|$)", "$HOME", folder)
 
 
 def clashes(

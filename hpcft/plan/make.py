@@ -19,7 +19,7 @@ from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words, uncompilable
+from hpcft.plan.checks import check_home, check_mesh, check_resources, check_shape, check_words, home, uncompilable
 from hpcft.plan.fabric import environment
 from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
@@ -65,8 +65,9 @@ def make_plan(
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [
-        *check_words(run, where), *check_mesh(run, cluster, where), *check_resources(run, cluster, where),
-        *check_objective(run, where), *_check_parts(run, cluster), *_check_shape(run, where, shape),
+        *check_words(run, where), *check_home(run, cluster, where), *check_mesh(run, cluster, where),
+        *check_resources(run, cluster, where), *check_objective(run, where), *_check_parts(run, cluster),
+        *_check_shape(run, where, shape),
     ]  # fmt: skip
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
@@ -140,7 +141,7 @@ def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], wa
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
         environment=variables(cluster, layout, run.data.dataloader_num_workers),
-        folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
+        folders=Folders(runs=home(_runs(run, cluster, where)), store=home(cluster.store)),
     )
 
 
@@ -194,7 +195,7 @@ def variables(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) 
     return environment(
         fabric=cluster.fabric, accelerator=cluster.accelerator, interface=cluster.interface, ib_hcas=cluster.ib_hcas,
         nodes=layout.nodes, cpus_per_rank=cpus_per_rank(cluster, layout), dataloader_workers=dataloader_workers,
-        hf_home=cluster.hf_home, node_cache=cluster.node_cache, own=cluster.environment,
+        hf_home=cluster.hf_home and home(cluster.hf_home), node_cache=home(cluster.node_cache), own=cluster.environment,
     )  # fmt: skip
 
 

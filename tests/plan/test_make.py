@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import PrepareJob
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
+from hpcft.launch.render import render
 from hpcft.plan.make import make_plan, source_of
 from hpcft.plan.plan import Plan, Source
+from hpcft.run.expand import run_folder
 from tests.words import PROFILES, SEED, STARTERS, plan, plan_complaints, profile, run, starter
 
 
@@ -170,7 +173,27 @@ def test_a_run_has_a_name(line: str, name: str) -> None:
     assert plan(line).name == name
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B-Instruct", "./a b/ümläut", "/", "...", "x" * 300, "~", "模型/千问"])
+def test_a_model_in_a_home_is_refused_before_its_data_is_prepared() -> None:
+    loaded = load_run(["--model", "~/models/x", "--dataset", "a"])
+    with pytest.raises(Refusal, match="nobody reads ~ on the way to the job") as refused:
+        make_plan(loaded.run, profile("local"), loaded.origins)
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.value) == ("command line", "~/models/x")
+    assert "write the folder out" in problem.hint
+
+
+def test_a_home_in_a_folder_is_left_to_the_shell_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = profile("local").model_copy(update={"store": "~/prepared", "hf_home": "~/hf"})
+    loaded = load_run(["--model", "a/b", "--dataset", "~/data/a.jsonl", "--output_dir", "~/runs", "--name", "mine"])
+    made = make_plan(loaded.run, cluster, loaded.origins)
+    assert (made.folders.runs, made.folders.store) == ("$HOME/runs", "$HOME/prepared")
+    assert {v.name: v.value for v in made.environment}["HF_HOME"] == "$HOME/hf"
+    assert "HPCFT_RUN:-$HOME/runs/mine}" in render(made).replace('"', "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert run_folder(made) == Path("/home/me/runs/mine")
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B-Instruct", "./a b/ümläut", "/", "...", "x" * 300, "模型/千问"])
 def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) -> None:
     loaded = load_run(["--model", model, "--dataset", "a"])
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", make_plan(loaded.run, profile("local")).name)
@@ -212,6 +235,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task kto --init_weights pissa --reference adapters_off", "out of the weights", ("auto", "precompute")),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
         ("--interleave_prob 0.5 0.5", "2 weights for 1 datasets", ()),
+        ("--output_dir '~you/runs'", "output_dir: another user's home", ()),
         ("--early_stopping_patience 2", "there is nothing to evaluate on", ()),
         ("--load_best_model_at_end", "there is nothing to evaluate on", ()),
     ],

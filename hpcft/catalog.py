@@ -134,15 +134,17 @@ OBJECTIVES: dict[str, Objective] = {
 # Files of records that are read; the text kinds may have .gz behind.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-# The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first.
-QUERY_WORDS = ("query", "prompt", "input", "instruction", "question", "problem")
+# The words that ms-swift's users have for the two halves of a question and its answer, the likeliest first. An input
+# beside another of them, or a context, belongs below it.
+QUERY_WORDS = ("query", "prompt", "instruction", "question", "problem", "input")
 RESPONSE_WORDS = (
     *("response", "answer", "output", "targets", "target", "answer_key", "answers"),
     *("solution", "text", "completion", "content"),
 )
 
-# The same for the prompt of a pair, and the names of its two answers.
-PROMPT_WORDS = ("query", "prompt", "instruction", "question", "input", "problem")
+BESIDE_QUERY = ("input", "context")
+
+# The names of the two answers of a pair.
 CHOSEN_AND_REJECTED = (
     ("chosen", "rejected"), ("chosen_response", "rejected_response"), ("chosen_messages", "rejected_messages"),
 )  # fmt: skip
@@ -181,9 +183,9 @@ FORMATS: dict[str, Format] = {
         Format(
             "pair",
             "hpcft.data.formats.pair",
-            _sets(PROMPT_WORDS, CHOSEN_AND_REJECTED),
+            _sets(QUERY_WORDS, CHOSEN_AND_REJECTED),
             '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}',
-            "prompt, chosen and rejected, each a text or turns; the prompt may be instruction and input, or question; "
+            "prompt, chosen and rejected, each a text or turns; the prompt may be instruction or question, with input; "
             "the answers may be chosen_response and rejected_response; optional system, history and margin",
             "pair",
         ),
@@ -251,7 +253,7 @@ FORMATS: dict[str, Format] = {
             "hpcft.data.formats.alpaca",
             (frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
             '{"instruction": "Add the numbers.", "input": "2 and 2", "output": "4"}',
-            "instruction, optional input, output; optional system and history",
+            "instruction, optional input or context, output; optional system and history",
         ),
         Format(
             "prompt_completion",
@@ -265,7 +267,8 @@ FORMATS: dict[str, Format] = {
             "hpcft.data.formats.query_response",
             _sets(QUERY_WORDS, RESPONSE_WORDS),
             '{"query": "2 + 2?", "response": "4", "history": [["1 + 1?", "2"]]}',
-            "query and response, or one of ms-swift's other words for them; optional system and history",
+            "query and response, or one of ms-swift's other words for them; optional input or context, which goes "
+            "below the query, system and history",
         ),
         Format(
             "text",

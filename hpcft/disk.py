@@ -1,6 +1,6 @@
 """Text that survives a crash and that no reader meets half written; the bytes of a file in one number.
 
-Standard library only: a login node, the batch shell's helpers and the ranks write with it.
+Standard library only: a login node, the batch shell's helpers and the ranks write with it. Errors name the file.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PRIVATE = 0o600
@@ -20,11 +22,21 @@ def write(path: Path, text: str, mode: int = PRIVATE, durable: bool = True) -> N
     durable False: after a power cut the file may be empty; thousands of notes are written in the time of a few.
     """
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-    with os.fdopen(file, "w", encoding="utf-8") as stream:
+    with named(path), os.fdopen(file, "w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         if durable:
             os.fsync(stream.fileno())
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of an open file know nothing of its name: they get it here."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def replace(path: Path, text: str, mode: int = PRIVATE) -> None:

@@ -7,6 +7,7 @@ them at once and exits with code 2. A programming mistake stays an ordinary exce
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -68,6 +69,26 @@ def refuse(
 ) -> Refusal:
     """A refusal of one problem, ready to be raised."""
     return Refusal(Problem(what, where, str(value), tuple(str(choice) for choice in choices), hint))
+
+
+# What is wrong with a disk and not with hpcft → what to do. EFBIG is what a process over its limit is told.
+_STORAGE = {
+    errno.ENOSPC: "the disk is full: make room (`df -h`, `df -i`)",
+    errno.EDQUOT: "your quota is used up: make room (`quota -s`, or your site's command)",
+    errno.EFBIG: "files may not grow so large here: `ulimit -f`",
+    errno.EROFS: "nothing can be written there now; ask the site",
+    errno.EIO: "the disk or its file server fails; ask the site",
+    errno.ESTALE: "the file server has lost the file for this machine; try again, or ask the site",
+    errno.EACCES: "it belongs to somebody else, or its folder is closed to you",
+    errno.EPERM: "it belongs to somebody else, or its folder is closed to you",
+}
+
+
+def storage(error: OSError) -> Refusal | None:
+    """What to say of an error that a disk makes; None of any other, which is a mistake of ours."""
+    if error.errno not in _STORAGE:
+        return None
+    return refuse(error.strerror or str(error), where=str(error.filename or ""), hint=_STORAGE[error.errno])
 
 
 def count(number: int | float, thing: str) -> str:

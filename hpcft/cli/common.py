@@ -120,6 +120,7 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
     """The shape of the run's model, where it can be known."""
     import os
 
+    from hpcft.plan.checks import home
     from hpcft.plan.make import source_of
     from hpcft.plan.shape import read_shape
 
@@ -133,7 +134,8 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
 
     # A named strategy runs without the prediction; only what is to be chosen is worth a question to the hub.
     fetch = hub == "fetch" and loaded.run.parallel.strategy == "auto"
-    folder = config_folder(model.model, source, model.revision, cluster.hf_home, os.environ, fetch)
+    hf_home = cluster.hf_home and home(cluster.hf_home)
+    folder = config_folder(model.model, source, model.revision, hf_home, os.environ, fetch)
     return read_shape(str(folder)) if folder else None
 
 
@@ -162,7 +164,7 @@ def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
             if source.source == "local" and not Path(source.path).expanduser().exists():
                 problems.append(_missing(leaf, source.path, origins.get(leaf, "")))
     template = plan.data.chat_template or ""
-    if ("/" in template or "." in template) and not is_file(template):
+    if ("/" in template or "." in template) and not is_file(Path(template).expanduser()):
         problems.append(_missing("chat_template", template, origins.get("chat_template", ""), (".jinja",)))
     if problems:
         raise Refusal(problems)
@@ -187,15 +189,14 @@ def _is_a(path: Path, kinds: tuple[str, ...]) -> bool:
 def find_run(name: str) -> RunPaths:
     """The run called ``name``: a run folder, or a name under runs/. Raises Refusal where there is none."""
     from hpcft.errors import near, refuse
-    from hpcft.run.folder import is_run
+    from hpcft.run.folder import is_closed, is_run
     from hpcft.run.paths import RunPaths
 
     for folder in (Path(name), Path("runs") / name):
-        try:
-            if is_run(folder):
-                return RunPaths(folder.absolute())
-        except OSError as error:
-            raise refuse(f"the run cannot be looked at: {error.strerror}", value=name) from error
+        if is_run(folder):
+            return RunPaths(folder.absolute())
+        if is_closed(folder):
+            raise refuse("the folder is closed to you", where=str(folder), hint="a run is its owner's: ask them")
     known = sorted(path.name for path in Path("runs").glob("[!.]*") if is_run(path))
     guess = _elsewhere(name) or near(name, known)
     hint = f"did you mean {guess}?" if guess else "give the run's folder, or call this from where it was submitted"

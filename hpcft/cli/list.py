@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from hpcft.cli.status import as_dict, progress
+from hpcft.errors import printable
 
 
 @click.command("list")
@@ -25,4 +26,5 @@ def command(folder: Path, as_json: bool) -> None:
         click.echo(f"no runs in {folder}; next: hpcft submit run.yaml   or: hpcft list OUTPUT_DIR", err=True)
     width = max((len(run.name) for run in found), default=0)
     for run in found:
-        click.echo(f"{run.name:<{width}}  {run.state:<10}  {progress(run):<18}  {run.job or ''}".rstrip())
+        why = printable(run.why, 120) if run.state == "unknown" else ""
+        click.echo(f"{run.name:<{width}}  {run.state:<10}  {progress(run):<18}  {run.job or ''}  {why}".rstrip())

@@ -27,20 +27,26 @@ def command(run: str, follow: bool, rank: int, attempt: int | None, files: bool)
         click.echo(line)
 
 
-def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> bool:
-    """Print a rank's lines until the run has ended; Ctrl-C ends the printing, not the run. Whether it is finished."""
+def follow_run(folder: Path, rank: int = 0, attempt: int | None = None, every: float = 3) -> bool:
+    """Print a rank's lines until the run has ended; Ctrl-C ends the printing, not the run. Whether it is finished.
+
+    every: seconds between two questions how it stands.
+    """
     import time
 
+    from hpcft.errors import LONGEST, printable
     from hpcft.launch import logs
     from hpcft.launch.watch import status
     from hpcft.run.paths import RunPaths
 
-    asked, alive = 0.0, True
+    asked, alive = float("-inf"), True
 
     def over() -> bool:
         nonlocal asked, alive
-        if time.monotonic() - asked > 3:  # squeue is the site's, not ours alone
-            asked, alive = time.monotonic(), status(folder).alive
+        if time.monotonic() - asked > every:  # squeue is the site's, not ours alone
+            now = status(folder)
+            # While nobody can say how the run stands, its log is followed: an answer may come.
+            asked, alive = time.monotonic(), now.alive or now.state == "unknown"
         return not alive
 
     try:
@@ -50,5 +56,5 @@ def follow_run(folder: Path, rank: int = 0, attempt: int | None = None) -> bool:
         click.echo(f"\nthe run goes on; next: hpcft status {spelt(folder)}", err=True)
         return False
     now = status(folder)
-    click.echo(f"run {now.name} is {now.state}" + (f": {now.why}" if now.why else ""), err=True)
+    click.echo(f"run {now.name} is {now.state}" + (f": {printable(now.why, LONGEST)}" if now.why else ""), err=True)
     return now.state == "finished"

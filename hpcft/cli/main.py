@@ -9,7 +9,7 @@ import sys
 import click
 
 from hpcft import __version__
-from hpcft.errors import EXIT_REFUSED, Refusal, near, printable
+from hpcft.errors import EXIT_REFUSED, Refusal, near, printable, storage
 
 # verb → what it does, in one line; the module is hpcft.cli.<verb>, the command in it is called `command`
 VERBS: dict[str, str] = {
@@ -98,6 +98,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe went away: nothing is wrong
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if (words := storage(error)) is None:
+            raise
+        click.echo(words.report, err=True)
+        sys.exit(EXIT_REFUSED)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def _compare(text: str, file: Path, show: bool) -> None:
     from hpcft.errors import refuse
 
     try:
-        there = file.read_text(encoding="utf-8")
+        there = file.read_bytes().decode("utf-8")  # as it is: sbatch refuses a script whose lines end in CR LF
     except (OSError, UnicodeDecodeError) as error:
         raise refuse("cannot be read", where=str(file), value=error, hint="write it with: hpcft render -o") from error
     if there == text:
@@ -48,7 +48,8 @@ def _compare(text: str, file: Path, show: bool) -> None:
             there.splitlines(keepends=True), text.splitlines(keepends=True), str(file), "rendered now"
         )
         click.echo("".join(lines), nl=False)
-    click.echo(f"{file} differs from what this run renders; next: hpcft render … -o {file}", err=True)
+    how = " in its line ends alone (CR LF)" if there.replace("\r\n", "\n") == text else ""
+    click.echo(f"{file} differs from what this run renders{how}; next: hpcft render … -o {file}", err=True)
     sys.exit(1)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hpcft.cli.common import find_run, spelt
+from hpcft.errors import LONGEST, printable
 
 if TYPE_CHECKING:
     from hpcft.launch.watch import RunStatus
@@ -44,12 +45,14 @@ def progress(now: RunStatus) -> str:
 
 def _page(now: RunStatus) -> str:
     lines = [
-        f"run         {now.name}: {now.state}" + (f" ({now.why})" if now.why and _says_why(now) else ""),
+        f"run         {now.name}: {now.state}" + (f" ({_shown(now.why)})" if now.why and _says_why(now) else ""),
         f"job         {now.job or 'none'} ({now.where})",
         f"progress    {progress(now)}"
         + (f", newest checkpoint at step {now.saved:,}" if now.saved is not None else ""),
         f"folder      {now.run}",
     ]
+    if now.batch_log and not now.alive:
+        lines.append(f"batch log   {now.batch_log}")
     if now.attempts and (startup := now.attempts[-1].startup):
         lines.append(f"start       {startup.words()}")
     for attempt in now.attempts:
@@ -58,9 +61,14 @@ def _page(now: RunStatus) -> str:
         words += [f"from step {attempt.first_step}"] if attempt.first_step is not None else []
         words += [f"saved step {attempt.last_saved}"] if attempt.last_saved is not None else []
         ending = attempt.ending or "running"
-        why = f": {attempt.why}" if attempt.why and attempt.why != ending else ""
+        why = f": {_shown(attempt.why)}" if attempt.why and attempt.why != ending else ""
         lines.append(f"attempt {attempt.number:<3} {', '.join(words)}; {ending}{why}")
     return "\n".join(lines)
+
+
+def _shown(why: str) -> str:
+    """A rank's last words may hold what would move the reader's cursor, or look like a line of ours."""
+    return printable(why, LONGEST)
 
 
 def _says_why(now: RunStatus) -> bool:

@@ -43,7 +43,7 @@ def _line(entry: Mapping[str, Any]) -> str:
         if key == "data_files":
             hint = "name the files themselves, each as a dataset of its own"
         raise refuse(what, value=dict(entry), choices=("path", "subset", "rows"), hint=hint)
-    return f"{path}{f':{subset}' if subset else ''}{f'#{rows}' if rows else ''}"
+    return f"{path}{f':{subset}' if subset else ''}{'' if rows is None else f'#{rows}'}"
 
 
 def _one_of(said: dict[str, Any], names: tuple[str, ...], entry: Mapping[str, Any]) -> Any:

@@ -99,8 +99,10 @@ class Data(Section):
         (), description="Mixing weights, one per dataset; empty: the datasets are joined as they are."
     )
     max_length: int = Field(2048, ge=2, description="Tokens in a window: the longest record, or the pack of several.")
-    truncation_strategy: Literal["drop", "truncate_left", "truncate_right"] = Field(
-        "drop", description="What happens to a record longer than max_length. Dropped ones are counted."
+    truncation_strategy: Literal["drop", "truncate_left", "truncate_right", "split"] | None = Field(
+        None,
+        description="What happens to a record longer than max_length; what is lost is counted. split, for pretrain: a "
+        "raw text becomes several records, a chat is dropped. null: drop; pretrain: split.",
     )
     packing: bool = Field(True, description="Fill each window with several whole records; they do not see each other.")
     chat_template: Line | None = Field(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.data.rows import Category, Message, Row
-from hpcft.data.turns import Unusable, conversation, kind_of, message, tools, with_system, words
+from hpcft.data.turns import conversation, message, tools, with_system, words
+from hpcft.data.values import Unusable, kind_of, parsed
 
 LABELS = {"true": True, "false": False, "1": True, "0": False}
 LABEL_KEYS = ("label", "kto_tag")
@@ -35,7 +36,7 @@ def pair(record: Mapping[str, Any], chosen: Sequence[Message], rejected: Sequenc
 
 def answer(record: Mapping[str, Any], key: str) -> tuple[Message, ...]:
     """The turns under ``key``: a text is one assistant turn, as is a single object. Raises Unusable."""
-    value = _parsed(record[key])
+    value = parsed(record[key])
     if value is None:
         raise Unusable(f"`{key}` is null", hint="a pair needs both answers")
     if not isinstance(value, list | tuple | Mapping):
@@ -108,16 +109,3 @@ def margin(record: Mapping[str, Any]) -> float | None:
     if not math.isfinite(number):
         raise Unusable(f"`margin` is {kind_of(value)}, not a finite number: {json.dumps(value, default=str)}")
     return number
-
-
-def _parsed(value: Any) -> Any:
-    """A text that is the JSON of turns, as CSV files have them, as those turns; anything else as it is."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        turns = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    listed = turns if isinstance(turns, list) else [turns]
-    are_turns = listed and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in listed)
-    return turns if are_turns else value

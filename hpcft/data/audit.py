@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
-COUNTERS = ("fates", "why", "ends", "flags", "turns")
-FLAGS = ("truncated", "end_added", "end_cut", "end_twice", "control")
+COUNTERS = ("fates", "why", "lost", "ends", "flags", "turns")
+FLAGS = ("truncated", "split", "end_added", "end_cut", "end_twice", "control", "tools_unwritten")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
@@ -29,11 +30,13 @@ QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99
 class Audit:
     """Counts of rows by fate, gathered document by document. A row that is repeated counts once.
 
-    ends: token → trained turns that it closes. cut: tokens that truncation took away. lengths: of rows before that.
+    why: reason → rows that are dropped for it, lost: their tokens. ends: token → trained turns that it closes. cut:
+    tokens that truncation took away. lengths: of rows before that.
     """
 
     fates: Counter[str] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     ends: Counter[int] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
@@ -51,11 +54,13 @@ class Audit:
             for name in FLAGS:
                 if getattr(document, name) or (other is not None and getattr(other, name)):
                     self.flags[name] += 1
-            for part in document.both:
+            self.flags["pieces"] += len(document.pieces)
+            for part in chain.from_iterable(record.both for record in document.records):
                 self._count(part)
         else:
             reason = document.why if document.fate == UNTRAINED else document.fate
             self.why[reason] += 1
+            self.lost[reason] += document.length
             examples = self.examples.setdefault(document.fate, [])
             if len(examples) < EXAMPLES:
                 examples.append((*origin, document.why))
@@ -107,6 +112,22 @@ class Audit:
             hint = f"{longest}; raise max_length or set truncation_strategy"
             raise self._refusal(TOO_LONG, names, "every row is longer than max_length", hint)
 
+    def check_split(self, split: str, data: DataPlan, names: Sequence[str]) -> None:
+        """Raises Refusal where no row is left of a split whose rows these are and that the run asked for."""
+        if self.fates[KEPT]:
+            return
+        rows, too_long, untrained = sum(self.fates.values()), self.fates[TOO_LONG], self.fates[UNTRAINED]
+        if not rows:
+            raise _nothing_in(split, data)
+        counts = {"are too long": too_long, "have no token to train on": untrained}
+        why = " and ".join(f"{count} of {rows} rows {words}" for words, count in counts.items() if count)
+        hints = [f"the shortest row has {min(self.lengths)} tokens; raise max_length or set truncation_strategy"]
+        hints = hints if too_long == rows else ["mend the rows, or raise max_length"]
+        if split == "validation":
+            hints += ["leave val_dataset out" if data.validation else "set another data_seed, which draws other rows"]
+        fate = TOO_LONG if too_long else UNTRAINED
+        raise self._refusal(fate, names, f"no row is left for {split}: {why}", ", or ".join(hints))
+
     def _too_short(self, data: DataPlan) -> str:
         """Of the hint: what would have kept rows of which the truncation left nothing to train on."""
         if not any(data.truncation in why for why in self.why):
@@ -132,10 +153,13 @@ class Audit:
                 "too_long": self.fates[TOO_LONG],
                 "untrained": self.fates[UNTRAINED],
                 "truncated": self.flags["truncated"],
+                "split": self.flags["split"],
+                "pieces": self.flags["pieces"],
                 "end_added": self.flags["end_added"],
                 "end_cut": self.flags["end_cut"],
                 "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
+                "tools_unwritten": self.flags["tools_unwritten"],
             },
             "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
             "tokens_cut": self.cut,
@@ -148,9 +172,23 @@ class Audit:
                 for kind, (n, tokens, trained) in sorted(self.kinds.items())
             },
             "dropped": dict(self.why.most_common()),
+            "dropped_tokens": dict(self.lost),
+            "tokens_read": int(lengths.sum()),
             "examples": {fate: [list(example) for example in examples] for fate, examples in self.examples.items()},
             "row_tokens": quantiles,
             "end_token": ends[0] if ends else None,
             "end_tokens": ends,
             "eos_token": {"id": tokenizer.eos_token_id, "text": tokenizer.eos_token},
         }
+
+
+def _nothing_in(split: str, data: DataPlan) -> Refusal:
+    """The refusal of a split that no row fell into."""
+    if split == "train" or data.validation:
+        return refuse(f"no rows are chosen for {split}", hint="a dataset#N takes N rows; N must be at least 1")
+    return refuse(
+        "there are too few rows to set one aside for validation: equal ones stay on one side, and train needs one",
+        where="split_dataset_ratio",
+        value=data.validation_ratio,
+        hint="add rows, name a val_dataset, or set split_dataset_ratio: 0, which trains without evaluation",
+    )

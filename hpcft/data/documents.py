@@ -24,6 +24,7 @@ class Turn(str, Enum):
     EMPTY = "empty"  # the assistant's, who says nothing
     OTHERS = "others"  # of the user, the system, a tool
     UNENDED = "unended"  # of the assistant's trained ones, those that no token closes
+    SHORTENED = "shortened"  # of the same, those of which the template leaves a part out, as a rule their thoughts
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Document:
 
     length: tokens before truncation, of a pair that is not kept both answers' together. why: the reason of any other
     fate. ends: int64, the places of the tokens that close trained turns. turns: how many there are of each kind that
-    ``Turn`` names. rejected: of a pair, whose good answer this is, the bad one.
+    ``Turn`` names. rejected: of a pair, whose good answer this is, the bad one. pieces: of a text that is split.
     """
 
     fate: str
@@ -49,7 +50,9 @@ class Document:
     end_added: bool = False
     end_cut: bool = False  # truncation took the end of a trained turn away
     control: bool = False  # a special token is written out in the row's own words
+    tools_unwritten: bool = False  # the row has tools, the template does not write them
     rejected: Document | None = None
+    pieces: tuple[Document, ...] = ()
 
     @property
     def end_tokens(self) -> list[int]:
@@ -62,6 +65,15 @@ class Document:
         """Is a turn closed by the same token twice? Then a model learns to go on behind the first of them."""
         tokens, trained = self.tokens, self.trained
         return any(bool(at and trained[at - 1] and tokens[at] == tokens[at - 1]) for at in self.ends.tolist())
+
+    @property
+    def split(self) -> bool:
+        return bool(self.pieces)
+
+    @property
+    def records(self) -> tuple[Document, ...]:
+        """What stands in windows each for itself: the pieces of a split text, else this one."""
+        return self.pieces or (self,)
 
     @property
     def both(self) -> tuple[Document, ...]:

@@ -6,6 +6,7 @@ conversation; then the parts of a row are cut together, for they stand in one wi
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.cutting import EQUAL, cut, cut_pair
+from hpcft.data.cutting import EQUAL, cut, cut_pair, split, too_long
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
 from hpcft.data.masks import Masker, Span, Unrenderable, says_something, wanted
 from hpcft.data.reach import Encodings, Tokens
-from hpcft.data.rows import Message, Row, filled, opened
+from hpcft.data.rows import Message, Row, filled, opened, undeveloped
 from hpcft.plan.plan import DataPlan
+
+A_TOKEN = 6  # characters, more than texts have in the mean: a longer row is most likely too long
+FEW = 4  # answers, for which what is trained is found in no time
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,29 @@ class Encoder:
 
     def documents(self, rows: Sequence[Row]) -> list[Document | str]:
         """A document for each row, or the sentence that says why it cannot be rendered."""
-        parts = [self._parts(self._prepared(row)) for row in rows]
+        rows = [self._prepared(row) for row in rows]
+        dropped = self._dropped(rows)
+        parts = [() if n in dropped else self._parts(row) for n, row in enumerate(rows)]
         encoded = iter(self._encoded([part for of_row in parts for part in of_row]))
-        return [self._of_row(row, islice(encoded, len(of_row))) for row, of_row in zip(rows, parts, strict=True)]
+        return [
+            dropped[n] if n in dropped else self._of_row(row, islice(encoded, len(parts[n])))
+            for n, row in enumerate(rows)
+        ]
+
+    def _dropped(self, rows: Sequence[Row]) -> dict[int, Document]:
+        """Of conversations that seem much too long, those that are, by number.
+
+        They are asked for their length first: to find what is trained takes a rendering of all turns for each answer.
+        """
+        limit, texts = self.data.max_length, dict[int, str]()
+        if self.data.truncation not in ("drop", "split"):
+            return {}
+        for n, row in enumerate(rows):
+            if _many_answers(row) and sum(len(turn["content"]) for turn in row.messages) > A_TOKEN * limit:
+                with contextlib.suppress(Unrenderable):  # said where what is trained is looked for
+                    texts[n] = self.template(row.messages, row.tools, False)
+        lengths = [len(tokens.ids) for tokens in self.encodings(list(texts.values()), False)] if texts else []
+        return {n: too_long(length, limit) for n, length in zip(texts, lengths, strict=True) if length > limit}
 
     def _encoded(self, parts: Sequence[Part]) -> list[Document | str]:
         """A whole document for each part, or the sentence why not."""
@@ -69,6 +93,7 @@ class Encoder:
 
     def _prepared(self, row: Row) -> Row:
         row = opened(row, self.data.system) if self.data.system else row
+        row = row if self.template.knows_developers else undeveloped(row)
         return filled(row, self.names) if self.names else row
 
     def _parts(self, row: Row) -> tuple[Part, ...]:
@@ -88,10 +113,13 @@ class Encoder:
         for part in list(parts):
             if isinstance(part, str):
                 return part
+            part.tools_unwritten = row.tools is not None and not self.template.writes_tools
             documents.append(part)
         limit, policy = self.data.max_length, self.data.truncation
         if row.category is not None:
             return _at_its_end(cut(replace(documents[0], category=row.category), limit, policy))
+        if policy == "split":
+            return split(documents[0], limit) if row.text is not None else cut(documents[0], limit, "drop")
         if not row.rejected:
             return cut(documents[0], limit, policy)
         if row.shared == len(row.messages):
@@ -105,7 +133,7 @@ class Encoder:
             return row.text, [Span(0, 0, len(row.text), True)] if row.text.strip() else []
         try:
             if row.category is not None:  # nothing in it is to be told apart
-                return self.template(row.messages, row.tools, False), []
+                return self.masker.whole(row.messages, row.tools), []
             return self.masker.spans(row.messages, row.tools)
         except Unrenderable as error:
             return f"the chat template refuses this row: {error}"
@@ -166,6 +194,13 @@ class Encoder:
         )
 
 
+def _many_answers(row: Row) -> bool:
+    """Whether a row is one long conversation of which only a part is trained."""
+    if row.rejected or row.category is not None:
+        return False
+    return sum(turn["role"] == "assistant" and says_something(turn) for turn in row.messages) > FEW
+
+
 def _labelled(tokens: NDArray[np.int32]) -> Document:
     """A text that is scored: nothing is added to it, so that it is what a tokenizer makes of it at any time."""
     if len(tokens) < 2:
@@ -186,6 +221,8 @@ def _turns(part: Part, spans: Sequence[Span], end_added: bool) -> Counter[str]:
     if not all(closed.values()):
         unended = [n for n, ended in closed.items() if not ended and messages[n]["role"] == "assistant"]
         turns += Counter({Turn.UNENDED: len(unended) - (end_added and len(messages) - 1 in unended)})
+    if shortened := sum(not span.whole for span in spans):
+        turns[Turn.SHORTENED] = shortened
     return turns
 
 

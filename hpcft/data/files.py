@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from hpcft.data import broken
+from hpcft.data import broken, nulls
 from hpcft.data.broken import CUT_OFF, LFS
 from hpcft.errors import Refusal, near_file, refuse
 
@@ -202,10 +202,11 @@ def _parquet(path: Path, shown: str) -> Records:
     row = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            filled = nulls.may_be_filled(file.schema_arrow)
+            for batch in file.iter_batches(batch_size=64):
                 for record in batch.to_pylist():
                     row += 1
-                    yield row, record
+                    yield row, nulls.without(record) if filled else record
     except (arrow.ArrowException, OSError) as error:
         where = f"{shown}:{row + 1}" if row else shown
         with path.open("rb") as file:

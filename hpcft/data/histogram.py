@@ -58,7 +58,7 @@ def draw(path: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
 def _title(manifest: Mapping[str, Any]) -> str:
     rows = manifest["audit"]["rows"]
     changed = {"dropped, too long": rows["too_long"], "dropped, nothing to train on": rows["untrained"],
-               "truncated": rows["truncated"]}  # fmt: skip
+               "truncated": rows["truncated"], "split": rows["split"]}  # fmt: skip
     parts = [f"{count:,} {what}" for what, count in changed.items() if count]
     return " · ".join([f"{rows['kept']:,} of {rows['read']:,} rows kept", *parts])
 

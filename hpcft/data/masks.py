@@ -10,20 +10,25 @@ No template is known here and none needs generation tags. For an assistant turn,
    other words in it, and the words lie between what stays the same before and after. So does a turn that calls
    tools, once plain words stand in its place.
 
-A turn for which none holds makes the row unrenderable: it is refused by name, never guessed.
+A turn for which none holds makes the row unrenderable: it is refused by name, never guessed. So is a row with a turn
+of anybody else that the text does not have: its answers would be learned without what they answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hpcft.data.rows import Message
 
 STAND_IN = "hpcft0stand0in0for0words"
+THOUGHTS = frozenset(("reasoning_content", "reasoning", "thinking"))  # where a turn has them beside its words
+THINK = re.compile(r"</?think>")
 PATIENCE = 3  # batches of texts that the template may refuse before each text is asked for alone
 
 
@@ -43,12 +48,16 @@ class Render(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Characters ``start`` … ``end`` of the text are the words of turn ``turn``; closed: a special token ends them."""
+    """Characters ``start`` … ``end`` of the text are the words of turn ``turn``; closed: a special token ends them.
+
+    whole: all that the row has the assistant say in that turn, its thoughts too, is among them.
+    """
 
     turn: int
     start: int
     end: int
     closed: bool
+    whole: bool = True
 
 
 class Masker:
@@ -91,15 +100,43 @@ class Masker:
 
         Those are the assistant's turns that say something, and any other turn whose ``loss`` is true.
         """
-        text = self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
+        text = self._text(messages, tools)
         spans = []
         for turn, message in enumerate(messages):
             if _answers(message):
-                spans.append(self._assistant(text, messages, tools, turn))
-                _check_calls(text[spans[-1].start : spans[-1].end], message, turn)
-            elif message["role"] != "assistant" and message.get("loss"):
-                spans.append(self._substituted(text, messages, tools, turn))
+                span = self._assistant(text, messages, tools, turn)
+                piece = text[span.start : span.end]
+                _check_calls(piece, message, turn)
+                spans.append(span if _is_whole(piece, message) else replace(span, whole=False))
+            elif message["role"] != "assistant":
+                self._check_written(text, messages, tools, turn)
+                if message.get("loss"):
+                    spans.append(self._substituted(text, messages, tools, turn))
         return text, spans
+
+    def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        """The text of a conversation in which nothing is to be told apart. Raises Unrenderable."""
+        text = self._text(messages, tools)
+        for turn in range(len(messages)):
+            self._check_written(text, messages, tools, turn)
+        return text
+
+    def _text(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        return self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
+
+    def _check_written(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+        """Raises Unrenderable where the words of a turn are not in ``text``.
+
+        They may be there in another form (a result as JSON, a switch taken out of the user's words). Then other words
+        in their place would be there as well, or would be refused.
+        """
+        message = messages[turn]
+        words = message["content"].strip()
+        if words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text:
+            return
+        other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
+        if other is not None and STAND_IN not in other.lower():
+            raise Unrenderable(f"the chat template does not write turn {turn + 1} ({message['role']})")
 
     def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
         opened = self._opened(text, messages, tools, turn)
@@ -221,15 +258,38 @@ def _prefixes(messages: Sequence[Message], answers: Sequence[int], prompt: bool)
 
 def _has_last_words(piece: str, message: Message) -> bool:
     """Whether a turn as written ends with the row's words: a template that wants another kind of content drops them."""
-    words = message["content"].rsplit(None, 1)
+    said = message["content"]
+    behind = said.rpartition("</think>")[2]  # a template may begin a new line there
+    words = (behind if behind.strip() else said).rsplit(None, 1)
     return not words or words[-1][-16:] in piece
 
 
+def _is_whole(piece: str, message: Message) -> bool:
+    """Whether all of the words and thoughts are in a turn as written, white space and the marks of thoughts aside."""
+    if message["content"].strip() in piece and THOUGHTS.isdisjoint(message):
+        return True
+    thoughts = [message[key] for key in THOUGHTS if isinstance(message.get(key), str)]
+    parts = [part for said in (message["content"], *thoughts) for part in THINK.split(said)]
+    there = _solid(piece)
+    return all(_solid(part) in there for part in parts)
+
+
+def _solid(text: str) -> str:
+    return "".join(text.split())
+
+
 def _check_calls(piece: str, message: Message, turn: int) -> None:
-    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing."""
-    for call in message.get("tool_calls") or ():
-        name = call.get("function", call).get("name") if isinstance(call, Mapping) else None
-        if name and str(name) not in piece:
+    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing.
+
+    Words and thoughts beside it may well speak of the function, so they are left aside.
+    """
+    calls = message.get("tool_calls")
+    if not calls:
+        return
+    for words in filter(str.strip, THINK.split(message["content"])):
+        piece = piece.replace(words.strip(), "", 1)
+    for name, many in Counter(str(call["function"]["name"]) for call in calls).items():
+        if piece.count(name) < many:
             raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
 
 

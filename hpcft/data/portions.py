@@ -10,18 +10,17 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from hpcft import disk
-from hpcft.data.files import is_lines, records, stretch
+from hpcft.data.files import Records, is_lines, records, stretch
 from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
 from hpcft.errors import Refusal, refuse
 
 LARGEST, SMALLEST = 4 * 2**20, 64 * 2**10  # bytes of a portion
 MANY = 64  # portions that a file of no great size is cut into
-ROWS = 1024  # records of a portion where records can only be found one after another
+ROWS = 1024  # records of a portion, at most, where records can only be found one after another
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Portion:
 
 @dataclass(frozen=True)
 class Cut:
-    """A file as it was when it was read. portions: of a file of lines; None: ``ROWS`` records each, however many."""
+    """A file as it was when it was read. portions: of a file of lines; None: as ``pieces`` hands its records out."""
 
     file: DataFile
     size: int
@@ -106,7 +105,27 @@ def pieces(cut: Cut, rows: str, shape: str, first: int) -> Iterator[Piece]:
     if cut.portions is not None:
         yield from (Piece(cut, portion, rows, shape, first) for portion in cut.portions)
         return
-    stream, number = records(cut.file.path, cut.file.shown), 0
-    while some := list(islice(stream, ROWS)):
+    for number, some in enumerate(_some(records(cut.file.path, cut.file.shown))):
         yield Piece(cut, Portion(number), rows, shape, first, some)
-        number += 1
+
+
+def _some(stream: Records) -> Iterator[list[tuple[int, Any]]]:
+    """Records that are read one after another, ``ROWS`` or, where they are long, ``LARGEST`` characters at a time."""
+    some, size = list[tuple[int, Any]](), 0
+    for line, record in stream:
+        some.append((line, record))
+        size += _characters(record)
+        if len(some) == ROWS or size >= LARGEST:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _characters(value: Any) -> int:
+    """Of all texts in a record."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0

@@ -9,6 +9,7 @@ the second tokenises the chosen rows in worker processes. Order, and so every by
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import signal
@@ -30,6 +31,7 @@ from hpcft.data.mixing import Choice, Rows, choose
 from hpcft.data.pool import Desk, Workers
 from hpcft.data.portions import Cut, changed, cut, pieces
 from hpcft.data.progress import Progress, tell
+from hpcft.data.refused import Refused
 from hpcft.data.report import reported
 from hpcft.data.scan import Scan, scan
 from hpcft.data.shapes import WITHOUT_TEMPLATE
@@ -39,10 +41,10 @@ from hpcft.data.store import Answer, Input
 from hpcft.data.tokenise import TokeniseTask, of_split
 from hpcft.data.work import Work
 from hpcft.data.writer import SplitWriter
-from hpcft.errors import Refusal
-from hpcft.plan.plan import DataPlan, Plan
+from hpcft.errors import Refusal, refuse
+from hpcft.plan.plan import DataPlan, Plan, data_key
 
-EXIT_UNPREPARED = 3
+EXIT_FAILED, EXIT_UNPREPARED = 1, 3
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,17 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     Raises Refusal for every fault of the data: broken or missing files, shapes that differ, rows that the template
     refuses, nothing to train on.
     """
-    if answer := stores.find(store, data):
+    if answer := found_again(store, data):
         return answer
-    with stores.one_writer(store, data, tell) as keep_lock:
-        if answer := stores.find(store, data):
+    with stores.one_writer(store, data_key(data), tell) as keep_request:
+        if answer := found_again(store, data):
             return answer
         reads, others = _cut_all(data)
         inputs = [*(read.input for read in reads), *others]
         content = stores.address(data, inputs)
-        if not (store / content / "manifest.json").is_file():
-            try:
-                _make(data, store, content, reads, inputs, keep_lock)
-            except OSError:  # the same content under another request: who is first takes the work area away
-                if not (store / content / "manifest.json").is_file():
-                    raise
+        with stores.one_writer(store, content, tell) as keep_content:
+            if not (store / content / "manifest.json").is_file():
+                _make_or_find(data, store, content, reads, inputs, lambda: (keep_request(), keep_content()))
         stores.remember(store, data, content, inputs)
     answer = stores.find(store, data)
     if answer is None:
@@ -88,12 +87,32 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     return answer
 
 
+def found_again(store: Path, data: DataPlan) -> Answer | None:
+    """``store.find``; new dates of files are remembered, or every rank would hash them at every start."""
+    answer = stores.find(store, data)
+    if answer and answer.renewed:
+        with contextlib.suppress(OSError):  # a store that only others may write to
+            stores.remember(store, data, answer.content, answer.inputs)
+    return answer
+
+
+def _make_or_find(
+    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_locks: Callable[[], object]
+) -> None:
+    """``_make``; where another writer took a lock over that seemed dead, who is first takes the work area away."""
+    try:
+        _make(data, store, content, reads, inputs, keep_locks)
+    except OSError:
+        if not (store / content / "manifest.json").is_file():
+            raise
+
+
 def _make(
-    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_lock: Callable[[], None]
+    data: DataPlan, store: Path, content: str, reads: list[Read], inputs: list[Input], keep_locks: Callable[[], object]
 ) -> None:
     work = Work(store, content)
     with stores.new_content(store, content) as folder, work.kept():
-        manifest = _Preparation(data, reads, work, keep_lock).run(folder)
+        manifest = _Preparation(data, reads, work, keep_locks).run(folder)
         if any(entry.changed for entry in inputs):  # its bytes would stand under the address of other bytes
             raise changed()
         stores.write_json(folder / "manifest.json", {"schema": stores.SCHEMA, "content": content, **manifest})
@@ -129,8 +148,8 @@ def _input(file: DataFile, kind: str) -> Input:
 class _Preparation:
     """Both passes: from files that are cut into portions to a filled content folder."""
 
-    def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_lock: Callable[[], None]) -> None:
-        self.data, self.reads, self.work, self.keep_lock = data, reads, work, keep_lock
+    def __init__(self, data: DataPlan, reads: Sequence[Read], work: Work, keep_locks: Callable[[], object]) -> None:
+        self.data, self.reads, self.work, self.keep_locks = data, reads, work, keep_locks
         self.tokenizer_folder = tokenizers.folder_of(data)
         self.scans: dict[Path, Scan] = {}
         self.classes = Classes()
@@ -170,7 +189,7 @@ class _Preparation:
     def _kept(self, tick: Progress) -> Callable[[int, bool], None]:
         def done(rows: int, made: bool) -> None:
             tick(rows, made)
-            self.keep_lock()
+            self.keep_locks()
 
         return done
 
@@ -194,7 +213,7 @@ class _Preparation:
         with ExitStack() as stack:
             names = [name for name in ("train", "validation") if name in taken]
             writers: dict[str, SplitWriter] = {name: stack.enter_context(SplitWriter(folder, name)) for name in names}
-            tick = stack.enter_context(Progress("tokenising", total))
+            tick, refused = stack.enter_context(Progress("tokenising", total)), Refused()
             for task, (arrays, counts), made in workers.results(self._tasks(copies)):
                 rows = 0
                 for split in task.copies:
@@ -203,14 +222,24 @@ class _Preparation:
                     writers[split].add(columns, task.number)
                     rows += len(columns["row_lengths"])
                 self.taken[task.number] += rows
+                refused.add(task.piece.cut.file.shown, counts["refused"], rows)
                 tick(rows, made)
-                self.keep_lock()
+                self.keep_locks()
+        refused.check()
         if workers.found:
             tell(
                 f"went on where an earlier prepare ended: {workers.found:,} of {workers.portions:,} portions were done"
             )
-        self._audit().check(self.data, [read.cut.file.shown for read in self.reads])
+        self._check()
         return {name: writer.finish(self.data.max_length, self.data.packing) for name, writer in writers.items()}
+
+    def _check(self) -> None:
+        """Raises Refusal where what is left of all rows, or of those of a split, is no use."""
+        names = [read.cut.file.shown for read in self.reads]
+        self._audit().check(self.data, names)
+        for split, audit in self.audits.items():
+            if split == "train" or self.data.validation or self.data.validation_ratio > 0:
+                audit.check_split(split, self.data, names)
 
     def _tasks(self, copies: list[dict[str, Any]]) -> Iterator[TokeniseTask]:
         """What is to be tokenised, portion by portion; portions of which no row is taken are left out."""
@@ -252,7 +281,7 @@ def _file_facts(scan: Scan, taken: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process ``python -m hpcft.data.prepare``; 0, or 2 with the reasons on stderr."""
+    """The process ``python -m hpcft.data.prepare``; 0, or with the reasons on stderr 2, or 1 where a disk failed."""
     parser = argparse.ArgumentParser(prog="python -m hpcft.data.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--plan", required=True, type=Path, help="the run's plan.json")
     parser.add_argument("--also", type=Path, help="a plan that asks for the same data by names without a revision")
@@ -264,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = Plan.from_json(given.plan.read_text(encoding="utf-8"), str(given.plan)).data
         if given.look:
-            return 0 if stores.find(given.store, data) else EXIT_UNPREPARED
+            return 0 if found_again(given.store, data) else EXIT_UNPREPARED
         if given.workers:
             data = dataclasses.replace(data, workers=given.workers)
         answer = prepare(data, given.store)
@@ -274,6 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
+    except OSError as error:  # a full disk, a quota, a file system that is gone: no fault of the data
+        hint = "what is finished is kept: mend that, for example make room, and type the same command again"
+        print(refuse(f"the data is not prepared: {error}", where=str(given.store), hint=hint).report, file=sys.stderr)
+        return EXIT_FAILED
     print(json.dumps(answer.manifest) if given.json else reported(data, answer))
     return 0
 

@@ -61,9 +61,11 @@ def table(manifest: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _row_counts(audit: Mapping[str, Any]) -> dict[str, str]:
     rows = audit["rows"]
-    counts = {"read": rows["read"], "kept": rows["kept"]}
-    counts |= {f"dropped: {why}": count for why, count in audit["dropped"].items()}
+    counts = {name: f"{rows[name]:,}" for name in ("read", "kept")}
+    counts |= {f"dropped: {why}": _dropped(audit, why) for why in audit["dropped"]}
     optional = {
+        "split": rows["split"],
+        "pieces of them": rows["pieces"],
         "truncated": rows["truncated"],
         "tokens cut off them": audit["tokens_cut"],
         "equal to an earlier row of train": audit["duplicates"],
@@ -71,7 +73,13 @@ def _row_counts(audit: Mapping[str, Any]) -> dict[str, str]:
         "in train and in validation": audit["overlap"],
         "whose prompt is in train and in validation": audit["prompts"] - audit["overlap"],
     }
-    return {name: f"{count:,}" for name, count in (counts | {k: v for k, v in optional.items() if v}).items()}
+    return counts | {name: f"{count:,}" for name, count in optional.items() if count}
+
+
+def _dropped(audit: Mapping[str, Any], why: str) -> str:
+    """How many rows, and what their tokens are of all: a few long rows may be most of the data."""
+    tokens = audit["dropped_tokens"][why]
+    return f"{audit['dropped'][why]:,}: {tokens:,} tokens, {tokens / max(1, audit['tokens_read']):.0%} of all"
 
 
 def _answers(facts: Mapping[str, Any]) -> str:
@@ -136,6 +144,9 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
             notes.append("warning: no trained turn is closed by an end token, so the model will not learn to stop")
     elif unended := audit["turns"].get(Turn.UNENDED, 0):
         notes.append(f"warning: {unended:,} trained turns are closed by no end token: after them it learns to go on")
+    if shortened := audit["turns"].get(Turn.SHORTENED, 0):
+        of = f"{shortened:,} of {audit['turns'][Turn.TRAINED]:,} trained turns"
+        notes.append(f"warning: the template leaves a part out of {of}, as a rule their thoughts: it is not learned")
     if rows["end_twice"]:
         notes.append(
             f"warning: in {rows['end_twice']:,} rows the end token stands twice: take it out of the answers' own words"
@@ -146,6 +157,8 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
         notes.append(f"note: the template ends no turn, so EOS was added to {added:,} rows")
     if control := rows["control_words"]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
+    if unwritten := rows["tools_unwritten"]:
+        notes.append(f"warning: {unwritten:,} rows have tools, which the template does not write: no model sees them")
     notes += [note for note in (_length_bias(audit["kinds"]), _one_sided(audit["kinds"])) if note]
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")

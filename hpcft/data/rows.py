@@ -82,6 +82,17 @@ def opened(row: Row, system: str) -> Row:
     return dataclasses.replace(row, messages=begun(row.messages), rejected=begun(row.rejected))
 
 
+def undeveloped(row: Row) -> Row:
+    """``row`` with its developer's turns, as newer models call them, as the system's."""
+    if not any(turn["role"] == "developer" for turn in (*row.messages, *row.rejected)):
+        return row
+    messages, rejected = (
+        tuple({**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns)
+        for turns in (row.messages, row.rejected)
+    )
+    return dataclasses.replace(row, messages=messages, rejected=rejected)
+
+
 def filled(row: Row, names: Mapping[str, str]) -> Row:
     """``row`` with every placeholder of ``names`` ({{NAME}}, {{AUTHOR}}) replaced in its texts."""
 

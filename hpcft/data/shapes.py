@@ -11,9 +11,10 @@ from typing import Any
 
 from hpcft.catalog import CHOSEN_AND_REJECTED, FORMATS, KINDS_OF_ROWS, OBJECTIVES, Format
 from hpcft.data.rows import Row
-from hpcft.data.turns import Unusable
+from hpcft.data.values import Unusable
 from hpcft.errors import near, refuse
 
+MEDIA = ("images", "videos", "audios", "image", "video", "audio")
 WITHOUT_TEMPLATE = ("text", "labelled_text")  # shapes that are no chats
 
 Converter = Callable[[Mapping[str, Any]], Row]
@@ -67,7 +68,15 @@ class Shaped:
             value = json.dumps(record, ensure_ascii=False, default=str)
             raise refuse(f"{error} (shape {shape})", where=where, value=value, hint=error.hint) from error
         if len(looked.at) < len(record):
-            self.unread.update(key for key in record if key not in looked.at)
+            unread = [key for key in record if key not in looked.at]
+            self.unread.update(unread)
+            if key := next((key for key in unread if _shown(key, record[key], row)), None):
+                raise refuse(
+                    f"the record has `{key}`, and this release trains on text only",
+                    where=where,
+                    value=str(record[key]),
+                    hint="take such records out; where the words do without, the key and its place in the words",
+                )
         return row
 
     def _shape(self, record: Mapping[str, Any]) -> str:
@@ -140,6 +149,17 @@ def _nearest(keys: list[str], formats: Mapping[str, Format]) -> tuple[str, froze
             if found > score:
                 best, score = (name, needed, meant), found
     return best
+
+
+def _shown(key: str, value: Any, row: Row) -> bool:
+    """Whether pictures or sounds under ``key`` are part of ``row``.
+
+    A single one may be a column like any other, unless its place is in the words: they would be learned without it.
+    """
+    if key not in MEDIA or not value or value == "[]":
+        return False
+    texts = [row.text or "", *(turn["content"] for turn in (*row.messages, *row.rejected))]
+    return key.endswith("s") or any(f"<{key}>" in text for text in texts)
 
 
 @cache

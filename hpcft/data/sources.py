@@ -22,6 +22,9 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 
 
+DEFAULT = "default"  # the subset of a dataset that names none, as hubs call it
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One file to read. shown: its path as a person would write it. pinned: of a hub revision, so it cannot change."""
@@ -85,12 +88,26 @@ def _modelscope(name: str, kind: str) -> Callable[..., str]:
 
 def _declared(folder: Path, source: Source) -> list[Path]:
     """The files that the dataset's card declares for the subset and split, if it declares any."""
-    for config in _configs(folder):
-        if source.subset in (None, config.get("config_name")) or (config.get("default") is True and not source.subset):
-            patterns = _patterns(config.get("data_files"), source.split)
-            if found := sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
-                return found
-    return []
+    there = {str(config.get("config_name") or DEFAULT): config for config in _configs(folder)}
+    files = {name: _matching(folder, config, source.split) for name, config in there.items()}
+    if source.subset:
+        return files.get(source.subset, [])
+    if default := next((name for name, config in there.items() if config.get("default") is True), None):
+        return files[default]
+    named = [name for name, found in files.items() if found]
+    if DEFAULT in named or len(named) < 2:
+        return files[DEFAULT if DEFAULT in named else named[0]] if named else []
+    raise refuse(
+        f"dataset {source.path} has several subsets, and its card says of none that it is the default",
+        value=source.path,
+        choices=named,
+        hint=f"name one, or several as datasets: {source.path}:{named[0]}",
+    )
+
+
+def _matching(folder: Path, config: dict[str, Any], split: str) -> list[Path]:
+    patterns = _patterns(config.get("data_files"), split)
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
 
 
 def _configs(folder: Path) -> list[dict[str, Any]]:
@@ -103,8 +120,7 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
         configs = (metadata_load(card) or {}).get("configs") or []
     except Exception:  # a card nobody can parse declares nothing
         return []
-    configs = [config for config in configs if isinstance(config, dict)]
-    return sorted(configs, key=lambda config: config.get("default") is not True)
+    return [config for config in configs if isinstance(config, dict)]
 
 
 def _patterns(declared: Any, split: str) -> list[str]:

@@ -22,11 +22,12 @@ from typing import Any
 from hpcft import disk
 from hpcft.plan.plan import DataPlan, data_key
 
-FORMAT = 3  # raised whenever the same input would give other bytes
-SCHEMA = 2  # of the manifest, and of what is counted of a portion; that of another release is made anew
+FORMAT = 4  # raised whenever the same input would give other bytes
+SCHEMA = 3  # of the manifest, of a portion and of what is counted of it; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
+LEFT_AFTER = 86400.0  # the same of its temporary folder: one removed too soon costs a live writer all that it wrote
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Answer:
-    """Prepared shards that fit a request: their folder, their manifest, the files they were made of."""
+    """Prepared shards that fit a request: their folder, their manifest, the files they were made of.
+
+    renewed: files had another date than was remembered, so they were hashed to find it.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     inputs: tuple[Input, ...]
+    renewed: bool = False
 
     @property
     def content(self) -> str:
@@ -78,11 +83,12 @@ def find(store: Path, data: DataPlan) -> Answer | None:
         return None
     inputs = tuple(Input(**entry) for entry in request["inputs"])
     content = str(request["content"])
-    if any(entry.changed for entry in inputs):  # by date: by content it may still be the same, or another known one
+    renewed = any(entry.changed for entry in inputs)
+    if renewed:  # by date: by content it may still be the same, or another known one
         inputs = tuple(_renewed(entry) for entry in inputs)
         content = address(data, inputs)
     manifest = _read(store / content / "manifest.json")
-    return Answer(store / content, manifest, inputs) if manifest and manifest["schema"] == SCHEMA else None
+    return Answer(store / content, manifest, inputs, renewed) if manifest and manifest["schema"] == SCHEMA else None
 
 
 def address(data: DataPlan, inputs: Sequence[Input]) -> str:
@@ -118,8 +124,9 @@ def new_content(store: Path, content: str) -> Iterator[Path]:
 
     What a killed writer left is removed first; its name begins with a dot and holds no manifest a reader would take.
     """
-    for left in store.glob(f".{content}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for other in store.glob(f".{content}.*"):
+        if _left(other):
+            shutil.rmtree(other, ignore_errors=True)
     folder = store / f".{content}.{socket.gethostname()}-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
@@ -136,13 +143,15 @@ def new_content(store: Path, content: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def one_writer(store: Path, data: DataPlan, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Hold the lock of this request, waiting for a live holder; yields a function that keeps it fresh.
+def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Hold the lock of that name, waiting for a live holder; yields a function that keeps it fresh.
+
+    A request's name is its key, a content's its address: two requests may ask for the same content.
 
     The lock saves work, it does not guard the shards: two writers would publish the same bytes under one name. So a
     takeover that goes wrong in some rare order of events costs minutes and nothing else.
     """
-    lock = store / "locks" / f"{data_key(data)}.lock"
+    lock = store / "locks" / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
     told = 0.0
@@ -181,13 +190,30 @@ def _stale(lock: Path, holder: dict[str, Any] | None) -> bool:
         return age > 10
     if holder.get("host") != socket.gethostname():
         return age > STALE_AFTER
+    return not _running(int(holder["pid"]))
+
+
+def _left(folder: Path) -> bool:
+    """Whether nobody writes a temporary folder any more: its process has ended, or another host's is long silent."""
+    host, _, pid = folder.name.split(".", 2)[2].rpartition("-")
+    if host == socket.gethostname():
+        return int(pid) == os.getpid() or not _running(int(pid))
     try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
+        last = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
         return False
-    return False
+    return time.time() - last > LEFT_AFTER
+
+
+def _running(pid: int) -> bool:
+    """Whether this host has a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _renewed(entry: Input) -> Input:

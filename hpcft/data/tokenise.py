@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,16 @@ from hpcft.data.classes import Classes
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.pool import Desk
 from hpcft.data.portions import Piece
+from hpcft.data.refused import found
 from hpcft.data.rows import Row
 from hpcft.data.shapes import Shaped
 from hpcft.data.work import Arrays, Result
-from hpcft.errors import Problem, Refusal
 
 TOGETHER = 256  # rows that are encoded at a time
+LARGEST = 8 * 2**20  # characters that are rendered for them, about: long conversations go fewer at a time
 
-T = TypeVar("T")
+Chosen = tuple[str, int, int, Row]
+"""(split, copies, line, row) of a row that is taken."""
 
 
 @dataclass
@@ -33,15 +34,19 @@ class Columns:
     tokens: list[NDArray[np.int32]] = field(default_factory=list)
     trained: list[NDArray[np.bool_]] = field(default_factory=list)
     documents: list[tuple[int, int, int, int, float]] = field(default_factory=list)  # of each: as ``arrays`` has them
-    rows: list[tuple[int, int]] = field(default_factory=list)  # of each row: its documents, the windows that hold it
+    rows: list[tuple[int, int]] = field(default_factory=list)  # of each record: its documents, the windows that hold it
 
     def add(self, document: Document, copies: int, origin: tuple[int, int]) -> None:
         """Append what a row became; ``copies`` windows will hold it. origin: number of its input file, line in it."""
         self.audit.add(document, origin)
         if document.fate != KEPT:
             return
-        self.rows.append((len(document.both), copies))
-        for part in document.both:
+        for record in document.records:
+            self._append(record, copies, origin)
+
+    def _append(self, record: Document, copies: int, origin: tuple[int, int]) -> None:
+        self.rows.append((len(record.both), copies))
+        for part in record.both:
             self.tokens.append(part.tokens)
             self.trained.append(part.trained)
             trained = int(np.count_nonzero(part.trained))
@@ -82,38 +87,51 @@ class TokeniseTask:
         return f"read-{self.number}-{self.piece.portion.number:06d}"
 
     def do(self, desk: Desk) -> Result:
-        """Raises Refusal, with file and line, at a row that cannot be written with the chat template."""
-        columns = {split: Columns() for split in self.copies}
+        """Rows that cannot be written with the chat template are left out, and told under ``refused``."""
+        columns, refused = {split: Columns() for split in self.copies}, list[tuple[int, str]]()
         rows = self.piece.read(Shaped(self.piece.cut.file.shown, self.piece.rows))
-        for some in _together(self._chosen(rows), TOGETHER):
+        for some in together(self._chosen(rows)):
             documents = desk.encoder.documents([row for _, _, _, row in some])
             for (split, copies, line, _), document in zip(some, documents, strict=True):
                 if isinstance(document, str):
-                    where = f"{self.piece.cut.file.shown}:{line}"
-                    raise Refusal(Problem(document, where, hint=_template_hint(document)))
+                    refused.append((line, document))
+                    continue
                 self.classes.mark(document)
                 columns[split].add(document, copies, (self.number, line))
         arrays = {f"{split}.{key}": a for split, column in columns.items() for key, a in column.arrays().items()}
-        return arrays, {split: column.audit.counts() for split, column in columns.items()}
+        return arrays, {
+            **{split: column.audit.counts() for split, column in columns.items()},
+            "refused": found(refused),
+        }
 
-    def _chosen(self, rows: Iterator[tuple[int, Row]]) -> Iterator[tuple[str, int, int, Row]]:
-        """(split, copies, line, row) of the rows that are taken; a row is in one split."""
+    def _chosen(self, rows: Iterator[tuple[int, Row]]) -> Iterator[Chosen]:
+        """The rows that are taken; a row is in one split."""
         taken = [(split, copies.tolist()) for split, copies in self.copies.items()]
         for n, (line, row) in enumerate(rows):
             yield from ((split, copies[n], line, row) for split, copies in taken if copies[n])
 
 
-def _together(items: Iterator[T], many: int) -> Iterator[list[T]]:
-    while some := list(islice(items, many)):
+def together(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
+    """What is encoded at a time: so many rows as keep a worker busy and its memory small."""
+    some, size = list[Chosen](), 0
+    for item in chosen:
+        some.append(item)
+        size += rendered_size(item[3])
+        if len(some) == TOGETHER or size >= LARGEST:
+            yield some
+            some, size = [], 0
+    if some:
         yield some
+
+
+def rendered_size(row: Row) -> int:
+    """About how many characters ``Masker.rendered`` holds of a row: up to each answer, all that stands before it."""
+    if row.text is not None:
+        return len(row.text)
+    turns = row.messages + row.rejected
+    return sum(len(turn["content"]) for turn in turns) * sum(turn["role"] == "assistant" for turn in turns)
 
 
 def of_split(arrays: Arrays, split: str) -> dict[str, Any]:
     """The arrays of one split, by their bare names."""
     return {key.removeprefix(f"{split}."): array for key, array in arrays.items() if key.startswith(f"{split}.")}
-
-
-def _template_hint(sentence: str) -> str:
-    if "system" in sentence.lower():
-        return "this template knows no system turn: remove it from the data, or set chat_template"
-    return "hpcft trains on what the template writes: mend the row, or set chat_template to a template that takes it"

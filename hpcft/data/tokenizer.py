@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ CHATML = """{%- for message in messages -%}
 BUILT_IN = {"chatml": CHATML}
 
 # A template that writes today's date would give other tokens tomorrow; shards must not depend on the day.
-FIXED_DATE = "26 Jul 2024"
+FIXED_DAY = datetime(2024, 7, 26)
+FIXED_DATE = FIXED_DAY.strftime("%d %b %Y")
 DATED = "strftime_now"
+COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+PARTS = [f"%{part}" for part in (*"aAbBcdDeFHIjmMpRSTuUwWxXyY", "-d", "-m", "-H", "-I")]  # of strftime's language
 
 FILES = re.compile(
     r"(tokenizer.*|special_tokens_map\.json|added_tokens\.json|vocab\.\w+|merges\.txt|.*\.model|.*\.tiktoken"
@@ -64,11 +70,14 @@ def files_of(data: DataPlan, folder: Path) -> list[DataFile]:
 def template_file(data: DataPlan) -> DataFile | None:
     """The file of the chat template where the plan names one by path."""
     name = data.chat_template
-    if name is None or name in BUILT_IN or not (Path(name).is_file() or "/" in name or "." in name):
+    if name is None or name in BUILT_IN:
         return None
-    if not Path(name).is_file():
+    path = Path(name).expanduser()
+    if not (path.is_file() or "/" in name or "." in name):
+        return None
+    if not path.is_file():
         raise refuse("no such file for the chat template", where="chat_template", value=name, choices=BUILT_IN)
-    return DataFile(Path(name), name)
+    return DataFile(path, name)
 
 
 def load(data: DataPlan, folder: Path) -> Any:
@@ -103,7 +112,10 @@ class Template:
         if self.dated and self.text is None:
             self.text = tokenizer.get_chat_template()
         if self.dated:
-            self.text = f"{{%- macro {DATED}(format) -%}}{FIXED_DATE}{{%- endmacro -%}}{self.text}"
+            self.text = f"{_fixed_day()}{self.text}"
+        code = " ".join(COMMENT.sub(" ", text) for text in _texts(self.text or tokenizer.chat_template))
+        self.writes_tools = re.search(r"\btools\b", code) is not None
+        self.knows_developers = re.search(r"['\"]developer['\"]", code) is not None  # not just in its own words
         self.doubted = True
         self.plain = _plain(tokenizer, self.text) if self.exists else None
 
@@ -114,7 +126,15 @@ class Template:
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any] | None, prompt: bool) -> str:
         """The turns as text; prompt: with the opening of an assistant turn at the end. Raises Unrenderable."""
-        return str(self._applied(_spoken(messages), list(tools) if tools else None, prompt))
+        turns, schemas = _spoken(messages), list(tools) if tools else None
+        try:
+            return str(self._applied(turns, schemas, prompt))
+        except Unrenderable:
+            if not any(turn.get("tool_calls") for turn in turns):
+                raise
+            with contextlib.suppress(Unrenderable):
+                return str(self._applied(_joinable(turns), schemas, prompt))
+            raise
 
     def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
         """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
@@ -164,6 +184,25 @@ def _plain(tokenizer: Any, text: str | None) -> Callable[[list[Message], bool], 
         return "".join(write(context))
 
     return plain
+
+
+def _joinable(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with the arguments of calls as JSON text: some templates (DeepSeek's) join them to other text."""
+
+    def call(given: dict[str, Any]) -> dict[str, Any]:
+        arguments = json.dumps(given["function"].get("arguments"), ensure_ascii=False)
+        return {**given, "function": {**given["function"], "arguments": arguments}}
+
+    return [
+        {**turn, "tool_calls": [call(given) for given in turn["tool_calls"]]} if turn.get("tool_calls") else turn
+        for turn in messages
+    ]
+
+
+def _fixed_day() -> str:
+    """The function of the date as a macro: what transformers hands to a template by name must not be callable."""
+    parts = "".join(f".replace('{part}', '{FIXED_DAY.strftime(part)}')" for part in PARTS)
+    return f"{{%- macro {DATED}(format) -%}}{{{{ format{parts} }}}}{{%- endmacro -%}}"
 
 
 def _spoken(messages: Sequence[Message]) -> list[Message]:

@@ -9,7 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcft.catalog import BESIDE_QUERY
+from hpcft.data.calls import CALL_KEYS, called, calls, joined, schema
 from hpcft.data.rows import Message, Row, opened
+from hpcft.data.values import Unusable, kind_of, listing, objects, parsed, readable, text
 from hpcft.errors import near
 
 ROLES: dict[str, str] = {
@@ -24,29 +27,21 @@ ROLES: dict[str, str] = {
 
 PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
-FLAG_KEYS = ("loss", "train", "weight")
-HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS))
-
-
-class Unusable(ValueError):
-    """A record that cannot become a row: the sentence, and a hint. Whoever read the record adds file and line."""
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
+FLAG_KEYS = ("loss", "loss_scale", "train", "weight")
+HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS))
 
 
 def words(record: Mapping[str, Any], key: str) -> str:
     """The text under ``key``; absent and null are the empty text. Raises Unusable where it is not text."""
     value = record.get(key)
-    return "" if value is None else _text(value, key)
+    return "" if value is None else text(value, key)
 
 
 def message(item: Any, number: int) -> Message:
     """The ``number``-th turn of a conversation, its role and keys normalised. Raises Unusable."""
     if type(item) is dict and len(item) == 2 and (role := item.get("role")) in PLAIN_ROLES:  # as nearly all of them are
         content = item.get("content")
-        if type(content) is str and _readable(content):
+        if type(content) is str and readable(content):
             return {"role": role, "content": content}
     if not isinstance(item, Mapping):
         raise Unusable(f"turn {number} is {kind_of(item)}, not an object with a role and a content")
@@ -56,22 +51,25 @@ def message(item: Any, number: int) -> Message:
     turn: Message = {"role": _role(item[role_key], number), "content": _content(item, number)}
     if not item.keys() <= HANDLED:
         turn |= {key: value for key, value in item.items() if key not in HANDLED and value is not None}
+    if found := calls(item, number):
+        turn["tool_calls"] = found
     if (loss := _loss(item, number)) is not None:
         turn["loss"] = loss
-    return _called(turn, number) if turn["role"] == "tool_call" else turn
+    return called(turn, number) if turn["role"] == "tool_call" else turn
 
 
 def conversation(value: Any, key: str) -> tuple[Message, ...]:
     """The turns under ``key``: a list, or its JSON text as CSV files have it. Raises Unusable where there are none."""
-    turns = listing(value, key)
-    if not turns:
+    items = listing(value, key)
+    if not items:
         raise Unusable(f"`{key}` holds no turns")
-    return tuple([message(turn, number) for number, turn in enumerate(turns, 1)])
+    turns = [message(item, number) for number, item in enumerate(items, 1)]
+    return tuple(_joined(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
 
 
-def dialogue(record: Mapping[str, Any], query: str, response: str) -> Row:
+def dialogue(record: Mapping[str, Any], question: Sequence[Message], response: str) -> Row:
     """A question and its answer, after the record's ``system`` and ``history`` ([[question, answer], …])."""
-    turns = (*history(record), *question_and_answer(query, response))
+    turns = (*history(record), *question, {"role": "assistant", "content": response})
     return with_system(record, Row(turns, tools(record)))
 
 
@@ -81,21 +79,28 @@ def history(record: Mapping[str, Any]) -> list[Message]:
     for number, pair in enumerate(listing(record.get("history"), "history"), 1):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise Unusable(f"`history` entry {number} is not a pair [question, answer]")
-        turns += question_and_answer(*(_text(half, f"history entry {number}") for half in pair))
+        turns += question_and_answer(*(text(half, f"history entry {number}") for half in pair))
     return turns
 
 
-def instruction(record: Mapping[str, Any]) -> str:
-    """Alpaca's question: the instruction, and its input (or Dolly's context) on the next line."""
-    asked = (words(record, "instruction"), words(record, "input") or words(record, "context"))
-    return "\n".join(part for part in asked if part)
+def asked(record: Mapping[str, Any], choices: Sequence[str]) -> tuple[Message, ...]:
+    """The question under the first of ``choices`` that the record has: its turns, or its text as one of the user.
+
+    Below a text stands the record's input (Alpaca) or context (Dolly). Raises Unusable.
+    """
+    key = next(word for word in choices if word in record)
+    if isinstance(parsed(record[key]), list | tuple | Mapping):
+        return half(record, key, "user")
+    said = [words(record, word) for word in (key, *(beside for beside in BESIDE_QUERY if beside != key))]
+    return ({"role": "user", "content": "\n".join(part for part in said if part)},)
 
 
 def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
     """The turns under ``key``, or its text as one turn of ``role``. Raises Unusable."""
-    if isinstance(record[key], list | tuple):
-        return conversation(record[key], key)
-    return ({"role": role, "content": words(record, key)},)
+    value = parsed(record[key])
+    if isinstance(value, list | tuple):
+        return conversation(value, key)
+    return (message(value, 1) if isinstance(value, Mapping) else {"role": role, "content": words(record, key)},)
 
 
 def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
@@ -126,47 +131,19 @@ def with_system(record: Mapping[str, Any], row: Row) -> Row:
 
 def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """The tool schemas of the record, given as a list or as its JSON text; None where there are none."""
-    return tuple(listing(record.get("tools"), "tools")) or None
+    return tuple(schema(tool) for tool in objects(record.get("tools"), "tools")) or None
 
 
-def listing(value: Any, key: str) -> list[Any]:
-    """``value`` as a list; null and the empty text are empty, a text is read as JSON. Raises Unusable."""
-    if value is None:
-        return []
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise Unusable(f"`{key}` is a text that is not JSON: {error}") from error
-    if value in (None, "") or (isinstance(value, str) and not value.strip()):
-        return []
-    if not isinstance(value, list | tuple):
-        raise Unusable(f"`{key}` is {kind_of(value)}, not a list")
-    return list(value)
-
-
-def _text(value: Any, key: str) -> str:
-    if type(value) is str and _readable(value):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise Unusable(f"`{key}` is {kind_of(value)}, not text", hint="write it as text, in quotes")
-    if not _readable(value):
-        raise Unusable(
-            f"`{key}` holds half of a UTF-16 pair, which no tokenizer can read", hint="mend the \\ud… escape"
-        )
-    return value
-
-
-def _readable(text: str) -> bool:
-    """Whether a text has no half of a UTF-16 pair."""
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+def _joined(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """``turns``, made of ``items``, each tool_call of which is part of the assistant's turn right before it."""
+    result: list[Message] = []
+    for number, (turn, item) in enumerate(zip(turns, items, strict=True), 1):
+        role = next(item[key] for key in ROLE_KEYS if key in item)
+        if result and result[-1]["role"] == "assistant" and ROLES[role.lower()] == "tool_call":
+            result[-1] = joined(result[-1], turn, number)
+        else:
+            result.append(turn)
+    return result
 
 
 def _role(value: Any, number: int) -> str:
@@ -180,20 +157,20 @@ def _role(value: Any, number: int) -> str:
 
 def _content(item: Mapping[str, Any], number: int) -> str:
     value = next((item[key] for key in CONTENT_KEYS if item.get(key) is not None), None)
-    if value is None and not any(key in item for key in (*CONTENT_KEYS, "tool_calls")):
+    if value is None and not any(key in item for key in (*CONTENT_KEYS, *CALL_KEYS)):
         raise Unusable(f"turn {number} has no content; its keys are {', '.join(map(str, item))}")
     if isinstance(value, list | tuple):
         return "".join(_part(part, number) for part in value)
     if isinstance(value, Mapping):  # a tool call or its answer, written as an object instead of its JSON text
         value = json.dumps(value, ensure_ascii=False)
-    return _text(value, f"content of turn {number}")
+    return text(value, f"content of turn {number}")
 
 
 def _part(part: Any, number: int) -> str:
     if not isinstance(part, Mapping) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, Mapping) else kind_of(part)
         raise Unusable(f"turn {number} has a part of type {kind}; this release trains on text only")
-    return _text(part.get("text"), f"text of turn {number}")
+    return text(part.get("text"), f"text of turn {number}")
 
 
 def _loss(item: Mapping[str, Any], number: int) -> bool | None:
@@ -205,21 +182,3 @@ def _loss(item: Mapping[str, Any], number: int) -> bool | None:
                 )
             return bool(flag)
     return None
-
-
-def _called(turn: Message, number: int) -> Message:
-    """A turn of role tool_call, whose content is the call as JSON, as the assistant turn that templates know."""
-    try:
-        calls = json.loads(turn["content"])
-    except ValueError as error:
-        raise Unusable(f"turn {number} is a tool call whose content is not JSON: {error}") from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not all(isinstance(call, Mapping) and "name" in call for call in calls):
-        raise Unusable(f"turn {number} is a tool call without a name", hint='write {"name": …, "arguments": {…}}')
-    functions = [{"type": "function", "function": dict(call)} for call in calls]
-    return {**turn, "role": "assistant", "content": "", "tool_calls": functions}
-
-
-def kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpcft.launch import batchlog
 from hpcft.launch.array import element
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
@@ -19,9 +20,11 @@ from hpcft.run import lease
 from hpcft.run.folder import keep_plan, make_folder, refuse_other_plan
 from hpcft.run.ledger import Ledger, is_finished
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.slurm.commands import pauses
 
 EXIT_GO_ON = 0
 EXIT_FINISHED = 3
+PATIENCE_SECONDS = 900  # of a job that has its nodes, for an answer without which it would have to give them back
 
 
 def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
@@ -32,10 +35,26 @@ def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
     if is_finished(paths):
         say(f"run {plan.name} is finished: {paths.root}")
         return EXIT_FINISHED
-    lease.take(paths, environ, plan.fingerprint)
+    _take(paths, environ, plan)
     keep_plan(text, paths)
-    Ledger(paths, "batch", environ).write("accepted", plan=plan.fingerprint, store=environ.get(STORE_VARIABLE))
+    ledger, store = Ledger(paths, "batch", environ), environ.get(STORE_VARIABLE)
+    ledger.write("accepted", plan=plan.fingerprint, store=store, batch_log=batchlog.own())
     return EXIT_GO_ON
+
+
+def _take(paths: RunPaths, environ: Mapping[str, str], plan: Plan) -> None:
+    """Take the run; while it cannot be found out whether another job holds it, this one waits rather than ends."""
+    unanswered: lease.Unanswered | None = None
+    for _ in pauses(PATIENCE_SECONDS):
+        try:
+            lease.take(paths, environ, plan.fingerprint)
+            return
+        except lease.Unanswered as error:
+            if unanswered is None:
+                say(f"{error.problems[0].what}; asking again for {PATIENCE_SECONDS / 60:.0f} minutes")
+            unanswered = error
+    assert unanswered is not None
+    raise unanswered
 
 
 def accept_element(script: str, number: str, runs: Path, environ: Mapping[str, str]) -> int:

@@ -11,8 +11,11 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from hpcft.errors import LONGEST, printable
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.decide import Action, Decision, Ending, Facts, decide
 from hpcft.launch.entry import run, say
@@ -24,9 +27,10 @@ from hpcft.run.paths import RunPaths
 from hpcft.slurm.cause import Cause, why_signalled
 from hpcft.slurm.commands import SlurmAway, call
 from hpcft.slurm.environment import own_job_id
-from hpcft.slurm.job import JobUnknown, show_job
+from hpcft.slurm.job import JobFacts, JobUnknown, show_job
 from hpcft.slurm.nodes import expand_hostlist, nodes
 from hpcft.slurm.requeue import requeue
+from hpcft.slurm.states import State
 
 # While the controller is away nobody else can get these nodes, and giving up would end the run: asked until killed.
 PATIENCE_SECONDS = float("inf")
@@ -34,15 +38,26 @@ PATIENCE_SECONDS = float("inf")
 _SRUN = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<tasks>[\d,-]+): (?P<what>.+)")
 
 
-def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) -> Decision:
-    """Decide on the attempt that ended with ``code``, do it, and write it into the ledger."""
-    decision = decide(read_events(paths), plan.budgets, facts_of(plan, paths, environ, code))
+def after(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int, stopped: bool = False) -> Decision:
+    """Decide on the attempt that ended with ``code``, do it, and write it into the ledger.
+
+    stopped: a person has stopped a run without Slurm, whether the ledger could be told or not.
+    """
+    facts = facts_of(plan, paths, environ, code)
+    decision = decide(read_events(paths), plan.budgets, replace(facts, cause=Cause.CANCELLED) if stopped else facts)
     ledger = Ledger(paths, "batch", environ)
     if decision.action is Action.REQUEUE and not decision.requeued:
-        decision = _requeued(decision, ledger, environ)
-    ledger.write(
-        "attempt_ended", rc=code, decision=decision.action.name.lower(), ending=decision.ending.value, why=decision.why
-    )
+        decision = _requeued(decision, plan, ledger, environ)
+    try:
+        ledger.write(
+            "attempt_ended",
+            rc=code,
+            decision=decision.action.name.lower(),
+            ending=decision.ending.value,
+            why=decision.why,
+        )
+    except OSError as error:
+        decision = _unwritten(decision, error)
     if decision.action in (Action.DONE, Action.STOP):
         lease.release(paths, environ)
     return decision
@@ -57,6 +72,7 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
     if own_job_id(environ) and "finished" not in here and "requeued" not in here:
         cause = why_signalled(environ, "TERM", plan.resources.signal_lead, PATIENCE_SECONDS)
     settled = cause in (Cause.NOT_SLURM, Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN)
+    now = None if settled else _job(environ)
     return Facts(
         code,
         attempt,
@@ -64,7 +80,8 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
         cause,
         culprit(log),
         () if settled else lost_nodes(environ, log),
-        True if settled else may_requeue(environ),
+        True if now is None else now.requeue,
+        now is not None and now.state not in (State.RUNNING, State.SUSPENDED),
     )
 
 
@@ -101,12 +118,12 @@ def lost_nodes(environ: Mapping[str, str], log: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*unreached, *down]))
 
 
-def may_requeue(environ: Mapping[str, str]) -> bool:
-    """The job's requeue flag as it is now; True where Slurm cannot say, since the call will."""
+def _job(environ: Mapping[str, str]) -> JobFacts | None:
+    """The job as it is now; None where Slurm cannot say: whether it may be requeued, the call itself will tell."""
     try:
-        return show_job(own_job_id(environ) or "").requeue
+        return show_job(own_job_id(environ) or "")
     except (SlurmAway, JobUnknown):
-        return True
+        return None
 
 
 def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:
@@ -124,15 +141,27 @@ def exclude(environ: Mapping[str, str], bad: tuple[str, ...]) -> bool:
     return False
 
 
-def _requeued(decision: Decision, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
-    """Put the job back; once Slurm accepts, this process has KillWait seconds left to live."""
+def _requeued(decision: Decision, plan: Plan, ledger: Ledger, environ: Mapping[str, str]) -> Decision:
+    """Put the job back; once Slurm accepts, this process has KillWait seconds left to live.
+
+    Slurm is asked once more before: a requeue would bring back a job that was cancelled since the decision.
+    """
+    if why_signalled(environ, "TERM", plan.resources.signal_lead, PATIENCE_SECONDS) is Cause.CANCELLED:
+        return Decision(Action.STOP, Ending.CANCELLED, "the job was cancelled")
     if not requeue(environ, PATIENCE_SECONDS):
         why = f"{decision.why}, but Slurm did not requeue the job; submit it again to go on"
         return Decision(Action.STOP, decision.ending, why)
-    ledger.write("requeued", by="batch")
+    with suppress(OSError):
+        ledger.write("requeued", by="batch")
     if decision.exclude and not exclude(environ, decision.exclude):
         say(f"could not keep the next attempt off {', '.join(decision.exclude)}")
     return decision
+
+
+def _unwritten(decision: Decision, error: OSError) -> Decision:
+    """What the ledger was not told no budget counts: nothing is started again here."""
+    why = f"{decision.why}; and the ledger cannot be written: {error.strerror}"
+    return replace(decision, action=Action.STOP if decision.action is Action.NEW_STEP else decision.action, why=why)
 
 
 def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision) -> None:
@@ -144,7 +173,7 @@ def report(plan: Plan, paths: RunPaths, events: list[Event], decision: Decision)
         Action.STOP: "stopped",
     }
     saved = max((event["step"] for event in events if event["event"] == "saved"), default=None)
-    say(f"{words[decision.action]}: {decision.why}")
+    say(f"{words[decision.action]}: {printable(decision.why, LONGEST)}")
     if decision.action is Action.STOP and decision.ending is not Ending.CANCELLED:
         newest = "none" if saved is None else f"step {saved}"
         say(f"newest checkpoint: {newest}; submitted again, the run goes on there")

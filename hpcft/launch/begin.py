@@ -6,6 +6,7 @@ Prints ``ATTEMPT MASTER_ADDR MASTER_PORT LOGS`` on one line for the batch shell 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -22,6 +23,7 @@ from hpcft.run import lease
 from hpcft.run.folder import read_plan
 from hpcft.run.ledger import ATTEMPT_VARIABLE, Event, Ledger, job_of, read_events
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.cause import EARLY_SECONDS
 from hpcft.slurm.commands import SlurmAway
 from hpcft.slurm.environment import own_job_id, restart_count
 from hpcft.slurm.job import JobUnknown, show_job
@@ -85,9 +87,16 @@ def over(events: Sequence[Event], plan: Plan, job: str | None) -> str | None:
     return spent(events, plan.budgets, job)
 
 
-def late(plan: Plan, end: float | None) -> bool:
-    """Has Slurm's warning before the job's end been? Ranks that start after it would hear of the end only by KILL."""
-    return end is not None and end - time.time() < plan.resources.signal_lead
+def late(plan: Plan, began: float | None, end: float | None) -> bool:
+    """May Slurm's warning before the job's end have been? Ranks that start after it hear of the end only by KILL.
+
+    It may come early. But in a job that is hardly longer than that, ranks would never start.
+    """
+    if end is None:
+        return False
+    lead = plan.resources.signal_lead
+    half = (end - began) / 2 if began is not None else math.inf
+    return end - time.time() < max(lead, min(lead + EARLY_SECONDS, half))
 
 
 def job_times(environ: Mapping[str, str]) -> tuple[float | None, float | None]:
@@ -110,7 +119,7 @@ def main() -> int:
     plan = read_plan(paths)
     began, end = job_times(os.environ)
     print(begin(plan, paths, os.environ, began).line())
-    return EXIT_LATE if late(plan, end) else 0
+    return EXIT_LATE if late(plan, began, end) else 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """What to do when a job step has ended: a pure function of the ledger, the budgets and what Slurm says.
 
 Nothing is started or requeued after a cancellation; preemptions are free; time limits and failures have budgets
-of their own; and a run whose attempts make no progress stops. Budgets count the attempts of this job alone, so a
-run that stopped on one of them gets a fresh one when a person submits it again.
+of their own; and a run whose attempts make no progress stops. A rank that dies of itself near the time limit is a
+failure; that little time is left only decides where the next attempt is made. Budgets count the attempts of this job
+alone, so a run that stopped on one of them gets a fresh one when a person submits it again.
 """
 
 from __future__ import annotations
 
 import enum
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from hpcft.launch.ranks import EXIT_STOPPED, describe
+from hpcft.launch.ranks import EXIT_HUNG, EXIT_STOPPED, describe
 from hpcft.plan.plan import Budgets
+from hpcft.run.lease import LOCAL
 from hpcft.run.ledger import Event
 from hpcft.slurm.cause import Cause
 
@@ -42,6 +45,11 @@ class Ending(str, enum.Enum):
 
 SPENT = frozenset({Ending.FAILED, Ending.TIME_LIMIT})  # endings that must not go on for ever without progress
 
+# Exit codes of ranks that were asked to stop, and srun's words for them. A rank that was asked while a step took longer
+# than the time that was left ends itself as hung.
+_ASKED = (EXIT_STOPPED, EXIT_HUNG)
+_TOLD = re.compile(rf"Terminated|exit code ({EXIT_STOPPED}|{EXIT_HUNG}|143)\b")
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -49,7 +57,7 @@ class Facts:
 
     code: exit code of the job step. attempt, job: the attempt that ended. cause: what Slurm says of this moment,
     NOT_SLURM without Slurm. rank_words: what srun said of the first rank that died. lost: nodes that Slurm finds
-    down. may_requeue: the job's requeue flag.
+    down. may_requeue: the job's requeue flag. ended: it was Slurm that ended the job step, together with the job.
     """
 
     code: int
@@ -59,6 +67,7 @@ class Facts:
     rank_words: str = ""
     lost: tuple[str, ...] = ()
     may_requeue: bool = True
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,7 @@ def decide(events: Sequence[Event], budgets: Budgets, facts: Facts) -> Decision:
         return Decision(Action.STOP, Ending.PREEMPTED, why)
     if facts.cause is Cause.PREEMPTED:
         return _requeue(facts, Ending.PREEMPTED, "preempted")
-    if facts.cause is Cause.TIME_LIMIT:
+    if facts.cause is Cause.TIME_LIMIT and not _died(here, facts):
         return _time_limit(events, budgets, facts)
     return _failure(events, here, budgets, facts)
 
@@ -110,10 +119,21 @@ def spent(events: Sequence[Event], budgets: Budgets, job: str | None) -> str | N
 
 
 def _cancelled(events: Sequence[Event], facts: Facts) -> str | None:
-    if facts.cause is Cause.CANCELLED:
-        return "the job was cancelled"
-    told = _last([event for event in events if event["job"] == facts.job], "cancelled")
-    return f"cancelled by {told.get('by', 'hpcft cancel')}" if told else None
+    told = _last(_of_job(events, facts.job), "cancelled")
+    if told is not None:
+        return f"cancelled by {told.get('by', 'hpcft cancel')}"
+    return "the job was cancelled" if facts.cause is Cause.CANCELLED else None
+
+
+def _of_job(events: Sequence[Event], job: str | None) -> Sequence[Event]:
+    """The job's events. One without Slurm is named after its process, and process ids come again: those since it
+    was accepted.
+    """
+    mine = [event for event in events if event["job"] == job]
+    if not (job or "").startswith(LOCAL):
+        return mine
+    accepted = [n for n, event in enumerate(mine) if event["event"] == "accepted"]
+    return mine[accepted[-1] :] if accepted else mine
 
 
 def _requeue(facts: Facts, ending: Ending, why: str, exclude: tuple[str, ...] = ()) -> Decision:
@@ -129,6 +149,23 @@ def _time_limit(events: Sequence[Event], budgets: Budgets, facts: Facts) -> Deci
     return _requeue(facts, Ending.TIME_LIMIT, "the time limit was reached")
 
 
+def _died(here: Sequence[Event], facts: Facts) -> bool:
+    """Was the end of an attempt near the time limit somebody's fault? Slurm says only that the limit is near.
+
+    Not where Slurm ended the ranks, or they had been told of the limit: what fails then, fails for want of time.
+    """
+    if facts.ended or _ending_of_stop(here) is Ending.TIME_LIMIT:
+        return False
+    failed = [event for event in here if event["event"] == "failed" and not event.get("peer")]
+    named = bool(facts.rank_words) and not _TOLD.search(facts.rank_words)
+    return named or any(event.get("code") not in _ASKED for event in failed) or bool(_bad_nodes(here, facts))
+
+
+def _bad_nodes(here: Sequence[Event], facts: Facts) -> tuple[str, ...]:
+    found = (_last(here, "preflight") or {}).get("bad_nodes") or ()
+    return tuple(dict.fromkeys([*facts.lost, *found]))
+
+
 def _failure(events: Sequence[Event], here: Sequence[Event], budgets: Budgets, facts: Facts) -> Decision:
     now = [*events, _as_event(facts, Ending.FAILED)]
     what, used = _what_failed(here, facts), _failures_since_progress(now, facts.job)
@@ -138,9 +175,10 @@ def _failure(events: Sequence[Event], here: Sequence[Event], budgets: Budgets, f
     if (stuck := spent(now, budgets, facts.job)) is not None:
         return Decision(Action.STOP, Ending.FAILED, f"{what}; {stuck}")
     why = f"{what} (failure {used} of {budgets.failures})"
-    found = (_last(here, "preflight") or {}).get("bad_nodes") or ()
-    if bad := tuple(dict.fromkeys([*facts.lost, *found])):
+    if bad := _bad_nodes(here, facts):
         return _requeue(facts, Ending.FAILED, f"{why}; without {', '.join(bad)}", exclude=bad)
+    if facts.cause is Cause.TIME_LIMIT:
+        return _requeue(facts, Ending.FAILED, f"{why}; the time left is too short for another try here")
     return Decision(Action.NEW_STEP, Ending.FAILED, why)
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from hpcft.errors import count
@@ -83,8 +84,9 @@ def one_attempt(
         stop._send(signal.SIGTERM)
     code = ranks.watch(stop.ranks, ranks.record_death(paths, environ, "this machine"))
     if stop.asked and not any(event["event"] == "finished" for event in read_events(paths)):
-        Ledger(paths, "batch", environ).write("cancelled", by="a signal to the run")
-    decision = after(plan, paths, environ, code)
+        with suppress(OSError):
+            Ledger(paths, "batch", environ).write("cancelled", by="a signal to the run")
+    decision = after(plan, paths, environ, code, stop.asked)
     report(plan, paths, read_events(paths), decision)
     return decision.action
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from hpcft.errors import printable, refuse
+from hpcft.launch.batchlog import batch_log
 from hpcft.launch.preparation import newest
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
@@ -20,15 +21,18 @@ def log_files(paths: RunPaths, attempt: int | None = None) -> list[Path]:
 
     Raises Refusal where there was no such attempt.
     """
-    if attempt is None and (log := _preparing(paths)):
+    if attempt is None and (log := _before(paths)):
         return [log]
     number = _attempt(paths, attempt)
     return sorted(path for path in paths.attempt(number).glob("*.log"))
 
 
 def read(paths: RunPaths, rank: int = 0, attempt: int | None = None) -> Iterator[str]:
-    """The lines of one rank's log in one attempt (None: the newest). Raises Refusal where it is not there."""
-    if attempt is None and (before := _preparing(paths)):
+    """The lines of one rank's log in one attempt (None: the newest). Raises Refusal where it is not there.
+
+    Before the first attempt they are those of the preparation or, where there is none, of the batch script.
+    """
+    if attempt is None and (before := _before(paths)):
         with before.open(errors="replace") as stream:
             yield from map(clean, stream)
         return
@@ -56,6 +60,7 @@ def follow(
         ended = over()
         if attempt is None and not _began(paths, number):
             if ended:
+                yield from _batch(paths, number)
                 return
             time.sleep(look)
             continue
@@ -69,6 +74,21 @@ def follow(
 def _passed(paths: RunPaths, number: int, over: Callable[[], bool], stay: int | None) -> bool:
     """Is the run over or, unless we are to ``stay`` with an attempt, has the next one begun?"""
     return over() or (stay is None and _began(paths, number + 1))
+
+
+def _before(paths: RunPaths) -> Path | None:
+    """The log of what comes before the first attempt, while that is all there is of the run."""
+    log = _preparing(paths) or batch_log(paths, read_events(paths))
+    return log if log is not None and log.is_file() and not _began(paths, 1) else None
+
+
+def _batch(paths: RunPaths, number: int) -> Iterator[str]:
+    """The batch log of a run that has ended before attempt ``number`` began, where that is its first."""
+    log = _before(paths)
+    if number == 1 and log is not None and log != _preparing(paths):
+        yield "== the batch script"
+        with log.open(errors="replace") as stream:
+            yield from map(clean, stream)
 
 
 def _preparing(paths: RunPaths) -> Path | None:

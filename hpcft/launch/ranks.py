@@ -23,6 +23,7 @@ from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import RunPaths
 
 EXIT_STOPPED = 75  # a rank stopped on purpose, after a save
+EXIT_HUNG = 70  # a rank that was asked to stop came to no step edge
 GRACE_SECONDS = 30  # between TERM and KILL for the peers of a rank that died
 LATE_SECONDS = 60  # how long the others may go on after one has ended well
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

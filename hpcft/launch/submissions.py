@@ -35,6 +35,15 @@ def job_in(file: Path) -> str:
     return file.name.removesuffix(SUBMITTED)
 
 
+def newest_job(events: Sequence[Event], paths: RunPaths) -> str | None:
+    """The job that was submitted or began last."""
+    submitted = next(reversed(handed_over(paths)), None)
+    began = next((event for event in reversed(events) if event["event"] in LIVES), None)
+    if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
+        return job_in(submitted)
+    return began["job"] if began else None
+
+
 def unended(paths: RunPaths) -> list[str]:
     """Jobs that were handed to Slurm, or began, and of which the ledger does not know the end; oldest first.
 

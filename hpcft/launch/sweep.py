@@ -7,13 +7,13 @@ controller that limits requests would take minutes for a thousand single submiss
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from hpcft import disk
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.array import Array, arrays, refuse_twice
+from hpcft.launch.batchlog import NOTE
 from hpcft.launch.preparation import waiting
 from hpcft.launch.processes import is_prepared
 from hpcft.launch.render import render_array
@@ -31,7 +31,7 @@ from hpcft.launch.transport import (
 from hpcft.plan.plan import Plan, data_key
 from hpcft.run import lease
 from hpcft.run.expand import run_folder, store_folder
-from hpcft.run.folder import make_folder, refuse_other_plan
+from hpcft.run.folder import make_folder, refuse_other_plan, unmake
 from hpcft.run.ledger import is_finished, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.commands import SlurmAway
@@ -64,18 +64,16 @@ class _Run:
         self.paths.jobs.mkdir(mode=0o700, exist_ok=True)
         disk.write(self.paths.handed_over, text, durable=False)
 
-    def mark(self, job: str) -> Submitted:
-        """Write down which job has it."""
-        disk.write(self.paths.jobs / f"{job}{SUBMITTED}", f"# element {job} of an array of runs\n", durable=False)
+    def mark(self, job: str, log: Path) -> Submitted:
+        """Write down which job has it, and where that writes its log."""
+        note = f"# element {job} of an array of runs\n{NOTE}{log}\n"
+        disk.write(self.paths.jobs / f"{job}{SUBMITTED}", note, durable=False)
         return Submitted(job, self.paths.root, "slurm")
 
     def undo(self) -> None:
         """Nothing was submitted: what ``prepare`` made is taken away, where nothing else has come to it."""
         if self.fresh:
-            with suppress(OSError):
-                self.paths.handed_over.unlink(missing_ok=True)
-                self.paths.jobs.rmdir()
-                self.paths.root.rmdir()
+            unmake(self.paths)
 
 
 def submit_sweep(name: str, plans: Sequence[Plan], at_once: int | None = None) -> Sweep:
@@ -200,7 +198,9 @@ class _Part:
             return hand_over(ScriptExecutor(self.folder, self.text, self.array.plans[0], [logs]))
 
     def mark(self, job: str) -> list[Submitted]:
-        return [run.mark(f"{job}_{number}") for number, run in enumerate(self.runs)]
+        elements = [f"{job}_{number}" for number in range(len(self.runs))]
+        logs = [self.folder / f"{self.array.name}-{element}.log" for element in elements]
+        return [run.mark(element, log) for run, element, log in zip(self.runs, elements, logs, strict=True)]
 
 
 def _submit(parts: Sequence[_Part]) -> list[Submitted]:

@@ -21,12 +21,13 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
+from hpcft.launch import adoption, batchlog
 from hpcft.launch.preparation import WAITS, preparation
-from hpcft.launch.submissions import living
+from hpcft.launch.submissions import SUBMITTED, living
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.expand import run_folder
-from hpcft.run.folder import make_folder, refuse_other_plan
+from hpcft.run.folder import make_folder, refuse_other_plan, unmake
 from hpcft.run.ledger import JOB_VARIABLE, Ledger, is_finished, read_events
 from hpcft.run.paths import RUN_VARIABLE, RUNS_VARIABLE, STORE_VARIABLE, RunPaths
 from hpcft.slurm import requeue
@@ -92,6 +93,19 @@ class ScriptExecutor(SlurmExecutor):
             raise FailedSubmissionError(f"sbatch took the job and said no id: {printable(text)}")
         return found[1]
 
+    def remember(self, job: str) -> None:
+        """Keep the script as that of ``job``, as submitit does where sbatch says the id."""
+        for file in self._unnamed():
+            file.rename(self.folder / f"{job}{SUBMITTED}")
+
+    def forget(self) -> None:
+        """Nothing came of the script."""
+        for file in self._unnamed():
+            file.unlink()
+
+    def _unnamed(self) -> list[Path]:
+        return [file for file in Path(self.folder).glob(".submission_file_*.sh") if not file.is_symlink()]
+
 
 def slurm_here() -> bool:
     """Does this machine submit to a Slurm?"""
@@ -107,16 +121,27 @@ def submit(plan: Plan, script: str, run: Path | None = None, prepare: str = "") 
     """
     default = run_folder(plan)
     paths = RunPaths((run or default).absolute())
-    refuse_unsubmittable(plan, paths)
+    fresh = not paths.root.exists()
+    try:
+        refuse_unsubmittable(plan, paths)
+        with clean(job_environment(plan, None if paths.root == default else paths.root)):
+            return _submit(plan, script, prepare, paths)
+    except BaseException:
+        if fresh:
+            unmake(paths)
+        raise
+
+
+def _submit(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Submitted:
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.replace(paths.script, script)
     disk.replace(paths.handed_over, plan.to_json())
-    with clean(job_environment(plan, None if paths.root == default else paths.root)):
-        try_out(paths.script)
-        if prepare:
-            return _submit_both(plan, script, prepare, paths)
-        job_id = hand_over(ScriptExecutor(paths.jobs, script, plan))
-    return Submitted(job_id, paths.root, "slurm")
+    try_out(paths.script)
+    if prepare:
+        return _submit_both(plan, script, prepare, paths)
+    job = hand_over(ScriptExecutor(paths.jobs, script, plan))
+    batchlog.tell(paths, job)
+    return Submitted(job, paths.root, "slurm")
 
 
 def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Submitted:
@@ -133,6 +158,7 @@ def _submit_both(plan: Plan, script: str, prepare: str, paths: RunPaths) -> Subm
     except BaseException:
         take_back(jobs)
         raise
+    batchlog.tell(paths, jobs[1])
     return Submitted(jobs[1], paths.root, "slurm", first)
 
 
@@ -203,11 +229,21 @@ def job_environment(plan: Plan, run: Path | None = None) -> dict[str, str]:
 
 def hand_over(executor: ScriptExecutor) -> str:
     """The id of the job that sbatch made of it. Raises Refusal with sbatch's words."""
+    before = adoption.alike(executor.script)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what we are about to say
             return str(executor._submit_command("").job_id)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise _refused(str(error)) from error
+        words = _plain(str(error))
+        try:
+            if not adoption.lost(words):
+                raise _refused(words) from error
+            job = adoption.adopt(executor.script, before, words)
+        except Refusal:
+            executor.forget()
+            raise
+        executor.remember(job)
+        return job
 
 
 def try_out(script: Path) -> str:
@@ -223,9 +259,13 @@ def try_out(script: Path) -> str:
 
 
 def _refused(words: str) -> Refusal:
-    words = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", words).split())
+    words = _plain(words)
     hint = next((hint for part, hint in HINTS.items() if part in words.lower()), "")
     return refuse(f"sbatch: {words}", hint=hint)
+
+
+def _plain(words: str) -> str:
+    return " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", words).split())
 
 
 @contextlib.contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcft.errors import refuse
+from hpcft.errors import Refusal, refuse
 from hpcft.launch.after import culprit
+from hpcft.launch.batchlog import batch_log
 from hpcft.launch.decide import Ending
 from hpcft.launch.preparation import preparation, waiting
 from hpcft.launch.startup import Startup, startup_of
-from hpcft.launch.submissions import handed_over, job_in, living
+from hpcft.launch.submissions import living, newest_job
 from hpcft.plan.plan import Plan
 from hpcft.plan.prepared import prepared_facts
 from hpcft.plan.steps import total_steps
@@ -49,7 +51,7 @@ class AttemptStatus:
 @dataclass(frozen=True)
 class RunStatus:
     """A run. state: finished, cancelled, stopped; cancelling, while a cancelled job still lives; preparing, while
-    another job prepares its data; or Slurm's word in small letters (pending, running …), or unknown.
+    another job prepares its data; or Slurm's word in small letters (pending, running …), or unknown, and why says why.
 
     step: the newest that is known of; total: None before the data is prepared. saved: the newest checkpoint's step.
     """
@@ -64,6 +66,7 @@ class RunStatus:
     saved: int | None
     attempts: tuple[AttemptStatus, ...]
     why: str
+    batch_log: Path | None = None  # of the newest job
 
     @property
     def alive(self) -> bool:
@@ -93,7 +96,7 @@ class _Read:
     @classmethod
     def of(cls, paths: RunPaths) -> _Read:
         events = read_events(paths)
-        return cls(paths, events, _newest_job(events, paths))
+        return cls(paths, events, newest_job(events, paths))
 
     @property
     def slurm_job(self) -> str | None:
@@ -110,8 +113,14 @@ class _Read:
 
 def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
     paths, events, job = found.paths, found.events, found.job
-    plan = _plan(paths)
-    state, why = state_of(paths, events, job, ask)
+    plan, unread = _plan(paths)
+    try:
+        state, why = state_of(paths, events, job, ask)
+    except Refusal as refusal:
+        state, why = "unknown", refusal.problems[0].what
+    log = batch_log(paths, events)
+    if state == "stopped" and not why and not _has_begun(events, job):
+        why = "the job ended before an attempt began" + (f"; its log: {log}" if log else "")
     return RunStatus(
         name=plan.name if plan else paths.root.name,
         run=paths.root,
@@ -122,7 +131,8 @@ def _status(found: _Read, ask: Callable[[str], State]) -> RunStatus:
         total=_total(plan, events),
         saved=max((event["step"] for event in events if event["event"] == "saved"), default=None),
         attempts=attempts(paths, events, alive=state not in ENDED),
-        why=why,
+        why=why or unread,
+        batch_log=log,
     )
 
 
@@ -131,10 +141,24 @@ def runs(folder: Path) -> list[RunStatus]:
     there = folder.absolute().iterdir() if folder.is_dir() else ()
     places = [path for path in there if not path.name.startswith(".") and is_run(path)]
     newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
-    found = [_Read.of(RunPaths(path)) for path in newest]
+    read = [_readable(RunPaths(path)) for path in newest]
     # A sweep has a thousand runs, and Slurm is asked once.
-    states = job_states({job for run in found for job in run.slurm_jobs})
-    return [_status(run, lambda job: states.get(job, State.UNKNOWN)) for run in found]
+    states = job_states({job for run in read if isinstance(run, _Read) for job in run.slurm_jobs})
+    ask = functools.partial(_known, states)
+    return [_status(run, ask) if isinstance(run, _Read) else run for run in read]
+
+
+def _known(states: Mapping[str, State], job: str) -> State:
+    return states.get(job, State.UNKNOWN)
+
+
+def _readable(paths: RunPaths) -> _Read | RunStatus:
+    """What the disk says of a run; of one that cannot be read, that: it must not hide the others."""
+    try:
+        return _Read.of(paths)
+    except OSError as error:
+        why = f"it cannot be read: {error.strerror}"
+        return RunStatus(paths.root.name, paths.root, "unknown", None, "slurm", 0, None, None, (), why)
 
 
 def state_of(
@@ -171,17 +195,12 @@ def _asked(paths: RunPaths, job: str | None, ask: Callable[[str], State]) -> str
     return words.get(state, "stopped" if state.finished and state is not State.CANCELLED else state.name.lower())
 
 
+def _has_begun(events: Sequence[Event], job: str | None) -> bool:
+    return any(event["event"] == "attempt_began" and event["job"] == job for event in events)
+
+
 def _begun_since(events: Sequence[Event], ended: Event) -> bool:
     return any(e["event"] in ("accepted", "attempt_began") and e["time"] > ended["time"] for e in events)
-
-
-def _newest_job(events: Sequence[Event], paths: RunPaths) -> str | None:
-    """The job that was submitted or began last."""
-    submitted = next(reversed(handed_over(paths)), None)
-    began = next((event for event in reversed(events) if event["event"] in ("accepted", "attempt_began")), None)
-    if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
-        return job_in(submitted)
-    return began["job"] if began else None
 
 
 def attempts(paths: RunPaths, events: Sequence[Event], alive: bool) -> tuple[AttemptStatus, ...]:
@@ -229,12 +248,29 @@ def cancel(folder: Path, by: str = "hpcft cancel") -> str:
     events = read_events(paths)
     asked = jobs or ([now.job] if now.job and now.state != "finished" else [])
     before = [made for job in asked if (made := preparation(paths, events, job)) and made.alive]
+    if not jobs and not before and now.state == "unknown":
+        raise refuse(now.why, where=str(paths.root), hint="cancel it on the machine where it runs")
     if not jobs and not before:
         return f"run {now.name} is {now.state}; nothing to cancel"
     # Written first: whoever decides what comes next sees it, whatever happens to the signal.
-    for job in jobs:
-        Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
-    return _cancel_local(paths, now) if here else _cancel_jobs(jobs, [made.job for made in before])
+    unwritten = _mark(paths, jobs, by)
+    try:
+        said = _cancel_local(paths, now) if here else _cancel_jobs(jobs, [made.job for made in before])
+    except SlurmAway as error:
+        if unwritten:
+            raise refuse(f"Slurm does not answer: {error}; {unwritten}", hint="try again: nothing is marked") from error
+        raise
+    return f"{said}; {unwritten}" if unwritten else said
+
+
+def _mark(paths: RunPaths, jobs: Sequence[str], by: str) -> str:
+    """Tell the ledger that these jobs are cancelled; "" or why it could not be told. On a full disk jobs end too."""
+    try:
+        for job in jobs:
+            Ledger(paths, "cancel", {JOB_VARIABLE: job}).write("cancelled", by=by)
+    except OSError as error:
+        return f"the ledger cannot be told: {error.strerror}"
+    return ""
 
 
 def _cancel_jobs(jobs: Sequence[str], preparing: Sequence[str]) -> str:
@@ -263,11 +299,17 @@ def wait_until_ended(folder: Path, seconds: float) -> RunStatus:
     return now
 
 
-def _plan(paths: RunPaths) -> Plan | None:
+def _plan(paths: RunPaths) -> tuple[Plan | None, str]:
+    """The run's plan, or why it cannot be read: another release's, say. How the run stands is known without it."""
     for file in (paths.plan, paths.handed_over):
-        if file.exists() and file.stat().st_size:
-            return Plan.from_json(file.read_text(encoding="utf-8"), str(file))
-    return None
+        try:
+            if file.exists() and file.stat().st_size:
+                return Plan.from_json(file.read_text(encoding="utf-8"), str(file)), ""
+        except (OSError, UnicodeDecodeError) as error:
+            return None, f"{file.name} cannot be read: {error}"
+        except Refusal as refusal:
+            return None, f"{file.name}: {refusal.problems[0].what}"
+    return None, ""
 
 
 def _total(plan: Plan | None, events: Sequence[Event]) -> int | None:

@@ -31,11 +31,12 @@ COMPILED_LOGIT_BYTES = 8  # the same where each of these is made in one pass
 LOSS, BACKWARD, FIRST, ENDS = MOMENTS = ("loss", "backward", "first layer", "ends")
 
 
-def attention_kind(plan: Plan) -> str:
+def attention_kind(plan: Plan, shape: Shape) -> str:
     """flash, sdpa or eager: what ``auto`` will find. On AMD the varlen kernel may not run, so sdpa is reckoned with."""
-    if plan.model.attention == "auto":
-        return "flash" if plan.resources.accelerator == "cuda" and plan.model.dtype != "float32" else "sdpa"
-    return {"flash_attention_2": "flash"}.get(plan.model.attention, plan.model.attention)
+    if plan.model.attention != "auto":
+        return {"flash_attention_2": "flash"}.get(plan.model.attention, plan.model.attention)
+    able = plan.resources.accelerator == "cuda" and plan.model.dtype != "float32"
+    return shape.attention if able or shape.attention == "eager" else "sdpa"
 
 
 def layer_token_bytes(plan: Plan, shape: Shape) -> int:
@@ -52,7 +53,7 @@ def layer_token_bytes(plan: Plan, shape: Shape) -> int:
 
 
 def _attention(plan: Plan, shape: Shape, c: int) -> int:
-    kind = attention_kind(plan)
+    kind = attention_kind(plan, shape)
     if kind == "flash":
         return 2 * c * (shape.query + shape.key) + 4 * shape.heads
     scores = (4 + c) * shape.heads * plan.data.max_length if kind == "eager" else 4 * shape.heads
@@ -112,12 +113,12 @@ def activation_bytes(plan: Plan, shape: Shape, moment: str) -> int:
         FIRST: layer + passing,
         ENDS: 0,
     }[moment]
-    return micro_tokens(plan) * per_token // plan.layout.degree("tp") + _mask(plan)
+    return micro_tokens(plan) * per_token // plan.layout.degree("tp") + _mask(plan, shape)
 
 
-def _mask(plan: Plan) -> int:
+def _mask(plan: Plan, shape: Shape) -> int:
     """sdpa and eager build one mask of packed windows for all layers: [rows, S, S] of a byte and of c bytes."""
-    if attention_kind(plan) == "flash":
+    if attention_kind(plan, shape) == "flash":
         return 0
     return plan.batch.micro_windows * plan.data.max_length**2 * (1 + COMPUTE_BYTES[plan.model.dtype])
 

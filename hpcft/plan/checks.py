@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from hpcft.catalog import AUTO, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES
@@ -12,6 +13,9 @@ from hpcft.config.cluster import ClusterProfile
 from hpcft.config.run import RunConfig
 from hpcft.errors import Problem, near
 
+ENDS = ("embed_tokens", "lm_head")
+CUT = ("self_attn", "mlp", "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj",
+       "gate_up_proj")  # fmt: skip
 LARGEST_DEGREE = 4096  # nobody asks for more, and the search for a divisor ends
 
 
@@ -38,7 +42,7 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
         problems.append(Problem(what, where.get("init_weights", ""), "pissa", ("true", "gaussian", "orthogonal")))
     found = clashes(
         run.parallel.strategy, run.parallel.tp, run.parallel.dp_replicate, tuner=run.tuner.tuner_type,
-        target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save,
+        target_modules=run.tuner.target_modules, modules_to_save=run.tuner.modules_to_save, dora=run.tuner.use_dora,
         dtype=run.model.torch_dtype,
         quantization="nf4" if run.model.quant_bits else run.model.base_precision or "none",
         main_params=run.model.main_params_dtype, compiled=run.train.torch_compile is True,
@@ -46,9 +50,30 @@ def check_words(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:
     return problems + [dataclasses.replace(problem, where=where.get(leaf, "")) for leaf, problem in found]
 
 
+def check_home(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
+    """``~`` where it would reach the ranks: to them it is a folder's name, and an exported adapter keeps it."""
+    problems = []
+    if run.model.model.startswith("~"):
+        hint = "write the folder out; on a command line your shell does: --model ~/models/x"
+        what = "model: nobody reads ~ on the way to the job"
+        problems.append(Problem(what, where.get("model", ""), run.model.model, hint=hint))
+    folders = {"output_dir": run.checkpoint.output_dir, "runs": cluster.runs, "store": cluster.store,
+               "hf_home": cluster.hf_home, "node_cache": cluster.node_cache}  # fmt: skip
+    for leaf, folder in folders.items():
+        if re.match("~[^/]", folder or ""):
+            what = f"{leaf}: another user's home is not known to the job"
+            problems.append(Problem(what, where.get(leaf, ""), folder or "", hint="write the folder out"))
+    return problems
+
+
+def home(folder: str) -> str:
+    """``~/x`` as the variable that the job's shell reads: a Plan does not depend on whose home it is made in."""
+    return re.sub("^~(?=/|$)", "$HOME", folder)
+
+
 def clashes(
     strategy: str, tp: int, dp_replicate: int, *, tuner: str, target_modules: Collection[str],
-    modules_to_save: Collection[str], dtype: str, quantization: str, main_params: str, compiled: bool,
+    modules_to_save: Collection[str], dora: bool, dtype: str, quantization: str, main_params: str, compiled: bool,
 ) -> Iterator[tuple[str, Problem]]:  # fmt: skip
     """What a strategy cannot do together with what else is asked: the leaf that asks it, and the problem."""
     axes = STRATEGIES[strategy].axes if strategy in STRATEGIES else ("tp", "dp_replicate")
@@ -63,15 +88,20 @@ def clashes(
     if compiled:
         yield from uncompilable(strategy)
     if quantization != "none":
-        yield from _quantised(strategy, tp, tuner, quantization, dtype)
+        yield from _quantised(strategy, tp, tuner, quantization, dtype, dora)
     if main_params != "float32":
         yield from _without_masters(strategy, tuner, main_params, dtype)
     if tp > 1 and tuner == "lora":
-        yield from _ends("target_modules", target_modules)
-        yield from _ends("modules_to_save", modules_to_save)
+        yield from _split("target_modules", target_modules, ENDS)
+        yield from _split("modules_to_save", modules_to_save, (*ENDS, *CUT))
+        if dora:
+            what = "tuner.use_dora: a weight's length is taken over all of it, of which each tensor rank has a part"
+            yield "use_dora", Problem(what, "", "true", ("false",), "tp: 1, with strategy: fsdp to shard it")
 
 
-def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str) -> Iterator[tuple[str, Problem]]:
+def _quantised(
+    strategy: str, tp: int, tuner: str, quantization: str, dtype: str, dora: bool
+) -> Iterator[tuple[str, Problem]]:
     """What a quantised base cannot do: it is frozen, and held whole or sharded by FSDP2."""
     leaf, value = ("quant_bits", "4") if quantization == "nf4" else ("base_precision", quantization)
     for wrong, what, hint in (
@@ -79,6 +109,11 @@ def _quantised(strategy: str, tp: int, tuner: str, quantization: str, dtype: str
             quantization == "fp8" and dtype == "float16",
             "in 8-bit floats is multiplied in bfloat16, not in float16",
             "torch_dtype: bfloat16",
+        ),
+        (
+            quantization == "fp8" and dora,
+            "in 8-bit floats keeps no weights that use_dora could measure",
+            "use_dora: false, or quant_bits: 4 in place of base_precision",
         ),
         (tuner == "full", "is frozen, but tuner_type: full trains it", "tuner_type: lora"),
         (strategy.startswith("zero"), f"is not sharded by {strategy}", "strategy: ddp or fsdp"),
@@ -111,12 +146,12 @@ def uncompilable(strategy: str) -> Iterator[tuple[str, Problem]]:
         yield "torch_compile", Problem(what, "", "true", ("false",), "strategy: fsdp")
 
 
-def _ends(leaf: str, names: Collection[str]) -> Iterator[tuple[str, Problem]]:
-    """The two ends of the model, which tensor ranks hold in parts, are not trained beside adapters."""
-    ends = [name for name in names if name.rpartition(".")[2] in ("embed_tokens", "lm_head")]
-    if ends:
-        what = f"tuner.{leaf}: tensor parallelism splits {' and '.join(ends)}, which LoRA then cannot train"
-        yield leaf, Problem(what, "", " ".join(ends), (), "tp: 1, or leave out what is split")
+def _split(leaf: str, names: Collection[str], cut: Collection[str]) -> Iterator[tuple[str, Problem]]:
+    """What tensor ranks hold in parts is not trained beside adapters."""
+    split = [name for name in names if name.rpartition(".")[2] in cut]
+    if split:
+        what = f"tuner.{leaf}: tensor parallelism splits {' and '.join(split)}, which LoRA then cannot train"
+        yield leaf, Problem(what, "", " ".join(split), (), "tp: 1, or leave out what is split")
 
 
 def check_mesh(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]) -> list[Problem]:
@@ -136,10 +171,14 @@ def check_mesh(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str]
 
 
 def check_shape(
-    run: RunConfig, where: Mapping[str, str], *, heads: int | None, kv_heads: int | None, intermediate: int | None
-) -> list[Problem]:
+    run: RunConfig, where: Mapping[str, str], *, heads: int | None, kv_heads: int | None, intermediate: int | None,
+    experts: int = 0,
+) -> list[Problem]:  # fmt: skip
     """The tensor degree against the shape of the model; None where a number is not known."""
     tp, where_tp = run.parallel.tp, where.get("tp", "")
+    if experts and tp > 1:
+        what = f"parallel.tp: the model has {experts} experts in a layer, which tensor ranks do not cut"
+        return [Problem(what, where_tp, str(tp), ("1",), "strategy: fsdp, which shards them")]
     known = {"heads": heads, "key-value heads": kv_heads, "feed-forward columns": intermediate}
     sizes = {name: size for name, size in known.items() if size}
     choices = _dividing(math.gcd(*sizes.values()), tp) if sizes else ()

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from hpcft import __version__
-from hpcft.catalog import AUTO, OBJECTIVES, STRATEGIES
+from hpcft.catalog import AUTO, DATA_FILES, OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import ClusterProfile, PrepareJob
 from hpcft.config.run import Data, Model, RunConfig, Train
 from hpcft.config.source import spoken
 from hpcft.errors import Problem, Refusal, count, refuse
 from hpcft.plan.auto import check_known, decide
 from hpcft.plan.batch import plan_batch
-from hpcft.plan.checks import check_mesh, check_resources, check_shape, check_words, uncompilable
+from hpcft.plan.checks import check_home, check_mesh, check_resources, check_shape, check_words, home, uncompilable
 from hpcft.plan.fabric import environment
 from hpcft.plan.hardware import hardware
 from hpcft.plan.layout import Layout, mesh
@@ -45,6 +45,10 @@ from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
 from hpcft.plan.ways import Question, Way
 
+# Packed in a way that is not read, it is a file all the same, and what to do about it is said where it is read.
+LIKE_A_FILE = re.compile(
+    rf"({'|'.join(map(re.escape, (*DATA_FILES, '.txt')))})(\.(gz|zst|xz|bz2|zip))?$", re.IGNORECASE
+)
 MOST_NODES = 64  # looked at for the smallest layout, where the profile does not say how many there are
 
 
@@ -61,8 +65,9 @@ def make_plan(
     """
     where = {leaf: origin for leaf, origin in (origins or {}).items() if origin != "default"}
     problems = [
-        *check_words(run, where), *check_mesh(run, cluster, where), *check_resources(run, cluster, where),
-        *check_objective(run, where), *_check_parts(run, cluster), *_check_shape(run, where, shape),
+        *check_words(run, where), *check_home(run, cluster, where), *check_mesh(run, cluster, where),
+        *check_resources(run, cluster, where), *check_objective(run, where), *_check_parts(run, cluster),
+        *_check_shape(run, where, shape),
     ]  # fmt: skip
     if problems:
         raise Refusal([_placed(problem, where) for problem in problems])
@@ -136,14 +141,16 @@ def _draft(run: RunConfig, cluster: ClusterProfile, where: Mapping[str, str], wa
         resources=_resources(run, cluster, layout),
         budgets=Budgets(failures=run.slurm.max_failures, time_limits=run.slurm.max_time_limits, without_progress=3),
         environment=variables(cluster, layout, run.data.dataloader_num_workers),
-        folders=Folders(runs=_runs(run, cluster, where), store=cluster.store),
+        folders=Folders(runs=home(_runs(run, cluster, where)), store=home(cluster.store)),
     )
 
 
 def _check_shape(run: RunConfig, where: Mapping[str, str], shape: Shape | None) -> list[Problem]:
     if shape is None:
         return []
-    return check_shape(run, where, heads=shape.heads, kv_heads=shape.kv_heads, intermediate=shape.inner)
+    return check_shape(
+        run, where, heads=shape.heads, kv_heads=shape.kv_heads, intermediate=shape.inner, experts=shape.experts
+    )
 
 
 def _check_parts(run: RunConfig, cluster: ClusterProfile) -> list[Problem]:
@@ -188,16 +195,15 @@ def variables(cluster: ClusterProfile, layout: Layout, dataloader_workers: int) 
     return environment(
         fabric=cluster.fabric, accelerator=cluster.accelerator, interface=cluster.interface, ib_hcas=cluster.ib_hcas,
         nodes=layout.nodes, cpus_per_rank=cpus_per_rank(cluster, layout), dataloader_workers=dataloader_workers,
-        hf_home=cluster.hf_home, node_cache=cluster.node_cache, own=cluster.environment,
+        hf_home=cluster.hf_home and home(cluster.hf_home), node_cache=home(cluster.node_cache), own=cluster.environment,
     )  # fmt: skip
 
 
 def source_of(name: str, use_hf: bool) -> str:
     """Where a name is from. A path starts with / . ~ or $, ends like a data file, or is no ``owner/name``."""
     modelscope = ("AI-ModelScope/", "swift/", "LLM-Research/", "modelscope/", "iic/")
-    if re.search(r"^[/.~$]|\.(jsonl?|csv|parquet|txt|ndjson)(\.gz)?$", name) or not re.fullmatch(
-        r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name
-    ):
+    is_file = re.match(r"[/.~$]", name) or LIKE_A_FILE.search(name)
+    if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", name):
         return "local"
     return "modelscope" if name.startswith(modelscope) or not use_hf else "huggingface"
 
@@ -239,11 +245,16 @@ def _data(run: RunConfig, rows: str) -> DataPlan:
         chat_template=data.chat_template, system=data.system,
         model_name=data.model_name, model_author=data.model_author,
         train_on="all" if run.task == "pretrain" else data.train_on, max_length=data.max_length,
-        truncation=data.truncation_strategy, packing=data.packing,
+        truncation=_truncation(run), packing=data.packing,
         seed=run.train.seed if data.data_seed is None else data.data_seed,
         max_untrained_rows=data.max_untrained_rows, rows=rows, num_labels=data.num_labels or 0,
         workers=data.dataset_num_proc,
     )  # fmt: skip
+
+
+def _truncation(run: RunConfig) -> str:
+    """As was said; else texts that are trained whole are split, for a long one is as good as many short ones."""
+    return run.data.truncation_strategy or ("split" if run.task == "pretrain" else "drop")
 
 
 def _sources(data: Data, names: tuple[str, ...], weights: tuple[float, ...], use_hf: bool) -> tuple[Source, ...]:

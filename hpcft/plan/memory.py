@@ -120,18 +120,20 @@ def host_parts(plan: Plan, shape: Shape) -> tuple[Part, ...]:
     return (
         Part("processes", PROCESS * ranks, f"{ranks} × {PROCESS // GIB} GiB"),
         Part("offloaded", offloaded, f"{ranks} ranks' share of {_words(moved) or 'nothing'}"),
-        _loading_or_saving(plan, weights),
+        _loading_or_saving(plan, weights, shape),
     )
 
 
-def _loading_or_saving(plan: Plan, weights: Weights) -> Part:
-    """A save copies masters and moments. Weights go from files to the GPU in parts; random ones are made whole."""
+def _loading_or_saving(plan: Plan, weights: Weights, shape: Shape) -> Part:
+    """A save copies masters and moments. Weights go from files to the GPU in parts; random ones are made whole, and so
+    are experts, whose files have a tensor for each where the model has one for all.
+    """
     saving = SAVED * weights.trained // plan.layout.nodes
     full = plan.tuner.kind == "full"
     number, size = (weights.trained, main_bytes(plan)) if full else (weights.frozen, weights.compute)
-    loading = size * number if plan.model.from_scratch else 0
+    loading = size * number if plan.model.from_scratch or shape.experts else 0
     if loading > saving:
-        return Part("loading", loading, f"{size} B × {_big(number)} weights, made on rank 0")
+        return Part("loading", loading, f"{size} B × {_big(number)} weights, whole on rank 0")
     nodes = f" / {plan.layout.nodes} nodes" if plan.layout.nodes > 1 else ""
     return Part("saving", saving, f"{SAVED} B × {_big(weights.trained)} trained{nodes}")
 

@@ -112,6 +112,10 @@ def _clashes(run: RunConfig, where: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem(
             what, where.get("num_labels", ""), spoken(run.data.num_labels), (), "leave it out, or task: seq_cls"
         )
+    if run.data.truncation_strategy == "split" and run.task != "pretrain":
+        what = f"data.truncation_strategy: task: {run.task} does not split: what comes later would lack its question"
+        choices = ("drop", "truncate_left", *(() if _scores_ends(run) else ("truncate_right",)))
+        yield Problem(what, where.get("truncation_strategy", ""), "split", choices, "or task: pretrain, of raw text")
     if OBJECTIVES[run.task].head == "score":
         yield from _clashes_of_scores(run, where)
     if ours.reference == "adapters_off" and "reference" in keys and (why := _base_is_not_the_start(run)):
@@ -125,6 +129,11 @@ def _clashes_of_scores(run: RunConfig, where: Mapping[str, str]) -> Iterator[Pro
         if run.tuner.tuner_type == "lora" and "lm_head" in getattr(run.tuner, leaf):
             what = f"tuner.{leaf}: task: {run.task} has a score in the place of lm_head, which is trained in full"
             yield Problem(what, where.get(leaf, ""), "lm_head", (), "leave it out")
-    if run.data.truncation_strategy == "truncate_right" and OBJECTIVES[run.task].rows == "pair":
+    if run.data.truncation_strategy == "truncate_right" and _scores_ends(run):
         what = f"data.truncation_strategy: task: {run.task} scores the end of a text, which this cuts off"
         yield Problem(what, where.get("truncation_strategy", ""), "truncate_right", ("drop", "truncate_left"), "")
+
+
+def _scores_ends(run: RunConfig) -> bool:
+    """Is the score that of how a text ends, so that it must not be cut off?"""
+    return OBJECTIVES[run.task].head == "score" and OBJECTIVES[run.task].rows == "pair"

@@ -97,7 +97,7 @@ class DataPlan:
     model_author: str | None
     train_on: str  # assistant | last_turn | all: which tokens carry loss
     max_length: int  # tokens in a window
-    truncation: str  # drop | truncate_left | truncate_right
+    truncation: str  # drop | truncate_left | truncate_right | split (of raw text)
     packing: bool
     seed: int
     max_untrained_rows: float  # refuse when a larger share of rows has no trained token

@@ -77,8 +77,8 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     tuner, model = plan.tuner, plan.model
     problems = clashes(
         strategy, tp, dp_replicate, tuner=tuner.kind, target_modules=tuner.target_modules,
-        modules_to_save=tuner.modules_to_save, dtype=model.dtype, quantization=model.quantization,
-        main_params=model.main_params_dtype, compiled=False,
+        modules_to_save=tuner.modules_to_save, dora=tuner.use_dora, dtype=model.dtype,
+        quantization=model.quantization, main_params=model.main_params_dtype, compiled=False,
     )  # fmt: skip
     if found := [problem for _, problem in problems]:
         raise Refusal(found)

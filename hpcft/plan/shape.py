@@ -12,15 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Attention through a latent, and experts beside dense layers: their weights are counted otherwise.
-OTHER_SHAPES = ("kv_lora_rank", "n_routed_experts", "mlp_only_layers")
+# Attention through a latent, experts beside dense layers, layers without attention: these are counted otherwise.
+OTHER_SHAPES = (
+    "kv_lora_rank", "n_routed_experts", "mlp_only_layers", "linear_num_value_heads", "attn_layer_period",
+    "mamba_d_state", "mamba_d_ssm", "block_types", "layers_block_type",
+)  # fmt: skip
+LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}  # all of the same weights
+# Families whose config.json need not say that the head is the embedding's weight: it is, where nothing is said.
+TIED = ("gemma", "cohere", "smollm3", "ernie4_5")
+# Families that tensor ranks are known to cut right: proven equal to one process.
+CUT = (
+    "llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "cohere", "granite", "glm", "glm4",
+    "smollm3", "exaone4", "helium", "ernie4_5", "seed_oss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """One decoder. inner: width of a feed-forward, of one expert where there are experts (0: a dense model).
 
-    shared_inner: width of the feed-forward that every token takes beside its experts_per_token experts.
+    shared_inner: width of the feed-forward that every token takes beside its experts_per_token experts. attention: the
+    fastest that computes what the model asks for: flash, sdpa (with attention dropout) or eager (soft caps, sinks).
     """
 
     layers: int
@@ -34,6 +46,8 @@ class Shape:
     experts: int = 0
     experts_per_token: int = 0
     shared_inner: int = 0
+    attention: str = "flash"
+    cut_by_tensor: bool = False  # of a family that tensor ranks are known to cut right
 
     @property
     def query(self) -> int:
@@ -98,13 +112,33 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     family = str(config.get("model_type"))
     activation = config.get("hidden_act", "silu" if family in GATED else None)
     gated = activation in ("silu", "swish") or family.startswith("gemma")
-    if not gated or any(config.get(other) for other in OTHER_SHAPES):
+    if not gated or any(config.get(other) for other in OTHER_SHAPES) or _mixed(config):
         return None
+    tied = config.get("tie_word_embeddings")
     try:
-        shape = Shape(tied=bool(config.get("tie_word_embeddings")), **_dense(config), **_experts(config))
+        shape = Shape(
+            tied=family.startswith(TIED) if tied is None else bool(tied),
+            attention=_attention(config, family),
+            cut_by_tensor=family in CUT,
+            **_dense(config),
+            **_experts(config),
+        )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
     return shape if min(shape.layers, shape.hidden, shape.inner, shape.query, shape.key, shape.vocabulary) > 0 else None
+
+
+def _mixed(config: Mapping[str, Any]) -> bool:
+    """Are there layers of another kind than attention?"""
+    kinds = config.get("layer_types")
+    return isinstance(kinds, list) and not LAYER_TYPES.issuperset(map(str, kinds))
+
+
+def _attention(config: Mapping[str, Any], family: str) -> str:
+    """See ``train.attention``: the varlen kernel knows no dropout, and neither it nor sdpa soft caps and sinks."""
+    if config.get("attn_logit_softcapping") or family == "gpt_oss":
+        return "eager"
+    return "sdpa" if config.get("attention_dropout") else "flash"
 
 
 def _dense(config: Mapping[str, Any]) -> dict[str, int]:
@@ -120,15 +154,17 @@ def _dense(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _experts(config: Mapping[str, Any]) -> dict[str, int]:
-    """Mixtral's words (an expert is as wide as intermediate_size) and Qwen's (moe_intermediate_size)."""
+    """An expert is as wide as moe_intermediate_size where it is said (Qwen), else as intermediate_size (Mixtral)."""
     experts = int(config.get("num_local_experts") or config.get("num_experts") or 0)
     if not experts:
         return {"inner": int(config["intermediate_size"])}
     if int(config.get("decoder_sparse_step") or 1) != 1:
         raise ValueError("dense layers between those with experts")
-    mixtral = bool(config.get("num_local_experts"))
+    own = config.get("moe_intermediate_size")
+    if own is None and not config.get("num_local_experts"):  # Qwen's name of their number, without their width
+        raise KeyError("moe_intermediate_size")
     return {
-        "inner": int(config["intermediate_size" if mixtral else "moe_intermediate_size"]),
+        "inner": int(config["intermediate_size"] if own is None else own),
         "experts": experts,
         "experts_per_token": int(config["num_experts_per_tok"]),
         "shared_inner": int(config.get("shared_expert_intermediate_size") or 0),

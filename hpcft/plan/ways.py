@@ -123,15 +123,16 @@ def ways(plan: Plan, shape: Shape) -> Iterator[Way]:
 def _every_way(plan: Plan, shape: Shape) -> Iterator[Way]:
     """The same, whatever the type.
 
-    Tensor parallelism never leaves a node, needs heads that divide, and is for weights that are all trained: adapters
-    and four bits are not cut. What offloads is for a base in the compute type; zero2 would not shard a frozen one.
+    Tensor parallelism never leaves a node, needs heads that divide and a family that is known to be cut right, and is
+    for weights that are all trained: adapters and four bits are not cut. What offloads is for a base in the compute
+    type; zero2 would not shard a frozen one.
     """
     nodes, per_node, full = plan.layout.nodes, plan.layout.ranks_per_node, plan.tuner.kind == "full"
     yield Way("ddp")
     yield Way("fsdp")
     if nodes > 1:
         yield Way("fsdp", dp_replicate=nodes)
-    for tp in range(2, per_node + 1) if full else ():
+    for tp in range(2, per_node + 1) if full and shape.cut_by_tensor else ():
         if per_node % tp == shape.kv_heads % tp == shape.heads % tp == shape.inner % tp == 0:
             yield Way("fsdp", tp=tp)
     if plan.model.quantization == "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hpcft import disk
@@ -37,9 +38,22 @@ def read_plan(paths: RunPaths) -> Plan:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run: begun, or handed over and waiting."""
+    """Whether ``folder`` is that of a run: begun, or handed over and waiting. One that is closed to us is not."""
     paths = RunPaths(folder)
-    return any(file.is_file() for file in (paths.plan, paths.script, paths.handed_over))
+    try:
+        return any(file.is_file() for file in (paths.plan, paths.script, paths.handed_over))
+    except OSError:
+        return False
+
+
+def is_closed(folder: Path) -> bool:
+    """Whether ``folder`` is there and may not be looked into, as another person's run."""
+    try:
+        return folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK)
+    except PermissionError:  # the folder around it is
+        return True
+    except OSError:
+        return False
 
 
 def make_folder(root: Path) -> None:
@@ -51,6 +65,16 @@ def make_folder(root: Path) -> None:
         raise refuse(f"the run folder cannot be made: {error.strerror}", where=str(root)) from error
     if owner != os.getuid():
         raise refuse(f"the run folder belongs to another user (uid {owner})", where=str(root))
+
+
+def unmake(paths: RunPaths) -> None:
+    """Nothing was submitted: take away what a submission makes of a new folder, but what else has come to it."""
+    with suppress(OSError):
+        for file in (paths.script, paths.prepare_script, paths.handed_over):
+            file.unlink(missing_ok=True)
+        for folder in (paths.prepare_jobs, paths.jobs, paths.root):
+            if folder.exists():
+                folder.rmdir()
 
 
 def refuse_other_plan(new: Plan, paths: RunPaths) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from hpcft import disk
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.environment import own_job_id, restart_count
 
@@ -50,7 +51,8 @@ class Ledger:
             **facts,
         }
         self.paths.events.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _append(self.path, json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        with disk.named(self.path):
+            _append(self.path, json.dumps(line, ensure_ascii=False, default=str) + "\n")
         return line
 
 
@@ -59,7 +61,9 @@ def _append(path: os.PathLike[str], text: str) -> None:
     try:
         if _torn(file):
             text = "\n" + text
-        os.write(file, text.encode())
+        left = text.encode()
+        while left:  # a disk that is nearly full takes a part of it, and says so at the next write only
+            left = left[os.write(file, left) :]
         os.fsync(file)
     finally:
         os.close(file)

@@ -81,9 +81,14 @@ def call(args: Sequence[str], timeout: float = 30) -> Answer:
         said = done.stderr.lower()
         if any(words in said for words in _NO_CLUSTER):
             raise SlurmMissing(f"{args[0]} is installed here, but no cluster is configured")
-        if any(words in said for words in _AWAY):
+        if away(said):
             raise SlurmAway(done.stderr.strip())
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def away(said: str) -> bool:
+    """Is it the controller that did not answer? A request may have reached it all the same."""
+    return any(words in said.lower() for words in _AWAY)
 
 
 def available() -> bool:

@@ -160,7 +160,8 @@ def steps(windows: Windows, order: Order, consumed: int, plan: Plan, rank: int, 
 def batch_of(windows: Windows, ids: tuple[int, ...], plan: Plan) -> Batch:
     """The windows ``ids`` as the plan wants them; rated answers with each prompt's other answer beside it."""
     packed, few_shapes = plan.data.packing, plan.train.compiled
-    multiple = plan.data.max_length if few_shapes else plan.layout.degree("tp")
+    ranks = plan.layout.degree("tp")  # which share each row
+    multiple = -(-plan.data.max_length // ranks) * ranks if few_shapes else ranks
     batch = collate([windows[i] for i in ids], packed, ids, multiple, few_shapes)
     if plan.data.rows != "rated":
         return batch

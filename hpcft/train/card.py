@@ -103,7 +103,7 @@ def _use(plan: Plan, kind: str, speech: Speech) -> list[str]:
         load = [f"model = AutoModelForCausalLM.from_pretrained(folder, dtype='auto'{trust})"]
         imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     ask = (
-        ["chat = [{'role': 'user', 'content': 'Hello'}]",
+        [f"chat = [{_system(plan)}{{'role': 'user', 'content': 'Hello'}}]",
          "asked = dict(add_generation_prompt=True, return_tensors='pt', return_dict=True)",
          "inputs = tokenizer.apply_chat_template(chat, **asked)"]
         if speech.has_template
@@ -147,35 +147,40 @@ def _score(plan: Plan, kind: str, speech: Speech) -> list[str]:
         *four_bits,
         *load,
         f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
-        *(_classified(speech) if plan.labelled else _scored_chat(speech)),
+        *(_classified(plan, speech) if plan.labelled else _scored_chat(plan, speech)),
         "```",
     ]
 
 
-def _classified(speech: Speech) -> list[str]:
+def _system(plan: Plan) -> str:
+    """The turn that records without a system turn began with in training, as Python."""
+    return f"{{'role': 'system', 'content': {plan.data.system!r}}}, " if plan.data.system else ""
+
+
+def _classified(plan: Plan, speech: Speech) -> list[str]:
     """Lines that classify a text, and where there is a template a chat, each as training saw it."""
     text = "inputs = tokenizer('2 + 2 is 4.', return_tensors='pt')"
     chat = "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"
     lines = [f"{text}  # of records with `text`"]
     if speech.has_template:
         lines = [
-            "chat = [{'role': 'user', 'content': '2 + 2 is 4.'}]",
+            f"chat = [{_system(plan)}{{'role': 'user', 'content': '2 + 2 is 4.'}}]",
             f"{chat}  # of records with turns",
             f"# {lines[0]}",
         ]
     return [*lines, "scores = model.eval()(**inputs).logits[0]", "print(model.config.id2label[scores.argmax().item()])"]
 
 
-def _scored_chat(speech: Speech) -> list[str]:
+def _scored_chat(plan: Plan, speech: Speech) -> list[str]:
     """Lines that score a chat as training saw it, to its last token."""
     show = "print(model.eval()(**inputs).logits.item())  # of two answers the better one has the higher reward"
-    return [*_chat(speech), show]
+    return [*_chat(plan, speech), show]
 
 
-def _chat(speech: Speech) -> list[str]:
+def _chat(plan: Plan, speech: Speech) -> list[str]:
     if not speech.has_template:
         return ["inputs = tokenizer('2 + 2? 4' + tokenizer.eos_token, return_tensors='pt')"]
-    chat = "chat = [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]"
+    chat = f"chat = [{_system(plan)}{{'role': 'user', 'content': '2 + 2?'}}, {{'role': 'assistant', 'content': '4'}}]"
     if not speech.open:
         return [chat, "inputs = tokenizer.apply_chat_template(chat, return_tensors='pt', return_dict=True)"]
     return [
@@ -208,6 +213,10 @@ def _notes(plan: Plan, told: Mapping[str, Any], speech: Speech) -> list[str]:
         )
     elif plan.model.source == "modelscope" and told["export"]["kind"] == ADAPTER:
         notes.append("The base model's name is ModelScope's: download it there and give its folder in the snippet.")
+    if plan.data.system:
+        notes.append(
+            f"In training a chat without a system turn began with this one: {printable(plan.data.system, 1000)}"
+        )
     if speech.dated:
         notes.append("The chat template writes today's date; in training it was the same fixed one in all rows.")
     if merge := told["merge"]:

@@ -26,7 +26,7 @@ from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
 from hpcft.run import manifest as manifests
-from hpcft.run.lease import still_mine
+from hpcft.run.lease import free_or_mine
 from hpcft.run.ledger import attempt_of, job_of, read_events
 from hpcft.run.manifest import Broken, Manifest, Piece, Stamp, Tensor
 from hpcft.run.paths import RunPaths
@@ -163,8 +163,7 @@ class Store:
         return ""
 
     def _mine(self) -> bool:
-        """Without a lease (a rank started by hand, a test) nobody else can hold it."""
-        return not self.paths.lease.exists() or still_mine(self.paths, self.environ)
+        return free_or_mine(self.paths, self.environ)
 
     def _replace(self, temporary: Path, target: Path) -> None:
         """One rename; an older folder of the same step steps aside first and comes back if the rename fails."""

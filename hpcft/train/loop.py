@@ -47,6 +47,7 @@ class Run:
     console: Console
     ledger: Ledger
     interval: Interval
+    updating: float = 0.0  # seconds the last update took this host; the next step's, whose exchange tells the ranks
 
     @property
     def finished(self) -> bool:
@@ -81,11 +82,13 @@ def optimizer_step(run: Run, step: Step) -> Report:
     if report.save_failed:
         run.saving.settle()  # now and not at the next save: it may have to be the run's end
     report.check_clipping(run.plan.optim.max_grad_norm)
+    started = time.perf_counter()
     if report.finite:
         run.sharded.step(rate)
         run.sharded.scale.grow()
     else:
         give_up_or_skip(run, report)
+    run.updating = time.perf_counter() - started
     run.progress.advance(len(step.windows), int(report.total("tokens")), int(report.total("trained")))
     return report
 
@@ -114,7 +117,7 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
     total, measured, norms = totals.read(norm)  # the one place where the host waits for the device
     counted: list[float] = [total, totals.units, tokens, trained, *measured]
     counted = counted if run.world.speaks else [0.0] * len(counted)
-    seconds, memory = time.perf_counter() - started, peak_memory(run.world.device)
+    seconds, memory = run.updating + time.perf_counter() - started, peak_memory(run.world.device)
     row = [*counted[:4], seconds, waited, memory, float(run.saving.failing), *norms, *counted[4:]]
     rows = run.world.exchange([*row, *run.stopping.flags()])
     if (units := int(sum(r[1] for r in rows))) != divisor:

@@ -86,6 +86,7 @@ def _training(plan: Plan, manifest: Manifest, total: int | None, windows: int | 
         "global_batch_windows": plan.batch.global_windows,
         "max_length": plan.data.max_length,
         "packing": plan.data.packing,
+        "system": plan.data.system,
         "learning_rate": plan.optim.learning_rate,
         "schedule": plan.optim.schedule,
         "compute": plan.model.dtype,

@@ -76,12 +76,23 @@ def _styled(body: Any) -> list[tuple[nn.Module, str]]:
             f"parallel.tp: {type(body).__name__} has {strange}, which this release does not cut",
             hint="strategy: fsdp, with tp: 1",
         )
+    if wide := next((name for name, module in body.named_modules() if _norms_all_heads(module)), ""):
+        raise refuse(
+            f"parallel.tp: {type(body).__name__} normalises queries over all heads together ({wide}), of which each "
+            "tensor rank has some",
+            hint="strategy: fsdp, with tp: 1",
+        )
     found = []
     for name, module in body.named_modules():
         style = next((s for pattern, s in plan.items() if re.fullmatch(_pattern(pattern), name)), "")
         if style in COLUMN + ROW:
             found.append((module, "column" if style in COLUMN else "row"))
     return found
+
+
+def _norms_all_heads(module: nn.Module) -> bool:
+    weight, width = getattr(getattr(module, "q_norm", None), "weight", None), getattr(module, "head_dim", None)
+    return weight is not None and width is not None and weight.numel() > width
 
 
 def _pattern(pattern: str) -> str:

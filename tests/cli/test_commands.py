@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hpcft.cli.logs import follow_run
 from hpcft.cli.main import ELSEWHERE, VERBS
+from hpcft.launch import watch
+from hpcft.launch.watch import RunStatus
 from hpcft.plan.plan import Plan
+from hpcft.run import lease
+from hpcft.run.ledger import Ledger
+from hpcft.run.paths import RunPaths
+from tests.plans import plan
 from tests.words import LEAST, PROFILES, ROOT, SEED, STARTERS
 
 
@@ -50,6 +59,11 @@ def test_init_plan_and_render_lead_from_one_to_the_next(tmp_path: Path) -> None:
     assert rendered.returncode == 0, rendered.stderr
     assert "next: sbatch job.sbatch" in rendered.stderr
     assert hpcft("render mine/run.yaml --cluster loopback --time 20 --check job.sbatch", tmp_path).returncode == 0
+    windows = tmp_path / "windows.sbatch"
+    windows.write_bytes((tmp_path / "job.sbatch").read_bytes().replace(b"\n", b"\r\n"))
+    checked = hpcft("render mine/run.yaml --cluster loopback --time 20 --check windows.sbatch", tmp_path)
+    assert checked.returncode == 1
+    assert "differs from what this run renders in its line ends alone" in checked.stderr
     differs = hpcft("render mine/run.yaml --cluster loopback --time 21 --diff job.sbatch", tmp_path)
     assert differs.returncode == 1
     assert "+#SBATCH --time=00:21:00" in differs.stdout
@@ -71,6 +85,99 @@ def test_a_script_that_was_rendered_is_rendered_anew(tmp_path: Path) -> None:
     assert hpcft(f"render {LEAST} --seed 2 --cluster loopback --check job.sbatch", tmp_path).returncode == 0
     (tmp_path / "job.sbatch").write_text("")  # as mktemp makes it
     assert hpcft(f"render {LEAST} --cluster loopback -o job.sbatch", tmp_path).returncode == 0
+
+
+def by_mode(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The same by somebody to whom a closed folder is closed: root's process gives up its right to look into it."""
+
+    def drop() -> None:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
+
+    return subprocess.run(
+        [sys.executable, "-m", "hpcft.cli.main", *shlex.split(line)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=drop,
+    )
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a run that is closed to us, and one that is not."""
+    for run in ("theirs", "open"):
+        (tmp_path / "runs" / run / "jobs").mkdir(parents=True)
+        (tmp_path / "runs" / run / "plan.json").write_text(plan(name=run).to_json())
+    (tmp_path / "runs/theirs").chmod(0)
+    yield tmp_path
+    (tmp_path / "runs/theirs").chmod(0o700)
+
+
+def test_a_run_that_is_closed_to_us_hides_no_other_and_is_said_to_be_closed(shared: Path) -> None:
+    listed = by_mode("list", shared)
+    assert (listed.returncode, [line.split()[:2] for line in listed.stdout.splitlines()]) == (0, [["open", "new"]])
+    for verb in ("status", "logs", "cancel"):
+        closed = by_mode(f"{verb} theirs", shared)
+        assert closed.returncode == 2
+        assert "runs/theirs: the folder is closed to you" in closed.stderr
+    meant = by_mode("status opne", shared)
+    assert meant.returncode == 2
+    assert "did you mean open?" in meant.stderr
+
+
+def test_one_run_that_cannot_be_read_or_judged_hides_no_other(tmp_path: Path) -> None:
+    for name in ("good", "newer", "elsewhere"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "plan.json").write_text(plan(name=name).to_json())
+    (tmp_path / "runs/newer/plan.json").write_text('{"schema": 999}')
+    paths = RunPaths(tmp_path / "runs/elsewhere")
+    environ = {"HPCFT_JOB": "local-other-7"}
+    lease.take(paths, environ)
+    paths.lease.write_text(paths.lease.read_text().replace(os.uname().nodename, "other"))
+    Ledger(paths, "batch", environ).write("accepted")
+    listed = hpcft("list", tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    found = {line.split()[0]: line for line in listed.stdout.splitlines()}
+    assert set(found) == {"good", "newer", "elsewhere"}
+    assert "on other, which cannot be looked at from here" in found["elsewhere"]
+    assert "does not read a Plan of schema 999" in hpcft("status newer", tmp_path).stdout
+    assert "on other, which cannot be looked at from here" in refused("cancel elsewhere", tmp_path)
+
+
+def test_what_a_rank_said_cannot_move_the_readers_cursor_or_add_a_line(tmp_path: Path) -> None:
+    paths, environ = RunPaths(tmp_path / "runs/bad"), {"HPCFT_JOB": "local-n-7", "HPCFT_ATTEMPT": "1"}
+    ledger = Ledger(paths, "batch", environ)
+    ledger.write("attempt_began", nodes=["n1"])
+    why = "rank 0 failed: \x1b[2J\a\nrun         bad: finished"
+    ledger.write("attempt_ended", decision="stop", ending="failed", why=why)
+    paths.plan.write_text(plan(name="bad").to_json())
+    status = hpcft("status bad", tmp_path)
+    assert status.returncode == 0
+    assert "rank 0 failed: \\x1b[2J\\x07\\nrun         bad" in status.stdout
+    assert not set(status.stdout) & {"\x1b", "\a"}
+    assert sum(line.startswith("run ") for line in status.stdout.splitlines()) == 1
+
+
+def test_a_log_is_followed_while_nobody_can_say_how_the_run_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = RunPaths(tmp_path / "runs/tiny")
+    paths.attempt(1).mkdir(parents=True)
+    paths.rank_log(1, 0).write_text("before\n")
+    states = ["unknown", "running", "stopped", "stopped"]
+
+    def asked(folder: Path) -> RunStatus:
+        with paths.rank_log(1, 0).open("a") as log:
+            log.write(f"while {states[0]}\n")
+        return RunStatus("tiny", folder, states.pop(0), "7", "slurm", 0, None, None, (), "")
+
+    monkeypatch.setattr(watch, "status", asked)
+    follow_run(paths.root, every=0.2)
+    assert capsys.readouterr().out.split("\n")[1:5] == ["before", "while unknown", "while running", "while stopped"]
 
 
 def test_init_overwrites_nothing_and_says_what_is_there(tmp_path: Path) -> None:

@@ -51,4 +51,4 @@ def test_the_export_that_is_named_next_is_one_that_is_possible(scratch: bool, me
 
 
 def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
-    assert "File name too long" in refused(f"status {'x' * 300}", tmp_path)
+    assert "no such run" in refused(f"status {'x' * 300}", tmp_path)

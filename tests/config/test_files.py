@@ -355,6 +355,8 @@ def test_datasets_may_be_maps(tmp_path: Path) -> None:
     maps = "  - {path: own/er, name: en, type: alpaca, split: train}\n  - {path: b.jsonl, rows: 7}\n"
     text = f"model: m\ndatasets:\n{maps}"
     assert load_run([write(tmp_path, text)]).run.data.dataset == ("own/er:en", "b.jsonl#7")
+    none = text.replace("rows: 7", "rows: 0")  # as #0, which is refused, and not as all rows
+    assert load_run([write(tmp_path, none)]).run.data.dataset == ("own/er:en", "b.jsonl#0")
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,25 @@ def test_an_answer_that_spells_its_own_end_token_is_found_for_it_would_end_twice
     assert prepared(ROWS[:3], "two_ends").manifest["audit"]["rows"]["end_twice"] == 0
 
 
+def test_thoughts_that_the_template_drops_are_told_once_with_a_count(prepared: Preparing) -> None:
+    rows = [*ROWS[:3], chat("a", "<think>\none\n</think>\n\nb", "c", "<think>\ntwo\n</think>\n\nd")]
+    shards = prepared(rows, "thinking")
+    assert shards.manifest["audit"]["turns"]["shortened"] == 1
+    assert shown(shards).count("the template leaves a part out of 1 of 5 trained turns") == 1
+    last = prepared(rows, "thinking", train_on="last_turn")
+    assert "shortened" not in last.manifest["audit"]["turns"]
+    opened = prepared([chat("a", "<think>\none\n</think>\n\nb")], "opened_thought")
+    assert "shortened" not in opened.manifest["audit"]["turns"]
+
+
+def test_tools_that_the_template_does_not_write_are_told(prepared: Preparing) -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    for template, rows in (("chatml", 2), ("tools", 0)):
+        shards = prepared([*ROWS[:3], *({**row, "tools": tools} for row in ROWS[3:5])], template)
+        assert shards.manifest["audit"]["rows"]["tools_unwritten"] == rows
+        assert ("2 rows have tools, which the template does not write" in shown(shards)) == bool(rows)
+
+
 def test_turns_that_nothing_ends_are_told(prepared: Preparing, tmp_path: Path) -> None:
     """A template that ends its turns with a line break teaches no model to stop but after the last one."""
     template = tmp_path / "plain.jinja"

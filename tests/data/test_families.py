@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import Any
 
 import pytest
 
+from hpcft.data.documents import Document, Turn
 from hpcft.data.inspect import BRACKETED, marked
 from hpcft.data.shapes import Shaped
 from tests.data import masked
 from tests.data.masked import CHATS, FORMS
+from tests.data.small import chat
 
 ALL = [(name, title) for name, form in FORMS.items() for title in form.chats]
+
+
+TURNS = CHATS["a tool call"]["messages"]
 
 
 def trained(name: str, title: str) -> list[str]:
     """The text of every run of trained tokens."""
     return re.findall(r"⟦(.*?)⟧", masked.shown(name, title), re.DOTALL)
+
+
+def runs(name: str, turns: list[dict[str, Any]]) -> list[str]:
+    """The same of a chat that has the tool."""
+    encoder, tokenizer = masked.encoder(name)
+    [made] = encoder.documents([Shaped("chats").row(1, {"tools": [masked.TOOL], "messages": turns})])
+    assert not isinstance(made, str), made
+    return re.findall(r"⟦(.*?)⟧", marked(made.tokens.tolist(), made.trained.tolist(), tokenizer, BRACKETED), re.DOTALL)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -62,25 +76,72 @@ def test_a_call_is_trained_and_its_schema_and_result_are_not(name: str) -> None:
     assert "object" not in call + answer, "the schema"
 
 
-def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence() -> None:
+@pytest.mark.parametrize("words", ["", "I add.", "<think>\nTo add or not to add?\n</think>\n\nI add."])
+def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence(words: str) -> None:
     encoder, _ = masked.encoder("phi4")
-    [said] = encoder.documents([Shaped("chats").row(1, CHATS["a tool call"])])
+    turns = [{**turn, "content": words} if "tool_calls" in turn else turn for turn in TURNS]
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
     assert isinstance(said, str)
     assert "does not write the tool call add of turn 2" in said
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "qwen3"])
+def test_arguments_that_came_as_text_are_written_as_those_that_came_as_an_object(name: str) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+    turns = [{**turn, "tool_calls": [call]} if "tool_calls" in turn else turn for turn in TURNS]
+    assert runs(name, turns) == trained(name, "a tool call")
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "qwen3"])
+def test_calls_of_two_turns_in_a_row_are_trained_as_one_turn_that_ends_once(name: str) -> None:
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    both, answer = runs(name, [TURNS[0], call, call, *TURNS[2:]])
+    assert (both.count('"add"'), both.count(FORMS[name].end), both.endswith(FORMS[name].end)) == (2, 1, True)
+    assert "Five." in answer
+
+
+def test_a_second_call_that_the_form_does_not_write_is_refused() -> None:
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    encoder, _ = masked.encoder("llama3")
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": [TURNS[0], call, call]})])
+    assert "does not write the tool call add of turn 2" in str(said)
 
 
 @pytest.mark.parametrize("name", ["mistral", "qwen3"])
 def test_words_before_a_call_are_trained_with_it(name: str) -> None:
     """Forms in which a turn is found by writing another one in its place."""
-    turns = [dict(turn) for turn in CHATS["a tool call"]["messages"]]
+    turns = [dict(turn) for turn in TURNS]
     turns[1]["content"] = "" if name == "mistral" else "I add."
     more = {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Done."}
-    encoder, tokenizer = masked.encoder(name)
-    [made] = encoder.documents([Shaped("chats").row(1, {"tools": [masked.TOOL], "messages": [*turns, *more]})])
-    assert not isinstance(made, str), made
-    runs = re.findall(r"⟦(.*?)⟧", marked(made.tokens.tolist(), made.trained.tolist(), tokenizer, BRACKETED), re.DOTALL)
-    assert len(runs) == 3
-    assert (turns[1]["content"] in runs[0], '"add"' in runs[0], runs[0].endswith(FORMS[name].end)) == (True, True, True)
+    call, *others = runs(name, [*turns, *more])
+    assert len(others) == 2
+    assert (turns[1]["content"] in call, '"add"' in call, call.endswith(FORMS[name].end)) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "thoughts", "beside"), [("chatml", 0, 1), ("deepseek", 2, 1), ("qwen3", 1, 1), ("harmony", 0, 1)]
+)
+def test_turns_that_the_form_writes_without_their_thoughts_are_counted(name: str, thoughts: int, beside: int) -> None:
+    """Thoughts inside of the words, and in a key of their own, which none of these forms reads."""
+    encoder, _ = masked.encoder(name)
+    record = chat("Two and two?", "Four.", "Three?", "Five.")
+    record["messages"][1]["reasoning_content"] = "two, then two more"
+    inside, apart, without = encoder.documents(
+        [Shaped("chats").row(1, each) for each in (CHATS["thoughts"], record, CHATS["two turns"])]
+    )
+    assert isinstance(inside, Document)
+    assert isinstance(apart, Document)
+    assert isinstance(without, Document)
+    assert [each.turns[Turn.SHORTENED] for each in (inside, apart, without)] == [thoughts, beside, 0]
+    assert [each.turns[Turn.TRAINED] for each in (inside, apart, without)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("thoughts", ["<think>one more</think>Five.", "<think>\none more\n\n</think>\n\n\nFive."])
+def test_thoughts_that_the_form_writes_with_other_white_space_are_whole(thoughts: str) -> None:
+    encoder, _ = masked.encoder("qwen3")
+    [made] = encoder.documents([Shaped("chats").row(1, chat("Three?", thoughts))])
+    assert isinstance(made, Document)
+    assert made.turns == {Turn.TRAINED: 1, Turn.OTHERS: 1}
 
 
 def test_of_thoughts_those_that_the_form_keeps_are_trained() -> None:

@@ -68,6 +68,22 @@ def test_parquet_rows_are_read_nested_and_numbered(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet") == [(1, rows[0]), (2, rows[1])]
 
 
+def test_of_tools_and_their_calls_in_parquet_the_nulls_of_other_rows_are_left_out(tmp_path: Path) -> None:
+    """A column has one type, so Arrow gives each call the arguments of all functions. Elsewhere a null is a null."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    def record(name: str, **arguments: Any) -> dict[str, Any]:
+        properties = {key: {"type": "string", "enum": ["a", None]} for key in arguments}
+        call = {"function": {"name": name, "arguments": arguments}}
+        turns = [{"content": "a", "tool_calls": None}, {"content": None, "tool_calls": [call]}]
+        return {"tools": [{"name": name, "parameters": properties}], "messages": turns, "id": None}
+
+    rows = [record("add", a=2), record("weather", city="Rome", at={"hour": 3})]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row for _, row in read(tmp_path / "a.parquet")] == rows
+
+
 def test_a_gzipped_file_is_read_like_its_inside(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
     assert [row for _, row in read(tmp_path / "a.jsonl.gz")] == ROWS

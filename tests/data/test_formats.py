@@ -54,18 +54,48 @@ def test_the_sample_of_every_format_is_found_by_its_keys_and_read(name: str) -> 
         ({"instruction": "2 + 2?", "input": "", "output": "4"}, [ASKED, SAID]),
         ({"instruction": "2", "input": "+ 2?", "output": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
         ({"instruction": "2", "context": "+ 2?", "response": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"instruction": None, "input": "2 + 2?", "output": "4"}, [ASKED, SAID]),
+        ({"instruction": "2", "input": "+", "context": "2?", "output": "4"}, [{**ASKED, "content": "2\n+\n2?"}, SAID]),
+        ({"instruction": "2", "input": "+ 2?", "answer": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"question": "2", "input": "+ 2?", "output": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"context": "+ 2?", "question": "2", "answer": "4"}, [{**ASKED, "content": "2\n+ 2?"}, SAID]),
+        ({"input": "2 + 2?", "output": "4"}, [ASKED, SAID]),
+        ({"prompt": [ASKED, SAID, ASKED], "response": "4"}, [ASKED, SAID, ASKED, SAID]),
         ({"instruction": "2 + 2?", "output": "4", "history": [["2 + 2?", "4"]]}, [ASKED, SAID, ASKED, SAID]),
         ({"query": "2 + 2?", "response": "4", "history": None, "system": "Be brief."}, [SYSTEM, ASKED, SAID]),
         ({"question": "2 + 2?", "answer": 4}, [ASKED, SAID]),
         ({"problem": "2 + 2?", "solution": "4"}, [ASKED, SAID]),
         ({"prompt": "2 + 2?", "completion": "4"}, [ASKED, SAID]),
         ({"prompt": [ASKED], "completion": [SAID]}, [ASKED, SAID]),
+        ({"prompt": json.dumps([ASKED]), "completion": json.dumps([SAID])}, [ASKED, SAID]),
+        ({"prompt": json.dumps(ASKED), "completion": json.dumps(SAID)}, [ASKED, SAID]),
+        (
+            {"prompt": "[1, 2]", "completion": '{"a": 1}'},
+            [{**ASKED, "content": "[1, 2]"}, {**SAID, "content": '{"a": 1}'}],
+        ),
         ({"prompt": [ASKED, SAID, ASKED], "completion": "4"}, [ASKED, {**SAID, "loss": False}, ASKED, SAID]),
         ({"prompt": "2 + 2?", "response": "4"}, [ASKED, SAID]),
     ],
 )
 def test_a_record_becomes_its_turns(record: dict[str, Any], messages: list[dict[str, Any]]) -> None:
     assert list(row(record).messages) == messages
+
+
+def test_the_input_beside_a_question_is_part_of_it_in_every_kind_of_record() -> None:
+    asked = {**ASKED, "content": "2\n+ 2?"}
+    question = {"question": "2", "input": "+ 2?"}
+    both = row({**question, "chosen": "4", "rejected": "5"}, "pair")
+    assert (both.messages[0], both.rejected[0]) == (asked, asked)
+    assert row({**question, "label": "sum"}, "labelled").messages == (asked,)
+    rated = {"instruction": "2", "input": "+ 2?", "output": "4", "kto_tag": True}
+    assert row(rated, "rated").messages[0] == asked
+    pair = {"query": "2", "input": "+ 2?", "response": "4", "rejected_response": "5"}
+    assert row(pair, "pair").messages[0] == asked
+
+
+def test_a_pairs_prompt_may_be_the_json_text_of_turns_as_its_answers_may() -> None:
+    answers = {"chosen": json.dumps([SAID]), "rejected": json.dumps([{**SAID, "content": "5"}])}
+    assert row({"prompt": json.dumps([SYSTEM, ASKED]), **answers}, "pair").messages == (SYSTEM, ASKED, SAID)
 
 
 def test_every_name_of_a_role_is_understood() -> None:
@@ -86,6 +116,56 @@ def test_tool_calls_and_tools_keep_what_templates_read() -> None:
     )
     assert whole.tools == tuple(tools)
     assert row({"messages": [{"role": "tool_call", "content": json.dumps([CALL])}]}).messages[0]["tool_calls"] == [call]
+
+
+SPELLED = {"type": "function", "function": {**CALL, "arguments": json.dumps(CALL["arguments"])}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [SPELLED]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "content": None, "tool_calls": json.dumps([SPELLED])},
+        {"role": "assistant", "tool_calls": [json.dumps(SPELLED)]},
+        {"role": "assistant", "content": None, "function_call": SPELLED["function"], "tool_calls": None},
+        {"role": "assistant", "function_call": json.dumps(CALL)},
+        {"role": "tool_call", "content": json.dumps(SPELLED["function"])},
+    ],
+)
+def test_a_call_in_any_spelling_has_an_object_for_its_arguments(turn: dict[str, Any]) -> None:
+    call = {"type": "function", "function": CALL}
+    (read,) = row({"messages": [turn]}).messages
+    assert read == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_arguments_that_are_no_object_stay_what_they_are_and_none_are_none() -> None:
+    said = {"role": "assistant", "tool_calls": [{"name": "run", "arguments": text} for text in ("print(1)", "")]}
+    (turn,) = row({"messages": [said]}).messages
+    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == ["print(1)", {}]
+
+
+def test_tools_may_be_texts_of_their_schemas() -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    for tools in ([tool], [json.dumps(tool)], json.dumps([tool])):
+        assert row({"messages": [ASKED, SAID], "tools": tools}).tools == (tool,)
+    for flat in (
+        {"name": "add"},
+        {"type": "function", "name": "add"},
+    ):  # a function's own schema, and as responses have it
+        assert row({"messages": [ASKED, SAID], "tools": [flat]}).tools == (tool,)
+
+
+def test_calls_right_after_the_assistants_words_or_another_call_are_one_turn_with_them() -> None:
+    call, words = {"role": "tool_call", "content": json.dumps(CALL)}, {"role": "assistant", "content": "I add."}
+    result = {"role": "tool_response", "content": "4"}
+    turns = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert [len(turn.get("tool_calls", ())) for turn in turns] == [0, 2, 0, 0, 1, 0, 0]
+    assert (turns[1]["content"], turns[4]["content"]) == ("", "I add.")
+    silent = row({"messages": [{**words, "loss": False}, {**call, "loss": False}]}).messages
+    assert [turn["loss"] for turn in silent] == [False]
+    assert "give both the same loss" in refused({"messages": [ASKED, {**words, "loss": False}, call]})
 
 
 def test_text_parts_are_joined_and_pictures_refused() -> None:
@@ -114,8 +194,21 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         ({"messages": [ASKED, {"role": "assistant"}]}, ["turn 2 has no content"]),
         ({"messages": [ASKED, {**SAID, "loss": 0.5}]}, ["`loss` of turn 2 is 0.5", "true or false"]),
         ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
+        ({"messages": [ASKED, {**SAID, "loss_scale": 2.0}]}, ["`loss_scale` of turn 2 is 2.0", "true or false"]),
+        ({"messages": [ASKED, SAID], "images": ["a.png"]}, ["has `images`", "trains on text only", "value: ['a.png']"]),
+        ({"query": "2 + 2?", "response": "4", "audios": "a.wav"}, ["has `audios`"]),
+        ({"conversations": [{**ASKED, "content": "<image>?"}, SAID], "image": "a.png"}, ["has `image`"]),
         ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
         ({"messages": [{"role": "tool_call", "content": "{}"}]}, ["without a name"]),
+        ({"messages": [ASKED, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, ["turn 2 is a tool call without"]),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": "add()"}]},
+            ["`tool_calls of turn 1` is a text"],
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "add", "arguments": '{"a": 2'}]}]},
+            ["`arguments of add in turn 1` is a text that is not JSON"],
+        ),
         ({"instruction": "a", "output": ["b"]}, ["`output` is a list, not text"]),
         ({"instruction": "a", "output": 1.5}, ["`output` is a number, not text", "in quotes"]),
         ({"instruction": "a", "output": "b", "history": [["a"]]}, ["`history` entry 1 is not a pair"]),
@@ -132,6 +225,11 @@ def test_a_file_of_mixed_shapes_is_refused_where_the_second_shape_begins() -> No
     shaped.row(1, {"text": "a"})
     with pytest.raises(Refusal, match=r"a\.jsonl:2: .*shape messages, .*\(line 1\) is text"):
         shaped.row(2, {"messages": [ASKED, SAID]})
+
+
+@pytest.mark.parametrize("more", [{"images": []}, {"images": None, "videos": "[]"}, {"image": "https://a.b/c.png"}])
+def test_columns_for_pictures_that_show_none_are_no_reason_to_refuse_a_record(more: dict[str, Any]) -> None:
+    assert row({"messages": [ASKED, SAID], **more}).messages == (ASKED, SAID)
 
 
 def test_keys_that_nobody_read_are_counted() -> None:

@@ -14,7 +14,7 @@ from hpcft.data.shards import Prepared
 from hpcft.data.tokenizer import Template, load
 from hpcft.errors import Refusal
 from tests.data.conftest import Preparing, Tokenizers
-from tests.data.small import EOS, chat, request
+from tests.data.small import EOS, TEMPLATES, chat, request
 
 TWO_TURNS = chat("What are two and two?", "Four, I say.", "And then?", "Four again: 四 🙂")
 
@@ -107,6 +107,22 @@ def test_a_tool_call_is_trained_to_its_end_and_the_tools_answer_is_not(
     assert answer == "Four.<|im_end|>"
 
 
+def test_a_template_that_joins_arguments_to_text_gets_them_as_text(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    said = "{{ '<|im_start|>' + m['role'] + ' ' + m['content'] }}"
+    calls = "{% for call in m['tool_calls'] %}{{ '!' + call['function']['name'] + call['function']['arguments'] }}"
+    opening = "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    template = tmp_path / "joining.jinja"
+    template.write_text(f"{{% for m in messages %}}{said}{calls}{{% endfor %}}<|im_end|>{{% endfor %}}{opening}")
+    asked = chat("two and two?")["messages"]
+    record = {
+        "messages": [*asked, {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2, "b": "四"}}'}]
+    }
+    shards = prepared([record], chat_template=str(template))
+    assert trained_texts(shards, tokenizer()) == ['!add{"a": 2, "b": "四"}<|im_end|>']
+
+
 def test_only_what_follows_the_users_last_words_is_trained_with_last_turn(
     prepared: Preparing, tokenizer: Tokenizers
 ) -> None:
@@ -120,7 +136,7 @@ def test_every_token_but_a_documents_first_is_trained_with_all(prepared: Prepari
     assert window.trained[1:].all()
 
 
-@pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}])
+@pytest.mark.parametrize("flag", [{"loss": False}, {"train": False}, {"weight": 0}, {"loss_scale": 0.0}])
 def test_a_turn_flagged_as_silent_is_not_trained(
     flag: dict[str, Any], prepared: Preparing, tokenizer: Tokenizers
 ) -> None:
@@ -150,10 +166,74 @@ def test_raw_text_is_trained_from_its_second_token_to_the_eos_token(prepared: Pr
     assert trained_texts(shards, tokenizer(None))[0].endswith("<|endoftext|>")
 
 
-@pytest.mark.parametrize("template", ["shouting", "parts"])
-def test_words_that_the_template_alters_or_drops_are_refused_by_row(template: str, prepared: Preparing) -> None:
-    with pytest.raises(Refusal, match=r"rows\.jsonl:1: .*turn 2 \(assistant\)"):
+@pytest.mark.parametrize(("template", "turn"), [("shouting", r"2 \(assistant\)"), ("parts", r"1 \(user\)")])
+def test_words_that_the_template_alters_or_drops_are_refused_by_row(
+    template: str, turn: str, prepared: Preparing
+) -> None:
+    with pytest.raises(Refusal, match=rf"rows\.jsonl:1: .*turn {turn}"):
         prepared([TWO_TURNS], template)
+
+
+WRITES = "{% for m in messages %}<|im_start|>{{ m.role }} {{ WORDS }}<|im_end|>{% endfor %}"
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("words", "role"),
+    [
+        ("m.content if m.role != 'assistant'", "assistant"),
+        ("m.content if m.role != 'system'", "system"),
+        ("m.content if m.role != 'tool'", "tool"),
+    ],
+)
+def test_a_turn_whose_words_the_template_leaves_out_is_refused_whoevers_it_is(
+    words: str, role: str, prepared: Preparing, tmp_path: Path
+) -> None:
+    roles = ("system", "user", "assistant", "tool", "assistant")
+    turns = [{"role": role, "content": f"words of {n}"} for n, role in enumerate(roles)]
+    (tmp_path / "a.jinja").write_text(WRITES.replace("WORDS", words) + OPENING)
+    for rows in ("rated", "labelled"):
+        changes = {"chat_template": str(tmp_path / "a.jinja"), "rows": rows}
+        records = [{"messages": turns, "label": label} for label in (0, 1)]
+        with pytest.raises(Refusal, match=rf"rows\.jsonl:1: .*turn {roles.index(role) + 1} \({role}\)"):
+            prepared(records, **changes)
+    others = [turn for turn in turns if turn["role"] != role]
+    prepared([{"messages": others, "label": label} for label in (0, 1)], **changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        ("m.content | trim", "  4\n"),
+        ("m.content | tojson", '{"sum": "4"}\n{"said": "四"}'),
+        ("(m.content | tojson).replace('<', '&lt;')", 'a "<b>"'),
+        ("m.content.replace('/no_think', '') | trim", "2 + 2? /no_think"),
+        ("m.content.replace('/no_think', '') | trim", "/no_think"),
+        ("m.content.replace('/no_think', '') | upper", "two /no_think"),
+    ],
+)
+def test_a_turn_that_the_template_writes_in_its_own_way_is_no_reason_to_refuse_the_row(
+    words: str, content: str, prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    template = WRITES.replace("WORDS", f"m.content if m.role == 'assistant' else {words}") + OPENING
+    (tmp_path / "a.jinja").write_text(template)
+    turns = [{"role": "system", "content": content}, *chat("2 + 2?", "Four.")["messages"]]
+    turns += [{"role": "tool", "content": content}, {"role": "assistant", "content": "Five."}]
+    shards = prepared([{"messages": turns}], chat_template=str(tmp_path / "a.jinja"))
+    assert trained_texts(shards, tokenizer()) == ["Four.<|im_end|>", "Five.<|im_end|>"]
+
+
+def test_what_a_developer_says_is_the_systems_where_the_template_knows_no_developer(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    said = "{{ m.content if m.role != 'developer' else 'of a developer: ' ~ m.content }}"
+    (tmp_path / "a.jinja").write_text(WRITES.replace("{{ WORDS }}", said) + OPENING)
+    (tmp_path / "b.jinja").write_text(WRITES.replace("WORDS", "m.content") + OPENING + "{# or 'developer' #}")
+    decode = load(request(tokenizer=tokenizer()), tokenizer()).decode
+    for template, begins in (("a.jinja", "developer of a developer: Be"), ("b.jinja", "system Be brief.")):
+        turns = [{"role": "developer", "content": "Be brief."}, *TWO_TURNS["messages"]]
+        shards = prepared([{"messages": turns}], chat_template=str(tmp_path / template))
+        assert decode(shards.train[0].tokens).startswith(f"<|im_start|>{begins}")
 
 
 def test_a_row_that_the_template_refuses_is_named_with_the_templates_own_words(prepared: Preparing) -> None:
@@ -185,6 +265,24 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_on_every_day(
     text = load(request(tokenizer=tokenizer()), tokenizer()).decode(shards.train[0].tokens)
     assert text.startswith("Today is 26 Jul 2024.\n")
     assert shards.manifest["audit"]["fixed_date"] == "26 Jul 2024"
+
+
+def test_the_date_is_written_as_the_template_asks_for_it(
+    prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    template = TEMPLATES["dated"].replace("%d %b %Y", "%Y-%m-%d', it is '%A")
+    (tmp_path / "iso.jinja").write_text(template.replace("', it is '", "') }}, a {{ strftime_now('"))
+    shards = prepared([TWO_TURNS], chat_template=str(tmp_path / "iso.jinja"))
+    text = load(request(tokenizer=tokenizer()), tokenizer()).decode(shards.train[0].tokens)
+    assert text.startswith("Today is 2024-07-26, a Friday.\n")
+
+
+def test_a_template_file_may_lie_in_the_home_folder(
+    prepared: Preparing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.jinja").write_text(TEMPLATES["dated"])
+    assert prepared([TWO_TURNS], chat_template="~/mine.jinja").manifest["audit"]["fixed_date"]
 
 
 def test_tokens_are_those_of_the_whole_text(prepared: Preparing, tokenizer: Tokenizers) -> None:

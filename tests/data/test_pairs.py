@@ -186,6 +186,19 @@ def test_a_pair_from_which_nothing_is_learned_is_dropped_counted_and_refused_whe
     assert ("raise max_length: 80 cuts them" in refusal.value.problems[0].hint) == (policy != "drop")
 
 
+def test_answers_that_the_template_writes_alike_are_said_to_be_equal_as_written(prepared: Preparing) -> None:
+    """They differ in the thoughts of a turn that is not the last, which the template drops."""
+    more = [{"role": "user", "content": "and ?"}, {"role": "assistant", "content": "you"}]
+    both = [
+        [{"role": "assistant", "content": f"<think>\n{word}\n</think>\n\nfour"}, *more] for word in ("two", "three")
+    ]
+    record = {"prompt": "what ?", "chosen": both[0], "rejected": both[1]}
+    dropped = prepared([*PAIRS[:9], record], "thinking", rows="pair").manifest["audit"]["dropped"]
+    assert list(dropped) == ["the chosen answer and the rejected one are equal as the template writes them"]
+    dropped = prepared([*PAIRS[:9], pair("what ?", "two", "two")], rows="pair").manifest["audit"]["dropped"]
+    assert list(dropped) == ["the chosen answer and the rejected one are equal"]
+
+
 def test_a_negative_margin_is_no_class(prepared: Preparing) -> None:
     shards = prepared([{**pair("what ?", "two", "three"), "margin": -1.5}], rows="pair")
     assert (shards.train[0].margins, shards.manifest["classes"]) == ([-1.5, -1.5], {"names": []})

@@ -20,7 +20,7 @@ from hpcft.data import store as stores
 from hpcft.data.prepare import main, prepare
 from hpcft.data.shards import Prepared, open_prepared
 from hpcft.errors import Refusal
-from hpcft.plan.plan import Source
+from hpcft.plan.plan import DataPlan, Source
 from tests.data.conftest import Preparing, Tokenizers
 from tests.data.small import TEMPLATES, chat, request, write_lines, write_tokenizer
 from tests.plans import plan
@@ -117,6 +117,23 @@ def test_changed_data_is_refused_until_it_is_prepared_and_touched_data_is_not(
     assert "hpcft prepare" in refusal.value.problems[0].hint
     assert prepare(data, store).content != content
     write_lines(path, ROWS)
+    assert open_prepared(store, data).content == content
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_touched_data_is_hashed_by_the_next_prepare_and_by_no_rank(
+    look: bool, tmp_path: Path, tokenizer: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = write_lines(tmp_path / "a.jsonl", ROWS), tmp_path / "store"
+    data = request(path, tokenizer=tokenizer())
+    content = prepare(data, store).content
+    os.utime(path, (1, 1))
+    if look:
+        (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+        assert main(["--plan", str(tmp_path / "plan.json"), "--store", str(store), "--look"]) == 0
+    else:
+        assert prepare(data, store).content == content
+    monkeypatch.setattr("hpcft.disk.sha256", None)
     assert open_prepared(store, data).content == content
 
 
@@ -250,6 +267,29 @@ def test_data_whose_every_row_is_too_long_is_refused_with_the_shortest(prepared:
     assert "the shortest row has" in str(refusal.value)
 
 
+def test_a_split_of_which_no_row_is_left_is_refused_by_name(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    good, long = write_lines(tmp_path / "a.jsonl", ROWS[:5]), write_lines(tmp_path / "v.jsonl", [LONG] * 5)
+    for split, (train, held) in {"train": (long, good), "validation": (good, long)}.items():
+        data = request(train, tokenizer=tokenizer(), validation=(Source(path=str(held)),), max_length=90)
+        with pytest.raises(Refusal, match=f"no row is left for {split}: 5 of 5 rows are too long") as refusal:
+            prepare(data, tmp_path / "store")
+        assert "raise max_length" in refusal.value.problems[0].hint
+        assert [problem.where for problem in refusal.value.problems[1:]] == [f"{long}:{line}" for line in (1, 2, 3)]
+
+
+def test_a_validation_split_that_lost_the_few_rows_it_drew_is_refused(prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match="no row is left for validation: 1 of 1 rows are too long") as refusal:
+        prepared([*ROWS[:4], LONG], seed=9, validation_ratio=0.1, max_length=90)
+    assert "data_seed" in refusal.value.problems[0].hint
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[:1] * 20])
+def test_a_share_of_rows_too_few_to_be_parted_is_refused(rows: list[Any], prepared: Preparing) -> None:
+    with pytest.raises(Refusal, match="too few rows to set one aside for validation") as refusal:
+        prepared(rows, validation_ratio=0.1)
+    assert "split_dataset_ratio: 0" in refusal.value.problems[0].hint
+
+
 def test_no_rows_at_all_is_refused(tmp_path: Path, tokenizer: Tokenizers) -> None:
     path = write_lines(tmp_path / "a.jsonl", ROWS)
     with pytest.raises(Refusal, match="no rows are chosen"):
@@ -280,32 +320,53 @@ def test_a_tokenizer_that_is_not_there_is_refused(where: str, tmp_path: Path) ->
         prepare(request(write_lines(tmp_path / "a.jsonl", ROWS), tokenizer=folder), tmp_path / "store")
 
 
-def test_a_writer_killed_in_the_middle_leaves_nothing_a_reader_takes(tmp_path: Path, tokenizer: Tokenizers) -> None:
-    """SIGKILL while documents are being written; the next writer takes the lock over and cleans up."""
-    store, data = tmp_path / "store", request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
-    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
-    slow = (
-        "import sys, time; from hpcft.data import prepare, writer\n"
-        "add = writer.SplitWriter.add\n"
-        "def slowly(self, *a): time.sleep(0.05); add(self, *a)\n"
-        "writer.SplitWriter.add = slowly\n"
-        "prepare.main(sys.argv[1:])"
-    )
-    words = [sys.executable, "-c", slow, "--plan", str(tmp_path / "plan.json"), "--store", str(store)]
-    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()})
+SLOW = (
+    "import sys, time; from hpcft.data import prepare, writer\n"
+    "add = writer.SplitWriter.add\n"
+    "def slowly(self, *a): time.sleep(0.05); add(self, *a)\n"
+    "writer.SplitWriter.add = slowly\n"
+    "sys.exit(prepare.main(sys.argv[1:]))"
+)
+
+
+def writing(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
+    """A prepare in a process of its own that has begun to write documents, slowly."""
+    (folder / "plan.json").write_text(plan(data=data).to_json())
+    words = [sys.executable, "-c", SLOW, "--plan", str(folder / "plan.json"), "--store", str(store)]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(store.glob(".*/train.tokens.bin")):
         assert time.monotonic() < deadline, "the writer never began"
         assert process.poll() is None, "the writer ended by itself"
         time.sleep(0.05)
+    return process
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_a_reader_takes(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    """SIGKILL while documents are being written; the next writer takes the lock over and cleans up."""
+    store, data = tmp_path / "store", request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
+    process = writing(data, tmp_path, store)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert list(store.glob(".*/train.tokens.bin"))
     with pytest.raises(Refusal, match="not prepared"):
         open_prepared(store, data)
     answer = prepare(data, store)
     assert sorted(path.name for path in store.iterdir()) == sorted([answer.content, "locks", "requests"])
     assert not list((store / "locks").iterdir())
+
+
+def test_the_same_content_asked_for_by_another_name_waits_for_who_makes_it(
+    tmp_path: Path, tokenizer: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = tmp_path / "store", write_lines(tmp_path / "a.jsonl", ROWS * 50)
+    process = writing(request(path, tokenizer=tokenizer()), tmp_path, store)
+    monkeypatch.setattr("hpcft.data.prepare.scan", None)  # nothing is left to be done
+    answer = prepare(request(tmp_path / ".." / tmp_path.name / "a.jsonl", tokenizer=tokenizer()), store)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert len(list((store / "requests").iterdir())) == 2
+    assert sorted(path.name for path in store.iterdir()) == sorted([answer.content, "locks", "requests"])
 
 
 def test_a_failure_in_the_middle_leaves_no_temporary_folder(
@@ -361,6 +422,25 @@ def test_the_process_prints_json_on_stdout_and_refusals_on_stderr(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "a.jsonl:1: broken JSON" in captured.err
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_what_is_finished_is_kept(tmp_path: Path, tokenizer: Tokenizers) -> None:
+    data = request(write_lines(tmp_path / "a.jsonl", ROWS * 50), tokenizer=tokenizer())
+    (tmp_path / "plan.json").write_text(plan(data=data).to_json())
+    small = (
+        "import resource, signal, sys; from hpcft.data.prepare import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = [sys.executable, "-c", small, "--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store")]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "the data is not prepared: [Errno 27] File too large" in done.stderr
+    assert list((tmp_path / "store").glob("work/*/*.npz"))
 
 
 def test_who_asks_by_a_name_without_a_revision_finds_what_was_prepared_with_one(

@@ -59,6 +59,28 @@ def test_what_the_card_declares_goes_before_names(hub: Path) -> None:
     assert found(subset="zh") == ["zh/train.jsonl"]
 
 
+SEVERAL = (
+    "---\nconfigs:\n- config_name: main\n  data_files: main/*\n- config_name: socratic\n  data_files: socratic/*\n---\n"
+)
+
+
+def test_of_several_subsets_without_a_default_one_has_to_be_named(hub: Path) -> None:
+    put(hub, "main/train.jsonl", "socratic/train.jsonl")
+    (hub / "README.md").write_text(SEVERAL)
+    with pytest.raises(Refusal, match="has several subsets") as refusal:
+        found()
+    assert refusal.value.problems[0].choices == ("main", "socratic")
+    assert "us/chats:main" in refusal.value.problems[0].hint
+    assert found(subset="socratic") == ["socratic/train.jsonl"]
+
+
+@pytest.mark.parametrize("change", [("socratic\n", "default\n"), ("socratic\n", "socratic\n  default: true\n")])
+def test_a_subset_that_is_the_default_by_name_or_word_is_taken(change: tuple[str, str], hub: Path) -> None:
+    put(hub, "main/train.jsonl", "socratic/train.jsonl")
+    (hub / "README.md").write_text(SEVERAL.replace(*change))
+    assert found() == ["socratic/train.jsonl"]
+
+
 def test_a_subset_is_a_folder_when_the_card_is_silent(hub: Path) -> None:
     put(hub, "en/a.jsonl", "zh/a.jsonl")
     assert found(subset="zh") == ["zh/a.jsonl"]

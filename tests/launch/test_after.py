@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,13 +18,15 @@ from hpcft.launch.accept import EXIT_FINISHED, EXIT_GO_ON, accept
 from hpcft.launch.after import after, culprit
 from hpcft.launch.begin import EXIT_LATE, begin
 from hpcft.launch.begin import main as begin_main
-from hpcft.launch.decide import Action
+from hpcft.launch.decide import Action, Ending
+from hpcft.launch.entry import run
 from hpcft.launch.logs import clean
 from hpcft.plan.difference import differing
-from hpcft.run import lease
+from hpcft.run import lease, ledger
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands
+from hpcft.slurm.states import State
 from tests.plans import plan
 
 KILLED = """\
@@ -94,6 +97,21 @@ def test_another_plan_is_refused_with_every_key_that_differs(tmp_path: Path) -> 
 def test_every_key_in_which_two_plans_differ_is_found() -> None:
     assert differing(plan(), plan()) == []
     assert differing(plan(budgets={"failures": 9}), plan()) == ["budgets.failures"]
+
+
+def test_a_job_waits_for_an_answer_whether_another_one_still_has_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, states = RunPaths(tmp_path), [State.UNKNOWN, State.UNKNOWN, State.FAILED]
+    lease.take(paths, {"HPCFT_JOB": "5"})
+    monkeypatch.setattr(commands, "time", Clock())
+    monkeypatch.setattr(lease, "job_state", lambda job: states.pop(0))
+    assert accept(plan().to_json(), paths, {"HPCFT_JOB": "7"}) == EXIT_GO_ON
+    assert not states
+    assert capsys.readouterr().err.count("asking again for 15 minutes") == 1
+    monkeypatch.setattr(lease, "job_state", lambda job: State.UNKNOWN)
+    with pytest.raises(Refusal, match="held by job 7, and Slurm cannot be asked"):
+        accept(plan().to_json(), paths, {"HPCFT_JOB": "8"})
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "not json"])
@@ -199,6 +217,85 @@ def test_a_controller_that_is_away_for_long_does_not_end_the_run(
     assert calls()[-1] == "requeue 7"
 
 
+def test_a_rank_that_dies_near_the_time_limit_is_named_and_the_job_requeued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
+    calls = scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.FAILED)
+    assert decision.why.startswith("rank 3 on n2: Killed")
+    assert "requeue 7" in calls()
+
+
+def test_a_scancel_between_the_decision_and_its_requeue_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    near = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
+    cancelled = JOB.format(state="COMPLETING", preempted="None") + " Reason=None"
+    says = f'[ "$(grep -c "show job" {tmp_path}/calls)" -gt 2 ] && echo "{cancelled}" || echo "{near}"'
+    calls = scontrol(tmp_path, monkeypatch, says)
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.STOP, Ending.CANCELLED)
+    assert not [call for call in calls() if call.startswith("requeue")]
+
+
+def test_ranks_that_slurm_ended_at_the_time_limit_are_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="COMPLETING", preempted="None") + f" Reason=TimeLimit EndTime={at(-1)}"
+    scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.TIME_LIMIT)
+
+
+def no_space(*words: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("preempted", "action"), [("None", Action.STOP), ("2999-01-01T00:00:00", Action.REQUEUE)])
+def test_on_a_full_disk_the_reason_is_said_and_only_what_needs_no_budget_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preempted: str, action: Action
+) -> None:
+    paths = RunPaths(tmp_path / "run")
+    accept(plan().to_json(), paths, IN_SLURM)
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    job = JOB.format(state="RUNNING", preempted=preempted)
+    scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
+    monkeypatch.setattr(ledger, "_append", no_space)
+    decision = after(plan(), paths, IN_SLURM, 137)
+    assert decision.action is action
+    assert "the ledger cannot be written: No space left on device" in decision.why
+    assert ("rank 3 on n2: Killed" in decision.why) == (action is Action.STOP)
+
+
+def test_a_helper_says_in_words_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    paths = RunPaths(tmp_path / "run")
+    assert run(lambda: accept(plan().to_json(), paths, here())) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert str(paths.root) in said
+    assert "df -h" in said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(FileNotFoundError):
+        run(lambda: len(os.listdir("/nowhere")))
+
+
 def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,14 +336,37 @@ def test_a_run_of_this_machine_may_have_the_name_of_one_that_was_cancelled(tmp_p
     assert begin(plan(), paths, here()).number == 1
 
 
-@pytest.mark.parametrize(("left", "code"), [(59, EXIT_LATE), (90, 0), (36000, 0), (None, 0)])
-def test_an_attempt_after_the_warning_before_the_time_limit_starts_no_ranks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], left: int | None, code: int
+def at(seconds: float) -> str:
+    """A moment from now, as scontrol says it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + seconds))
+
+
+# The warning was asked for 60 s before the end and may come 90 s earlier. A job of 100 s lets its ranks start all the
+# same, while there is half of it.
+@pytest.mark.parametrize(
+    ("ran", "left", "code"),
+    [
+        (9999, 59, EXIT_LATE),
+        (9999, 65, EXIT_LATE),
+        (9999, 148, EXIT_LATE),
+        (9999, 155, 0),
+        (9999, 36000, 0),
+        (5, 95, 0),
+        (45, 58, EXIT_LATE),
+        (0, None, 0),
+    ],
+)
+def test_an_attempt_that_may_have_missed_the_warning_before_the_time_limit_starts_no_ranks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ran: int,
+    left: int | None,
+    code: int,
 ) -> None:
     paths = RunPaths(tmp_path / "run")
     accept(plan().to_json(), paths, {"HPCFT_JOB": "7"})
-    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + (left or 0)))
-    job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={end}"
+    job = JOB.format(state="RUNNING", preempted="None") + f" StartTime={at(-ran)} EndTime={at(left or 0)}"
     scontrol(tmp_path, monkeypatch, f'echo "{job}"' if left else "away")
     for name, value in {"HPCFT_JOB": "7", "SLURM_JOB_ID": "7", "HPCFT_RUN": str(paths.root)}.items():
         monkeypatch.setenv(name, value)

@@ -80,6 +80,13 @@ def test_a_cancelled_run_that_is_submitted_again_is_not_cancelled_any_more() -> 
     assert story.begins().decide().action is Action.NEW_STEP
 
 
+def test_a_run_of_this_machine_that_has_the_name_of_a_cancelled_one_goes_on() -> None:
+    story = Story("local-n-7").tells("accepted").begins().tells("cancelled", by="hpcft cancel").ends(Ending.CANCELLED)
+    story.tells("accepted").begins()
+    assert story.decide(1, Cause.NOT_SLURM).action is Action.NEW_STEP
+    assert story.tells("cancelled", by="hpcft cancel").decide(1, Cause.NOT_SLURM).action is Action.STOP
+
+
 def test_a_preempted_job_is_requeued_and_no_budget_is_used() -> None:
     story = Story()
     for _ in range(50):
@@ -147,6 +154,52 @@ def test_a_rank_that_only_lost_its_peer_is_not_blamed_while_srun_names_another()
 
 def test_a_rank_that_could_not_speak_is_named_by_srun() -> None:
     assert Story().begins().decide(rank_words="rank 3 on n2: Killed").why.startswith("rank 3 on n2: Killed")
+
+
+def test_a_rank_that_dies_near_the_time_limit_has_failed_and_the_job_is_requeued() -> None:
+    story = Story().begins().saves(4)
+    for told in (story, Story().begins().tells("failed", rank=3, node="n2", error="ValueError: bug")):
+        decision = told.decide(1, Cause.TIME_LIMIT, rank_words="rank 3 on n2: Killed")
+        assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.FAILED)
+        assert decision.why.startswith("rank 3 on n2")
+        assert "failure 1 of 2" in decision.why
+
+
+def test_failures_near_the_time_limit_use_the_budget_of_failures() -> None:
+    decision = crashes(2).decide(1, Cause.TIME_LIMIT, rank_words="rank 3 on n2: Killed")
+    assert (decision.action, decision.ending) == (Action.STOP, Ending.FAILED)
+
+
+def test_a_bad_node_is_left_out_also_when_it_shows_near_the_time_limit() -> None:
+    found = Story().begins().tells("preflight", ok=False, refused="", bad_nodes=["n2"])
+    assert found.decide(4, Cause.TIME_LIMIT).exclude == ("n2",)
+    assert Story().begins().decide(137, Cause.TIME_LIMIT, lost=("n2",)).exclude == ("n2",)
+
+
+def test_ranks_that_were_told_of_the_time_limit_or_ended_by_slurm_have_not_failed() -> None:
+    told = Story().begins().saves(4).tells("stopping", cause="time_limit", step=5)
+    told.tells("failed", rank=0, node="n1", error="SaveFailed: no space")
+    assert told.decide(1, Cause.TIME_LIMIT, rank_words="rank 0 on n1: Killed").ending is Ending.TIME_LIMIT
+    killed = Story().begins().decide(137, Cause.TIME_LIMIT, rank_words="rank 0 on n1: Killed", ended=True)
+    assert killed.ending is Ending.TIME_LIMIT
+
+
+@pytest.mark.parametrize("words", ["Exited with exit code 70", "Exited with exit code 75", "Terminated"])
+def test_ranks_that_came_to_no_step_edge_before_the_time_limit_have_not_failed(words: str) -> None:
+    story = Story().begins().tells("failed", rank=0, node="n1", error="ended with exit code 70", code=70)
+    story.tells("failed", rank=1, node="n1", error="Connection closed by peer", peer=True)
+    decision = story.decide(70, Cause.TIME_LIMIT, rank_words=f"rank 0 on n1: {words}")
+    assert (decision.action, decision.ending) == (Action.REQUEUE, Ending.TIME_LIMIT)
+
+
+def test_a_signal_by_hand_long_ago_does_not_excuse_a_rank_that_dies() -> None:
+    story = Story().begins().tells("stopping", cause="by_hand", step=5).tells("failed", rank=0, node="n1", error="bug")
+    assert story.decide(1, Cause.TIME_LIMIT).ending is Ending.FAILED
+
+
+def test_a_cancellation_near_the_time_limit_is_no_failure_and_no_requeue() -> None:
+    decision = Story().begins().decide(137, Cause.CANCELLED, rank_words="rank 0 on n1: Killed", ended=True)
+    assert (decision.action, decision.ending) == (Action.STOP, Ending.CANCELLED)
 
 
 def test_failures_without_progress_stop_at_the_budget() -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch import watch
+from hpcft.launch import ranks, watch
 from hpcft.launch.background import submit_here
+from hpcft.launch.decide import Action
+from hpcft.launch.local import Stop, run_here
 from hpcft.launch.logs import follow
 from hpcft.launch.render import render
 from hpcft.launch.transport import Submitted
 from hpcft.plan.plan import Plan
-from hpcft.run import lease
+from hpcft.run import lease, ledger
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from tests.launch.conftest import furnish
@@ -58,6 +61,7 @@ def test_a_run_finishes_here_and_its_log_can_be_followed(here: Callable[..., Sub
     assert lines == ["== attempt 1", "rank 0 did its steps"]
     now = watch.wait_until_ended(sent.run, 20)
     assert (now.state, now.step, now.saved, now.total) == ("finished", 10, 10, 4)
+    assert now.batch_log == sent.run / f"jobs/{sent.job_id}_0_log.out"
     assert [(attempt.number, attempt.ending) for attempt in now.attempts] == [(1, "finished")]
 
 
@@ -86,6 +90,28 @@ def test_cancel_lets_the_ranks_save_and_nothing_starts_again(here: Callable[...,
     assert now.state == "cancelled"
     assert [event["reason"] for event in events(sent.run, "saved")][-1] == "stop"
     assert len(events(sent.run, "attempt_began")) == 1
+
+
+def test_a_run_that_is_stopped_on_a_full_disk_does_not_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    furnish(tmp_path, plan())
+    monkeypatch.chdir(tmp_path)
+    paths, stop, write = RunPaths(tmp_path / "runs/tiny"), Stop(), ledger._append
+
+    def stopped(started: Sequence[ranks.Rank], died: Callable[..., None]) -> int:
+        stop.asked = True
+        return max(rank.process.wait() for rank in started)
+
+    def full(path: os.PathLike[str], text: str) -> None:
+        if stop.asked:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text)
+
+    monkeypatch.setattr(ledger, "_append", full)
+    monkeypatch.setattr(ranks, "watch", stopped)
+    assert run_here(plan(), plan().to_json(), paths, stop, ["true"]) == Action.STOP.value
+    assert len(events(paths.root, "attempt_began")) == 1
 
 
 def test_a_second_submission_of_a_live_run_is_refused_and_names_the_holder(here: Callable[..., Submitted]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from hpcft.launch.render import render
 from hpcft.plan.plan import Plan
+from hpcft.run import lease
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.states import State
@@ -72,7 +73,7 @@ def test_a_job_runs_to_its_end_and_submitted_again_it_ends_at_once(submit: Calla
     assert [event["step"] for event in job.events("finished")] == [10]
     assert [event["decision"] for event in job.events("attempt_ended")] == ["done"]
     assert len(list(job.paths.attempt(1).glob("rank-000[0-3].log"))) == 4
-    assert not job.paths.lease.exists()
+    assert lease.holder(job.paths) is None
     job.id = job.submit()
     assert job.end() is State.COMPLETED
     assert len(job.events("attempt_began")) == 1
@@ -140,6 +141,18 @@ def test_a_time_limit_is_survived(submit: Callable[..., Job]) -> None:
     stopped = job.events("stopping")[0]
     assert stopped["cause"] == "time_limit"
     assert job.events("started")[1]["step"] == stopped["step"]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_near_the_time_limit_has_failed_and_the_job_comes_back(
+    submit: Callable[..., Job],
+) -> None:
+    job = submit(two_by_two(time_minutes=2, signal_lead=60), STANDIN_STEPS="20", STANDIN_DIE="1:3:7")
+    assert job.end(120) is State.COMPLETED, job.log()
+    first, second = job.events("attempt_ended")
+    assert (first["decision"], first["ending"], second["decision"]) == ("requeue", "failed", "done")
+    assert "rank 3 on n2: Killed" in first["why"]
+    assert [event["restart"] for event in job.events("attempt_began")] == [0, 1]
 
 
 @pytest.mark.slow

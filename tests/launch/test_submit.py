@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from submitit.core.utils import FailedSubmissionError
 
 from hpcft.errors import Refusal
-from hpcft.launch import transport, watch
+from hpcft.launch import adoption, logs, transport, watch
 from hpcft.launch.render import render
 from hpcft.launch.submissions import unended
 from hpcft.launch.transport import HINTS, ScriptExecutor, Submitted, submit
@@ -53,6 +56,32 @@ def test_a_run_is_submitted_queued_finished_and_its_status_known(
         send(plan())
 
 
+def test_a_job_that_dies_before_its_first_attempt_leaves_its_log_and_a_reason(
+    send: Callable[..., Submitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPCFT_PYTHON", "false")
+    sent = send(plan())
+    now = watch.wait_until_ended(sent.run, 60)
+    log = tmp_path / f"tiny-{sent.job_id}.log"
+    assert (now.state, now.batch_log) == ("stopped", log)
+    assert now.why == f"the job ended before an attempt began; its log: {log}"
+    assert "cannot run hpcft" in "\n".join(logs.read(RunPaths(sent.run)))
+    assert logs.log_files(RunPaths(sent.run)) == [log]
+    followed = list(logs.follow(RunPaths(sent.run), lambda: True))
+    assert followed[0] == "== the batch script"
+    assert "cannot run hpcft" in followed[-1]
+
+
+def test_a_script_of_plain_sbatch_says_itself_where_its_log_is(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str]
+) -> None:
+    furnish(tmp_path, plan())
+    (tmp_path / "job.sbatch").write_text(render(plan()))
+    job = slurm.run(["sbatch", "--parsable", "job.sbatch"], cwd=tmp_path, environ=standin).stdout.strip()
+    slurm.wait_for(job, State.COMPLETED)
+    assert watch.status(tmp_path / "runs/tiny").batch_log == tmp_path / f"tiny-{job}.log"
+
+
 def test_a_waiting_job_is_pending_and_can_be_cancelled(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:
     sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
     assert watch.status(sent.run).state == "pending"
@@ -69,6 +98,18 @@ def test_a_run_that_waits_is_not_submitted_again(send: Callable[..., Submitted])
         send(waiting)
     watch.cancel(sent.run)
     assert send(waiting).job_id != sent.job_id
+
+
+def test_a_full_disk_keeps_no_job_from_being_cancelled(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path
+) -> None:
+    sent = send(plan(resources={"extra": ("--begin=now+1hour",)}))
+    words = f"ulimit -f 0; exec {sys.executable} -m hpcft.cli.main cancel {sent.run}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cancelled job" in done.stdout
+    assert "the ledger cannot be told: File too large" in done.stdout
+    slurm.wait_for(sent.job_id, State.CANCELLED)
 
 
 def test_cancel_ends_every_job_of_the_run(send: Callable[..., Submitted], slurm: LoopbackSlurm) -> None:
@@ -154,6 +195,88 @@ def test_what_slurm_refuses_is_refused_in_its_words_with_a_hint(
     assert problem.what.startswith("sbatch: ")
     assert hint in problem.hint
     assert not slurm.run(["squeue", "-h"]).stdout.strip()
+
+
+def test_a_refused_submission_leaves_no_run(send: Callable[..., Submitted], tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="invalid partition"):
+        send(plan(resources={"partition": "nowhere"}))
+    assert watch.runs(tmp_path / "runs") == []
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def loses_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str = "", takes: bool = True) -> None:
+    """An sbatch that submits, and then says what a client says that has waited too long. before: lines of bash."""
+    real = shutil.which("sbatch")
+    program = folder / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/bash\n"
+        f'[[ "$*" == *--test-only* ]] && exec {real} "$@"\n'
+        f"{before}\n"
+        + (f'{real} "$@" > /dev/null\n' if takes else "")
+        + 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1\n'
+    )
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def queued(slurm: LoopbackSlurm) -> list[str]:
+    return slurm.run(["squeue", "-h", "-o", "%i"]).stdout.split()
+
+
+WAITING = {"extra": ("--begin=now+1hour",)}
+
+
+def test_a_job_whose_answer_was_lost_is_found_in_the_queue_and_is_the_runs(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Jobs that were there before, or stand in another folder, or have another name, are not taken for it.
+    other = ["sbatch", "--parsable", "--hold", "--wrap=true"]
+    slurm.run([*other, "--job-name=tiny"], cwd=tmp_path)
+    strangers = f"real={shutil.which('sbatch')}; $real --hold --wrap=true --job-name=other > /dev/null"
+    strangers += "; (cd / && $real --hold --wrap=true --job-name=tiny > /dev/null)"
+    loses_answers(tmp_path, monkeypatch, strangers)
+    sent = send(plan(resources=WAITING))
+    assert sent.job_id == max(queued(slurm), key=int)
+    assert (sent.run / f"jobs/{sent.job_id}_submission.sh").read_text() == render(plan(resources=WAITING))
+    assert (watch.status(sent.run).job, watch.status(sent.run).state) == (sent.job_id, "pending")
+    with pytest.raises(Refusal, match=f"job {sent.job_id} has this run already"):
+        send(plan(resources=WAITING))
+    assert "cancelled job" in watch.cancel(sent.run)
+    slurm.wait_for(sent.job_id, State.CANCELLED)
+
+
+def test_of_several_jobs_that_may_be_it_none_is_taken_and_all_are_named(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = f"{shutil.which('sbatch')} --hold --wrap=true --job-name=tiny > /dev/null"
+    loses_answers(tmp_path, monkeypatch, twin)
+    with pytest.raises(Refusal, match=r"Socket timed out.* 2 jobs tiny of this folder") as refused:
+        send(plan(resources=WAITING))
+    jobs = sorted(queued(slurm), key=int)
+    assert len(jobs) == 2
+    assert f"value: {', '.join(jobs)}" in str(refused.value)
+    assert f"scancel {' '.join(jobs)}" in str(refused.value)
+
+
+def test_an_answer_that_was_lost_with_its_job_is_refused_with_what_to_look_at(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "PATIENCE_SECONDS", 1.0)
+    loses_answers(tmp_path, monkeypatch, takes=False)
+    with pytest.raises(Refusal, match="no job tiny of this folder has come") as refused:
+        send(plan(resources=WAITING))
+    assert "squeue --me --name=tiny" in str(refused.value)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_preparation_whose_trainings_answer_was_lost_stays_with_it(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = "#!/bin/bash\n#SBATCH --job-name=prepare-tiny\n#SBATCH --hold\ntrue\n"
+    loses_answers(tmp_path, monkeypatch)
+    sent = send(plan(), prepare=prepare)
+    assert sorted(queued(slurm), key=int) == [sent.preparation, sent.job_id]
 
 
 def test_check_says_when_and_where_a_script_would_start(slurm: LoopbackSlurm, tmp_path: Path) -> None:

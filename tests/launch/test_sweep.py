@@ -70,6 +70,8 @@ def test_every_run_of_a_sweep_finishes_in_its_own_folder_and_again_nothing_is_le
     for number, one in enumerate(sent.submitted):
         now = watch.wait_until_ended(one.run, 60)
         assert (now.name, now.state, now.job, now.step) == (f"run-{number}", "finished", f"{array}_{number}", 10)
+        assert now.batch_log is not None
+        assert now.batch_log.is_file()
         assert Plan.from_json(RunPaths(one.run).plan.read_text()) == runs(3)[number]
         assert {event["job"] for event in events(tmp_path, number)} == {f"{array}_{number}"}
     assert len(list((tmp_path / "runs/.arrays/sweep").glob(f"sweep-{array}_[0-2].log"))) == 3
@@ -87,6 +89,8 @@ def test_a_sweep_submitted_again_takes_only_runs_that_nobody_has(
     first = send(runs(4, **LATER))
     assert {watch.status(one.run).state for one in first.submitted} == {"pending"}
     assert [now.state for now in watch.runs(tmp_path / "runs")] == ["pending"] * 4
+    log = tmp_path / f"runs/.arrays/sweep/sweep-{first.submitted[1].job_id}.log"  # as the elements above are named
+    assert watch.status(first.submitted[1].run).batch_log == log
     watch.cancel(first.submitted[1].run)
     assert watch.status(first.submitted[1].run).state == "cancelled"
     until(lambda: slurm.state(first.submitted[1].job_id) is State.CANCELLED)

@@ -12,6 +12,7 @@ def config(
 ) -> dict[str, Any]:
     """A dense decoder with a gated feed-forward."""
     return {
+        "model_type": "llama",
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -39,9 +40,9 @@ PUBLISHED = {
     "Llama-3.2-1B": (config(2048, 16, 32, 8, 8192, 128256, tied=True, head_dim=64), 1_235_814_400),
     "Mistral-7B-v0.3": (config(4096, 32, 32, 8, 14336, 32768), 7_248_023_552),
 }
-MIXTRAL = config(4096, 32, 32, 8, 14336, 32000, num_local_experts=8, num_experts_per_tok=2)
+MIXTRAL = config(4096, 32, 32, 8, 14336, 32000, model_type="mixtral", num_local_experts=8, num_experts_per_tok=2)
 QWEN3_30B_A3B = config(
-    2048, 48, 32, 4, 6144, 151936,
+    2048, 48, 32, 4, 6144, 151936, model_type="qwen3_moe",
     head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, decoder_sparse_step=1,
 )  # fmt: skip
 TINY = config(8, 4, 4, 2, 16, 32)

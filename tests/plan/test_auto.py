@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -114,6 +115,8 @@ def test_a_tensor_axis_divides_heads_and_never_leaves_its_node() -> None:
     found = {way.tp for way in ways(on_two, shape("Qwen2.5-7B"))}
     assert found == {1, 2, 4}, "4 key heads"
     assert {way.tp for way in ways(planned(""), shape("Qwen2.5-7B"))} == {1}, "adapters are not cut"
+    unknown = dataclasses.replace(shape("Qwen2.5-7B"), cut_by_tensor=False)
+    assert {way.tp for way in ways(on_two, unknown)} == {1}, "nor what nobody has seen cut right"
 
 
 def test_the_page_tells_why_and_what_else_there_was() -> None:

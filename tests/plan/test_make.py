@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from hpcft.catalog import OBJECTIVES, STRATEGIES
 from hpcft.config.cluster import PrepareJob
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal
+from hpcft.launch.render import render
 from hpcft.plan.make import make_plan, source_of
 from hpcft.plan.plan import Plan, Source
+from hpcft.run.expand import run_folder
 from tests.words import PROFILES, SEED, STARTERS, plan, plan_complaints, profile, run, starter
 
 
@@ -84,6 +87,11 @@ def test_a_llama_factory_run_plans_as_it_is() -> None:
         ("data/train.csv", "local"),
         ("data/train.parquet", "local"),
         ("data/train.jsonl.gz", "local"),
+        ("data/train.tsv", "local"),
+        ("data/train.tsv.gz", "local"),
+        ("data/TRAIN.JSONL", "local"),
+        ("data/train.jsonl.zst", "local"),
+        ("owner/zst", "huggingface"),
         ("a/b/c", "local"),
         ("my folder/x", "local"),
         ("own.er/na-me_2.5", "huggingface"),
@@ -165,7 +173,27 @@ def test_a_run_has_a_name(line: str, name: str) -> None:
     assert plan(line).name == name
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B-Instruct", "./a b/ümläut", "/", "...", "x" * 300, "~", "模型/千问"])
+def test_a_model_in_a_home_is_refused_before_its_data_is_prepared() -> None:
+    loaded = load_run(["--model", "~/models/x", "--dataset", "a"])
+    with pytest.raises(Refusal, match="nobody reads ~ on the way to the job") as refused:
+        make_plan(loaded.run, profile("local"), loaded.origins)
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.value) == ("command line", "~/models/x")
+    assert "write the folder out" in problem.hint
+
+
+def test_a_home_in_a_folder_is_left_to_the_shell_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = profile("local").model_copy(update={"store": "~/prepared", "hf_home": "~/hf"})
+    loaded = load_run(["--model", "a/b", "--dataset", "~/data/a.jsonl", "--output_dir", "~/runs", "--name", "mine"])
+    made = make_plan(loaded.run, cluster, loaded.origins)
+    assert (made.folders.runs, made.folders.store) == ("$HOME/runs", "$HOME/prepared")
+    assert {v.name: v.value for v in made.environment}["HF_HOME"] == "$HOME/hf"
+    assert "HPCFT_RUN:-$HOME/runs/mine}" in render(made).replace('"', "")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert run_folder(made) == Path("/home/me/runs/mine")
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B-Instruct", "./a b/ümläut", "/", "...", "x" * 300, "模型/千问"])
 def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) -> None:
     loaded = load_run(["--model", model, "--dataset", "a"])
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", make_plan(loaded.run, profile("local")).name)
@@ -185,6 +213,13 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task dpo --center_rewards_coefficient 0.1", "task: dpo has no such thing", ()),
         ("--task rm --beta 0.2", "task: rm has no such thing", ()),
         ("--task rm --truncation_strategy truncate_right", "scores the end of a text", ("drop", "truncate_left")),
+        ("--truncation_strategy split", "task: sft does not split", ("drop", "truncate_left", "truncate_right")),
+        (
+            "--task dpo --truncation_strategy split",
+            "task: dpo does not split",
+            ("drop", "truncate_left", "truncate_right"),
+        ),
+        ("--task rm --truncation_strategy split", "task: rm does not split", ("drop", "truncate_left")),
         ("--task rm --modules_to_save lm_head", "a score in the place of lm_head", ()),
         ("--task rm --target_modules q_proj lm_head", "a score in the place of lm_head", ()),
         ("--beta 0.2", "task: sft has no such thing", ()),
@@ -200,6 +235,7 @@ def test_the_name_made_from_any_model_may_name_a_folder_and_a_job(model: str) ->
         ("--task kto --init_weights pissa --reference adapters_off", "out of the weights", ("auto", "precompute")),
         ("--global_batch_size 12", "12 windows do not divide among 8 ranks", ("8", "16")),
         ("--interleave_prob 0.5 0.5", "2 weights for 1 dataset", ()),
+        ("--output_dir '~you/runs'", "output_dir: another user's home", ()),
         ("--early_stopping_patience 2", "there is nothing to evaluate on", ()),
         ("--load_best_model_at_end", "there is nothing to evaluate on", ()),
     ],
@@ -356,3 +392,15 @@ def test_a_job_for_data_that_the_profile_cannot_give_is_refused(changes: dict[st
     (problem,) = refused.value.problems
     assert what in problem.what
     assert hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "policy"),
+    [
+        ("", "drop"), ("--task pretrain", "split"), ("--task pt --truncation_strategy delete", "drop"),
+        ("--task pretrain --truncation_strategy right", "truncate_right"), ("--task dpo", "drop"),
+        ("--task pretrain --truncation_strategy split", "split"),
+    ],
+)  # fmt: skip
+def test_long_texts_are_split_where_every_token_is_trained_unless_it_is_said_otherwise(line: str, policy: str) -> None:
+    assert plan(line).data.truncation == policy

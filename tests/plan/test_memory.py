@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpcft.plan.activations import BACKWARD, ENDS, LOSS, MOMENTS
-from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, measured, memory_plan
+from hpcft.plan.memory import CONTEXT, FRAGMENTATION, NCCL, PROCESS, host_parts, measured, memory_plan
 from hpcft.plan.plan import Plan
 from hpcft.plan.speed import step_flop
 from tests.plan.models import PUBLISHED, shape
@@ -148,6 +148,10 @@ def test_a_node_holds_processes_and_the_copy_that_is_saved_or_the_models_that_ar
         tuner=dataclasses.replace(random.tuner, rank=1),
     )
     assert on_host(random)["loading"] == 2 * 2888, "rank 0 makes random ones"
+    experts = dataclasses.replace(tiny(), experts=4, experts_per_token=2)
+    read = dataclasses.replace(random, model=dataclasses.replace(random.model, from_scratch=False))
+    parts = {part.name: part.bytes for part in host_parts(read, experts)}
+    assert parts["loading"] == 2 * experts.parameters, "rank 0 joins experts"
 
 
 # Bytes a token: norms 2·(4·8 + 2·8), attention 4·(8 + 4) + 4·4, feed-forward 6·16, inputs 2·(2·8 + 16)
@@ -186,6 +190,9 @@ def test_attention_that_sees_all_scores_is_quadratic_and_the_others_are_not() ->
     flash, sdpa, eager = (parts_at(on_gpus(attention=kind), LOSS)["activations"] for kind in ("auto", "sdpa", "eager"))
     assert sdpa == flash + 4 * TOKENS * repeated + mask
     assert eager == sdpa + 4 * TOKENS * (scores - 4 * 4)
+    for kind, bytes_ in (("sdpa", sdpa), ("eager", eager)):  # what auto will find is the model's word
+        asks = dataclasses.replace(tiny(), attention=kind)
+        assert parts_at(on_gpus(), LOSS, asks)["activations"] == bytes_
 
 
 def test_dropout_of_adapters_keeps_an_input_and_a_mask_for_each() -> None:

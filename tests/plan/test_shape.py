@@ -46,6 +46,37 @@ def test_mixtral_s_experts_are_as_wide_as_a_feed_forward() -> None:
     assert shape.feed_forward == 2 * 14336
 
 
+def test_experts_are_the_same_under_either_name_of_their_number() -> None:
+    renamed = {**QWEN3_30B_A3B, "num_local_experts": 128}
+    del renamed["num_experts"]  # as transformers 5 writes it
+    assert shape_of(renamed) == shape_of(QWEN3_30B_A3B) is not None
+
+
+@pytest.mark.parametrize(("family", "tied"), [("gemma2", True), ("cohere", True), ("smollm3", True), ("llama", False)])
+def test_where_nothing_is_said_of_the_head_it_is_as_the_family_has_it(family: str, tied: bool) -> None:
+    silent = {key: value for key, value in TINY.items() if key != "tie_word_embeddings"}
+    shapes = [shape_of({**config, "model_type": family}) for config in (silent, {**TINY, "tie_word_embeddings": False})]
+    assert [shape is not None and shape.tied for shape in shapes] == [tied, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [
+        ({}, "flash"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, "eager"),
+        ({"attn_logit_softcapping": None}, "flash"),
+        ({"model_type": "gpt_oss", "num_local_experts": 32, "num_experts_per_tok": 4}, "eager"),
+        ({"attention_dropout": 0.1}, "sdpa"),
+    ],
+)
+def test_the_attention_is_the_fastest_that_computes_what_the_model_asks_for(
+    changes: dict[str, Any], attention: str
+) -> None:
+    shape = shape_of({**TINY, **changes})
+    assert shape is not None
+    assert shape.attention == attention
+
+
 def test_tied_weights_count_once() -> None:
     one, two = shape_of({**TINY, "tie_word_embeddings": True}), shape_of(TINY)
     assert one is not None
@@ -67,6 +98,8 @@ def test_without_an_activation_that_of_the_family_is_taken() -> None:
         {"num_local_experts": 8},
         {"num_local_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 2},
         {"kv_lora_rank": 512},
+        {"layer_types": ["linear_attention", "full_attention"]},
+        {"mamba_d_state": 16},
         {"hidden_act": "gelu", "model_type": "gpt_neox"},
         {"num_attention_heads": 0},
         {"num_hidden_layers": -1},

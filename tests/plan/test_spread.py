@@ -16,9 +16,10 @@ from hpcft.plan.checks import check_shape
 from hpcft.plan.make import make_plan
 from hpcft.plan.plan import Plan
 from hpcft.plan.replan import replan
+from hpcft.plan.shape import shape_of
 from hpcft.run.folder import keep_plan, make_folder, refuse_other_plan
 from hpcft.run.paths import RunPaths
-from tests.plan.models import shape
+from tests.plan.models import QWEN3_30B_A3B, shape
 from tests.words import SEED, plan, plan_complaints, profile, run, write
 
 WITHOUT_MASTERS = "--tuner_type full --main_params_dtype bfloat16"
@@ -131,6 +132,9 @@ def test_another_quantisation_is_refused_with_the_one_there_is(line: str, value:
         ("--torch_dtype float16 --deepspeed zero2", "float16 needs its losses scaled", ("bfloat16", "float32"), "fsdp"),
         ("--tp 2 --target_modules q_proj lm_head", "target_modules: tensor parallelism splits lm_head", (), "tp: 1"),
         ("--tp 2 --modules_to_save embed_tokens", "modules_to_save: tensor parallelism splits", (), "tp: 1"),
+        ("--tp 2 --modules_to_save down_proj", "modules_to_save: tensor parallelism splits down_proj", (), "tp: 1"),
+        ("--tp 2 --use_dora true", "a weight's length is taken over all of it", ("false",), "strategy: fsdp"),
+        ("--base_precision fp8 --use_dora true", "keeps no weights that use_dora could", ("null",), "quant_bits: 4"),
         ("--pp 2", "", (), ""),
     ],
 )  # fmt: skip
@@ -160,6 +164,15 @@ def test_the_tensor_degree_divides_the_shape_of_the_model(
     found = check_shape(loaded.run, loaded.origins, heads=heads, kv_heads=kv_heads, intermediate=intermediate)
     assert [problem.what.partition(" the model's number of ")[2] for problem in found] == said
     assert all(problem.choices == choices and problem.where == "command line" for problem in found)
+
+
+def test_experts_are_not_cut_among_tensor_ranks() -> None:
+    loaded = run("--strategy fsdp --tp 2")
+    with pytest.raises(Refusal) as caught:
+        make_plan(loaded.run, profile("infiniband-h100"), loaded.origins, shape_of(QWEN3_30B_A3B))
+    (problem,) = caught.value.problems
+    assert "128 experts" in problem.what
+    assert (problem.choices, problem.where) == (("1",), "command line")
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hpcft import disk
 from hpcft.errors import Refusal
 from hpcft.run import lease
 from hpcft.run.paths import RunPaths
@@ -79,6 +82,96 @@ def test_a_new_attempt_fences_off_the_ranks_of_the_last_one(paths: RunPaths) -> 
     lease.take(paths, slurm_job("7", attempt=1))
     lease.take(paths, slurm_job("7", attempt=2))
     assert not lease.still_mine(paths, slurm_job("7", attempt=1))
+
+
+def test_a_rank_that_outlives_its_job_is_kept_out_and_the_next_job_comes_in_at_once(paths: RunPaths) -> None:
+    lease.take(paths, slurm_job("7", restart=1, attempt=3))
+    lease.release(paths, slurm_job("7", restart=1))
+    for restart, attempt in ((0, 2), (1, 3)):
+        assert not lease.free_or_mine(paths, slurm_job("7", restart, attempt))
+    with pytest.raises(Refusal, match="restarted elsewhere"):
+        lease.take(paths, slurm_job("7", restart=0, attempt=4))
+    lease.take(paths, slurm_job("8"))  # Slurm is not asked about job 7
+    assert lease.free_or_mine(paths, slurm_job("8"))
+    assert not lease.free_or_mine(paths, slurm_job("7", restart=1, attempt=3))
+
+
+def test_a_rank_started_by_hand_may_write_where_nobody_holds_the_run(paths: RunPaths) -> None:
+    assert lease.free_or_mine(paths, {})
+    lease.take(paths, slurm_job("7"))
+    assert not lease.free_or_mine(paths, {})
+    lease.release(paths, slurm_job("7"))
+    assert lease.free_or_mine(paths, {})
+
+
+def test_a_job_that_gave_the_run_back_may_be_requeued_and_takes_it_again(paths: RunPaths) -> None:
+    lease.take(paths, slurm_job("7"), "abc")
+    lease.release(paths, slurm_job("7"))
+    assert lease.take(paths, slurm_job("7", restart=1)).plan == "abc"
+    assert lease.still_mine(paths, slurm_job("7", restart=1))
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: int, times: int) -> None:
+    """The next ``times`` readings of a lease fail as a file server's do."""
+    left, read = [times], Path.read_text
+
+    def fails(path: Path, *words: str, **options: str) -> str:
+        if path.name == "lease.json" and left[0]:
+            left[0] -= 1
+            raise OSError(error, os.strerror(error))
+        return read(path, *words, **options)
+
+    monkeypatch.setattr(Path, "read_text", fails)
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO])
+def test_a_lease_that_cannot_be_read_for_a_moment_is_still_held(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    lease.take(paths, slurm_job("7"))
+    says(monkeypatch, State.RUNNING)
+    failing(monkeypatch, error, 2)
+    with pytest.raises(Refusal, match="job 7"):
+        lease.take(paths, slurm_job("8"))
+    failing(monkeypatch, error, 2)
+    assert lease.still_mine(paths, slurm_job("7"))
+
+
+def test_a_lease_that_cannot_be_read_is_taken_by_nobody(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease.take(paths, slurm_job("7"))
+    monkeypatch.setattr(lease, "READ_SECONDS", 0.2)
+    failing(monkeypatch, errno.EIO, 1000)
+    with pytest.raises(lease.Unanswered, match="who holds the run cannot be read"):
+        lease.take(paths, slurm_job("8"))
+    with pytest.raises(OSError, match="Input/output error"):  # which a save reports, and does not take for a fence
+        lease.still_mine(paths, slurm_job("7"))
+
+
+def test_a_lease_of_an_older_or_newer_release_is_understood(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = {"job": "7", "restart": 1, "attempt": 2, "node": "n2", "plan": "abc", "time": 0.0}
+    says(monkeypatch, State.RUNNING)
+    for text in (older, older | {"colour": "red"}):
+        paths.lease.write_text(json.dumps(text))
+        assert lease.still_mine(paths, slurm_job("7", 1, 2))
+        with pytest.raises(Refusal, match="job 7"):
+            lease.take(paths, slurm_job("8"))
+    lease.take(paths, slurm_job("7", 1, 3))
+    assert "released" not in json.loads(paths.lease.read_text()), "older releases would take the run for nobody's"
+
+
+def test_a_full_disk_keeps_the_run_held_until_the_job_has_ended(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease.take(paths, slurm_job("7"))
+    with monkeypatch.context() as full:
+        full.setattr(disk, "replace", no_space)
+        lease.release(paths, slurm_job("7"))
+    says(monkeypatch, State.COMPLETED)
+    lease.take(paths, slurm_job("8"))
+
+
+def no_space(*words: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_live_process_holds_a_run_without_slurm_and_a_dead_one_does_not(paths: RunPaths) -> None:

@@ -37,6 +37,12 @@ def test_labels_are_the_next_token_of_the_same_document_where_it_is_trained() ->
     assert batch.trained.tolist() == [0, 1, 3, 6]
 
 
+def test_rows_of_compiled_layers_are_full_and_divide_among_tensor_ranks() -> None:
+    plan = plans.plan(train={"compiled": True}, data={"max_length": 5}, layout=plans.layout(1, 2, tp=2))
+    batch = batches.batch_of(small.Windows(example()), (0, 1), plan)
+    assert batch.tokens.shape == (2, 6)
+
+
 def test_the_first_token_of_a_document_is_never_a_label() -> None:
     window = example()[0]
     window.trained[3] = True  # begins the second document

@@ -484,13 +484,26 @@ def test_the_cards_facts_are_the_runs(site: Path) -> None:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == file["sha256"]
 
 
-def test_the_cards_snippet_runs_as_it_stands(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = trained(site, "lora-untied")
+def snippet_of(run: Trained) -> str:
     snippet = (run.export() / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    return snippet.replace('folder = "."', f"folder = {str(run.paths.export(4))!r}")
+
+
+def test_the_cards_snippet_runs_as_it_stands(site: Path) -> None:
     said: list[str] = []
-    snippet = snippet.replace('folder = "."', f"folder = {str(run.paths.export(4))!r}")
-    exec(compile(snippet, "README.md", "exec"), {"print": said.append})
+    exec(compile(snippet_of(trained(site, "lora-untied")), "README.md", "exec"), {"print": said.append})
     assert len(said) == 1
+
+
+def test_the_system_turn_of_training_is_in_the_snippet_and_among_the_facts(site: Path) -> None:
+    run = trained(site, "with-system", data={"system": "You're Bo,\nwho is brief."})
+    said: list[str] = []
+    names: dict[str, Any] = {"print": said.append}
+    exec(compile(snippet_of(run), "README.md", "exec"), names)
+    assert len(said) == 1
+    assert names["chat"][0] == {"role": "system", "content": run.plan.data.system}
+    assert facts_of(run.paths.export(4))["training"]["system"] == run.plan.data.system
+    assert "began with this one: You're Bo,\\nwho is brief." in (run.paths.export(4) / "README.md").read_text()
 
 
 def test_nothing_of_this_machine_and_no_pickle_is_in_the_folder(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, main
 from hpcft.train.metrics import Metrics, read_metrics
 from hpcft.train.objectives import sft
+from hpcft.train.strategies import ddp
 from tests.train import small
 
 OPTIONS: dict[str, Any] = {"optim": {"max_steps": 3}, "checkpoint": {"save_steps": 0}}
@@ -60,6 +62,19 @@ def test_a_finished_run_started_again_is_finished_at_once(root: Path) -> None:
     assert codes(root, attempt=2) == [0, 0]
     assert [e["checkpoint"] for e in events(root, "started")] == [None, "step-000003"]
     assert len([line for line in read_metrics(RunPaths(root).metrics) if "loss" in line]) == 3
+
+
+def test_the_time_of_a_step_is_also_that_of_the_update_before_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = ddp.DataParallel.step
+
+    def slow(sharded: Any, rate: float) -> None:
+        time.sleep(0.5)
+        step(sharded, rate)
+
+    monkeypatch.setattr(ddp.DataParallel, "step", slow)
+    assert codes(root) == [0, 0]
+    seconds = [line["step_seconds"] for line in read_metrics(RunPaths(root).metrics) if "loss" in line]
+    assert min(seconds[1:]) > 0.5, "where the host makes the update, nothing else would wait for it"
 
 
 def test_a_stopped_run_exits_75(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,18 @@ def test_a_model_that_has_no_plan_for_it_is_not_cut(tmp_path: Path) -> None:
         _styled(GPT2LMHeadModel(config).transformer)
 
 
+def test_queries_that_are_normalised_over_all_heads_are_not_cut() -> None:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    from hpcft.train.tensor_parallel import _styled
+
+    config = Olmo2Config(
+        vocab_size=small.VOCABULARY, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(Refusal, match="over all heads together"):
+        _styled(Olmo2ForCausalLM(config).model)
+
+
 def test_the_table_has_a_column_for_each_layout() -> None:
     rows = [equivalence.Row("llama", "full", layout, 1e-7) for layout in ("DDP", "TP")]
     assert equivalence.table(rows).splitlines()[2] == "| llama, full | 1e-07 | 1e-07 |"

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcft.data.rows import Row
-from hpcft.data.turns import dialogue, instruction, words
+from hpcft.data.turns import asked, dialogue, words
 
 
 def row(record: Mapping[str, Any]) -> Row:
     """The canonical row: the instruction, its input on the next line, and the output. Raises Unusable."""
-    return dialogue(record, instruction(record), words(record, "output" if "output" in record else "response"))
+    response = "output" if "output" in record else "response"
+    return dialogue(record, asked(record, ("instruction",)), words(record, response))

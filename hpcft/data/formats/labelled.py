@@ -9,7 +9,7 @@ from typing import Any
 from hpcft.catalog import QUERY_WORDS, RESPONSE_WORDS
 from hpcft.data.answers import category
 from hpcft.data.rows import Message, Row
-from hpcft.data.turns import conversation, half, history, instruction, shared_gpt, tools, with_system, words
+from hpcft.data.turns import asked, conversation, half, history, shared_gpt, tools, with_system, words
 
 
 def row(record: Mapping[str, Any]) -> Row:
@@ -26,7 +26,5 @@ def _turns(record: Mapping[str, Any]) -> tuple[Message, ...]:
         return conversation(record["messages"], "messages")
     if "conversations" in record or "conversation" in record:
         return shared_gpt(record)
-    key = next(word for word in ("instruction", *QUERY_WORDS) if word in record)  # which may have an input beside it
-    asked = ({"role": "user", "content": instruction(record)},) if key == "instruction" else half(record, key, "user")
     said = next((word for word in RESPONSE_WORDS if word in record), None)
-    return (*history(record), *asked, *(half(record, said, "assistant") if said else ()))
+    return (*history(record), *asked(record, QUERY_WORDS), *(half(record, said, "assistant") if said else ()))

@@ -7,15 +7,10 @@ from typing import Any
 
 from hpcft.catalog import QUERY_WORDS, RESPONSE_WORDS
 from hpcft.data.rows import Row
-from hpcft.data.turns import dialogue, words
-
-
-def halves(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The keys that hold the question and the answer: the first of each list that the record has."""
-    return next(k for k in QUERY_WORDS if k in record), next(k for k in RESPONSE_WORDS if k in record)
+from hpcft.data.turns import asked, dialogue, words
 
 
 def row(record: Mapping[str, Any]) -> Row:
     """The canonical row. Raises Unusable."""
-    query, response = halves(record)
-    return dialogue(record, words(record, query), words(record, response))
+    response = next(word for word in RESPONSE_WORDS if word in record)
+    return dialogue(record, asked(record, QUERY_WORDS), words(record, response))

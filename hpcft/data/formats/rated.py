@@ -9,11 +9,10 @@ from typing import Any
 from hpcft.data.answers import label
 from hpcft.data.rows import Message, Row
 from hpcft.data.turns import (
+    asked,
     conversation,
     half,
     history,
-    instruction,
-    question_and_answer,
     shared_gpt,
     tools,
     untrained,
@@ -35,6 +34,5 @@ def _turns(record: Mapping[str, Any]) -> tuple[Message, ...]:
         return shared_gpt(record)
     if "completion" in record:
         return untrained(half(record, "prompt", "user")) + half(record, "completion", "assistant")
-    asked = words(record, "query") if "query" in record else instruction(record)
     answer = words(record, "response" if "response" in record else "output")
-    return (*history(record), *question_and_answer(asked, answer))
+    return (*history(record), *asked(record, ("query", "instruction")), {"role": "assistant", "content": answer})

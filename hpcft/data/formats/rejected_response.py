@@ -7,7 +7,8 @@ from typing import Any
 
 from hpcft.data.answers import after, answer, pair
 from hpcft.data.rows import Message, Row
-from hpcft.data.turns import Unusable, conversation, history, question_and_answer, shared_gpt, words
+from hpcft.data.turns import asked, conversation, history, shared_gpt, words
+from hpcft.data.values import Unusable
 
 
 def row(record: Mapping[str, Any]) -> Row:
@@ -25,7 +26,8 @@ def _chosen(record: Mapping[str, Any]) -> tuple[Message, ...]:
         return conversation(record["messages"], "messages")
     if "conversations" in record or "conversation" in record:
         return shared_gpt(record)
-    return (*history(record), *question_and_answer(words(record, "query"), words(record, "response")))
+    said = {"role": "assistant", "content": words(record, "response")}
+    return (*history(record), *asked(record, ("query",)), said)
 
 
 def _answered(chosen: tuple[Message, ...], turns: tuple[Message, ...]) -> int:

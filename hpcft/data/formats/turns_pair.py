@@ -8,7 +8,8 @@ from typing import Any
 from hpcft.catalog import CHOSEN_AND_REJECTED
 from hpcft.data.answers import after, answer, pair
 from hpcft.data.rows import Row
-from hpcft.data.turns import Unusable, conversation, shared_gpt
+from hpcft.data.turns import conversation, shared_gpt
+from hpcft.data.values import Unusable
 
 
 def row(record: Mapping[str, Any]) -> Row:

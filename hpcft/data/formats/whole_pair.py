@@ -8,7 +8,7 @@ from typing import Any
 from hpcft.catalog import CHOSEN_AND_REJECTED
 from hpcft.data.answers import answer, pair
 from hpcft.data.rows import Row
-from hpcft.data.turns import Unusable
+from hpcft.data.values import Unusable
 
 
 def row(record: Mapping[str, Any]) -> Row:

@@ -29,6 +29,7 @@ plan = read_plan(paths)
 place = place_from_environment(os.environ, plan.layout)
 ledger = Ledger(paths, f"rank-{place.rank:04d}")
 state = paths.root / "state.json"
+died = paths.attempt(attempt_of(os.environ)) / "died"
 
 
 def save(step: int, reason: str) -> None:
@@ -40,6 +41,9 @@ def save(step: int, reason: str) -> None:
 
 
 def stop(step: int) -> None:
+    if died.exists():  # real ranks find that out before they ask Slurm: they meet at every step edge
+        ledger.write("failed", rank=place.rank, node=place.node, error="Connection closed by peer", peer=True)
+        sys.exit(1)
     cause = why_signalled(os.environ, asked[0], plan.resources.signal_lead, 30)
     if cause.saves:
         save(step, "stop")
@@ -56,6 +60,7 @@ if place.rank == 0:
 for step in range(first + 1, int(os.environ.get("STANDIN_STEPS", "10")) + 1):
     time.sleep(float(os.environ.get("STANDIN_PACE", "0.05")))
     if os.environ.get("STANDIN_DIE") == f"{attempt_of(os.environ)}:{place.rank}:{step}":
+        died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if asked:
         stop(step)

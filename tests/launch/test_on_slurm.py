@@ -90,6 +90,24 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_in_the_same_allocation(submi
     assert {event["restart"] for event in job.events("attempt_began")} == {0}
 
 
+def test_a_job_submitted_from_a_step_of_another_job_is_as_one_from_a_login_node(submit: Callable[..., Job]) -> None:
+    """What sbatch hands on would be the count of restarts, a core, GPUs, memory and the run folder of the other job."""
+    other = {"SLURM_CPU_BIND": "quiet,map_cpu:0", "SLURM_GPUS_PER_NODE": "4", "SLURM_MEM_PER_CPU": "9"}
+    left = {**other, "SLURM_RESTART_COUNT": "3", "HPCFT_JOB": "99", "HPCFT_RUN": "/somebody/elses"}
+    job = submit(two_by_two(memory="200"), **left, STANDIN_STEPS="3")
+    assert job.end() is State.COMPLETED, job.log()
+    assert {event["restart"] for event in job.events("started")} == {0}
+
+
+@pytest.mark.slow
+def test_a_job_submitted_from_a_restarted_one_comes_back_after_a_preemption(submit: Callable[..., Job]) -> None:
+    job = submit(two_by_two(partition="low"), STANDIN_STEPS="60", STANDIN_PACE="0.1", SLURM_RESTART_COUNT="3")
+    job.until(lambda: job.events("saved"))
+    job.slurm.submit("sleep 3", "--partition=high", "--nodes=4", "--exclusive")
+    assert job.end(120) is State.COMPLETED, job.log()
+    assert [event["restart"] for event in job.events("attempt_began")] == [0, 1]
+
+
 def test_scancel_ends_the_job_for_good(submit: Callable[..., Job]) -> None:
     job = submit(two_by_two(), STANDIN_STEPS="2000")
     job.until(lambda: job.events("saved"))

@@ -153,6 +153,31 @@ def test_what_an_outer_job_left_behind_is_not_seen(tmp_path: Path) -> None:
     assert (tmp_path / "seen").read_text() == "unset unset unset unset 7\n"
 
 
+@pytest.mark.parametrize(
+    ("says", "restarts"), [("JobId=7 Requeue=1 Restarts=0 x", "0"), ("JobId=7 Restarts=12 x", "12"), ("", "3")]
+)
+def test_the_count_of_restarts_is_this_jobs_own_where_slurm_can_say(tmp_path: Path, says: str, restarts: str) -> None:
+    """Slurm does not set it on a first start: a job that was submitted from a restarted one inherits that one's."""
+    shell = Shell(tmp_path, python="*launch.after*) echo $SLURM_RESTART_COUNT > seen ;;\n")
+    shell._program("scontrol", f'echo "$*" > asked\n[ "{says}" ] && echo "{says}"')
+    shell.run(SLURM_RESTART_COUNT="3")
+    assert (tmp_path / "seen").read_text() == f"{restarts}\n"
+    assert (tmp_path / "asked").read_text() == "-o show job 7\n"
+
+
+def test_a_job_that_was_never_restarted_does_not_ask_slurm_about_it(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    shell._program("scontrol", "touch asked")
+    assert shell.run().returncode == 0
+    assert not (tmp_path / "asked").exists()
+
+
+def test_the_run_folder_of_the_hpcft_job_that_it_was_submitted_from_is_not_taken(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, python='*launch.accept) echo "$HPCFT_RUN" > seen ;;\n')
+    shell.run(HPCFT_JOB="3", HPCFT_RUN="/runs/other")
+    assert (tmp_path / "seen").read_text() == f"{tmp_path}/runs/tiny\n"
+
+
 @pytest.mark.parametrize(("code", "ends"), [(2, 2), (1, 1), (143, 1)])
 def test_without_an_attempt_the_script_ends(tmp_path: Path, code: int, ends: int) -> None:
     shell = Shell(tmp_path, python=f"*launch.begin) exit {code} ;;\n")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ from tests.plans import plan
 class Shell:
     """The rendered script in ``folder``; ``python`` and ``srun`` write what they were asked to ``calls``."""
 
-    def __init__(self, folder: Path, python: str = "", srun: str = "") -> None:
+    def __init__(self, folder: Path, python: str = "", srun: str = "", **resources: Any) -> None:
         self.folder, self.script, self.calls = folder, folder / "job.sbatch", folder / "calls"
-        self.script.write_text(render(plan()))
+        self.script.write_text(render(plan(resources=resources)))
         (folder / "bin").mkdir()
         # Helpers succeed unless told otherwise; `begin` prints its line, `after` ends the loop.
         self._program(
@@ -99,6 +100,26 @@ def test_a_new_job_step_when_after_wants_one(tmp_path: Path) -> None:
     shell.run()
     assert shell.called().count("srun main") == 2
     assert shell.called().count("accept") == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["set -euo pipefail", "source site.sh", "trap 'exit 9' ERR", "set -E; trap 'exit 9' ERR"]
+)
+def test_a_setup_line_that_ends_scripts_at_their_first_failure_does_not_take_away_the_retries(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "site.sh").write_text("set -e\n")
+    once = "*launch.after*) [ -e once ] && exit 0; touch once; exit 10 ;;\n"
+    shell = Shell(tmp_path, python=once, srun="*train.main) [ -e once ] || exit 137 ;;\n", setup=(line,))
+    assert shell.run().returncode == 0
+    assert [call for call in shell.called() if call.startswith("after")] == ["after 137", "after 0"]
+
+
+def test_a_setup_line_that_fails_under_set_e_is_the_end_and_its_clean_up_happens_at_the_end(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, setup=("trap 'touch cleaned' EXIT", "set -e", "false"))
+    assert shell.run().returncode == 1
+    assert (tmp_path / "cleaned").exists()
+    assert not shell.calls.exists()
 
 
 def test_the_ranks_do_not_start_when_the_preflight_fails(tmp_path: Path) -> None:

@@ -108,6 +108,14 @@ def test_a_job_submitted_from_a_restarted_one_comes_back_after_a_preemption(subm
     assert [event["restart"] for event in job.events("attempt_began")] == [0, 1]
 
 
+def test_a_file_of_the_project_is_not_taken_for_a_module_of_pythons(submit: Callable[..., Job], tmp_path: Path) -> None:
+    for name in ("inspect", "tokenize", "socket"):
+        (tmp_path / f"{name}.py").write_text("print('a script of the project')\n")
+    job = submit(two_by_two(), STANDIN_STEPS="3")
+    assert job.end() is State.COMPLETED, job.log()
+    assert "of the project" not in job.log()
+
+
 def test_scancel_ends_the_job_for_good(submit: Callable[..., Job]) -> None:
     job = submit(two_by_two(), STANDIN_STEPS="2000")
     job.until(lambda: job.events("saved"))

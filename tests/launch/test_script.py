@@ -159,6 +159,12 @@ def test_an_allocation_other_than_planned_is_warned_about(tmp_path: Path) -> Non
     assert done.stderr == "hpcft: warning: nodes: planned 1, allocated 3\n"
 
 
+def test_setup_lines_see_the_modules_of_their_folder_and_the_helpers_do_not(tmp_path: Path) -> None:
+    seen = 'echo "${PYTHONSAFEPATH-unset}" >> seen'
+    Shell(tmp_path, python=f"*launch.accept) {seen} ;;\n", srun=f"*train.main) {seen} ;;\n", setup=(seen,)).run()
+    assert (tmp_path / "seen").read_text() == "unset\n1\n1\n"
+
+
 def test_a_run_folder_of_the_users_wins_and_spaces_are_harmless(tmp_path: Path) -> None:
     shell = Shell(tmp_path, python='*launch.begin) echo "1 a 1 $HPCFT_RUN"; mkdir "$HPCFT_RUN" ;;\n')
     shell.run(HPCFT_RUN=f"{tmp_path}/a b%c")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hpcft.plan.plan import Plan
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.states import State
-from tests.launch.conftest import furnish
+from tests.launch.conftest import ROOT, STANDIN, furnish
 from tests.loopback import LoopbackSlurm
 from tests.plans import layout, plan
 
@@ -114,6 +115,48 @@ def test_a_file_of_the_project_is_not_taken_for_a_module_of_pythons(submit: Call
     job = submit(two_by_two(), STANDIN_STEPS="3")
     assert job.end() is State.COMPLETED, job.log()
     assert "of the project" not in job.log()
+
+
+def preparing(folder: Path, program: str) -> dict[str, str]:
+    """The environment in which ``hpcft.data.prepare`` is ``program``."""
+    package = folder / "standin" / "hpcft"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text((STANDIN / "hpcft" / "__init__.py").read_text())
+    (package / "data" / "__init__.py").touch()
+    (package / "data" / "prepare.py").write_text(program)
+    return {"PYTHONPATH": os.pathsep.join([str(package.parent), str(STANDIN), str(ROOT)])}
+
+
+def test_data_that_cannot_be_prepared_in_the_job_ends_it_with_the_reason(
+    submit: Callable[..., Job], tmp_path: Path
+) -> None:
+    fails = "import sys; print('Error: a.jsonl:3: broken JSON', file=sys.stderr); sys.exit(2)"
+    job = submit(two_by_two(prepare="in_job"), **preparing(tmp_path, fails))
+    assert job.end() is State.FAILED, job.log()
+    (ended,) = job.events("attempt_ended")
+    assert (ended["decision"], ended["ending"]) == ("stop", "refused")
+    assert "a.jsonl:3: broken JSON" in ended["why"]
+    assert not job.events("started")
+
+
+@pytest.mark.slow
+def test_data_that_is_prepared_in_the_job_past_its_time_limit_is_gone_on_with(
+    submit: Callable[..., Job], tmp_path: Path
+) -> None:
+    slow = (
+        "import pathlib, signal, sys, time\n"
+        "first = pathlib.Path('first')\n"
+        "if first.exists(): sys.exit(print('went on'))\n"
+        "first.touch()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "time.sleep(600)\n"
+    )
+    asked = two_by_two(time_minutes=1, signal_lead=20, prepare="in_job")
+    job = submit(asked, **preparing(tmp_path, slow), STANDIN_STEPS="3")
+    assert job.end(200) is State.COMPLETED, job.log()
+    first, second = job.events("attempt_ended")
+    assert (first["decision"], first["ending"], second["decision"]) == ("requeue", "time_limit", "done")
+    assert "went on" in job.paths.prepare_log(job.id).read_text()
 
 
 def test_scancel_ends_the_job_for_good(submit: Callable[..., Job]) -> None:

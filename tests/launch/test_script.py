@@ -122,6 +122,15 @@ def test_a_setup_line_that_fails_under_set_e_is_the_end_and_its_clean_up_happens
     assert not shell.calls.exists()
 
 
+def test_data_prepared_in_the_job_is_a_job_step_of_one_task_with_the_cores_of_a_node(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"prepare": "in_job", "nodes": 2, "tasks_per_node": 4, "cpus_per_task": 3}
+    shell = Shell(tmp_path, srun="*launch.prepare*) exit 5 ;;\n", **asked)
+    shell.run()
+    assert shell.called() == ["accept", "begin", "srun preflight", "preflight 0", "after 5"]
+    (step,) = [line for line in shell.calls.read_text().splitlines() if "launch.prepare --in-job" in line]
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=12 " in step
+
+
 def test_the_ranks_do_not_start_when_the_preflight_fails(tmp_path: Path) -> None:
     shell = Shell(tmp_path, python="*preflight*--compare*) exit 4 ;;\n")
     shell.run()

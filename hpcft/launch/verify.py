@@ -111,7 +111,9 @@ def verify_here(plan: Plan, paths: RunPaths) -> int:
 def verify_in_allocation(plan: Plan, paths: RunPaths) -> int:
     """The script of a job, run by hand in the allocation that this process has; its exit code."""
     disk.replace(paths.script, script(plan))
-    environ = {name: value for name, value in os.environ.items() if name not in (JOB_VARIABLE, ATTEMPT_VARIABLE)}
+    # Without its restarts: where nothing can be started, the script would put a job that has some back into the queue.
+    left = (JOB_VARIABLE, ATTEMPT_VARIABLE, "SLURM_RESTART_COUNT")
+    environ = {name: value for name, value in os.environ.items() if name not in left}
     environ |= {RUN_VARIABLE: str(paths.root), "SLURM_OVERLAP": "1"}  # the shell of `srun --pty` has the cores already
     environ.setdefault("SLURM_SUBMIT_DIR", os.getcwd())
     if not plan.resources.setup:

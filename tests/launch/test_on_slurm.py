@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from hpcft.launch.render import render
+from hpcft.launch.array import arrays
+from hpcft.launch.render import render, render_array
 from hpcft.plan.plan import Plan
 from hpcft.run.ledger import Event, read_events
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.job import show_job
 from hpcft.slurm.states import State
 from tests.launch.conftest import ROOT, STANDIN, furnish
 from tests.loopback import LoopbackSlurm
@@ -229,6 +232,64 @@ def test_a_node_that_the_preflight_faults_is_left_out_of_the_next_attempt(
     assert "n1" in first["nodes"]
     assert "n1" not in second["nodes"]
     assert job.events("attempt_ended")[0]["decision"] == "requeue"
+
+
+def unusable(folder: Path, where: str) -> str:
+    """A Python that cannot be started where that shell condition holds, as on a node without its file system."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/bash\n{where} && exit 127\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    return str(python)
+
+
+def test_where_nothing_can_be_started_the_first_time_the_job_fails_at_once_with_the_reason(
+    submit: Callable[..., Job],
+) -> None:
+    job = submit(two_by_two(), HPCFT_PYTHON="/no/such/python")
+    assert job.end(20) is State.FAILED, job.log()
+    assert "cannot run hpcft; do the profile's setup lines" in job.log()
+    assert show_job(job.id).restarts == 0
+
+
+@pytest.mark.slow
+def test_a_job_that_comes_back_onto_a_node_where_nothing_can_be_started_goes_on_elsewhere(
+    submit: Callable[..., Job], tmp_path: Path
+) -> None:
+    python = unusable(tmp_path, '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && echo "$SLURMD_NODENAME" > bad')
+    asked = two_by_two(nodes=1, partition="low", exclusive=True)
+    job = submit(
+        dataclasses.replace(asked, layout=layout(1, 2)), HPCFT_PYTHON=python, STANDIN_STEPS="60", STANDIN_PACE="0.1"
+    )
+    job.until(lambda: job.events("saved"))
+    job.slurm.submit("sleep 1", "--partition=high", "--nodes=4", "--exclusive")
+    assert job.end(120) is State.COMPLETED, job.log()
+    assert [event["restart"] for event in job.events("attempt_began")] == [0, 2], job.log()
+    bad = (tmp_path / "bad").read_text().strip()
+    assert show_job(job.id).excluded == bad
+    assert bad not in job.events("attempt_began")[1]["nodes"]
+
+
+@pytest.mark.slow
+def test_a_node_where_nothing_can_be_started_does_not_take_the_elements_of_an_array(
+    slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sleep").write_text('#!/bin/sh\n[ "$1" = 60 ] && set -- 5\nexec /bin/sleep "$1"\n')
+    (tmp_path / "bin" / "sleep").chmod(0o700)
+    python = unusable(tmp_path, '[ "$SLURMD_NODENAME" = n1 ]')
+    plans = [plan(name=f"run-{n}", layout=layout(1, 1), resources={"exclusive": True}) for n in range(6)]
+    (array,) = arrays("sweep", plans)
+    furnish(tmp_path, plans[0])
+    (tmp_path / "sweep.sbatch").write_text(render_array(array))
+    path = f"{tmp_path / 'bin'}:{slurm.environment['PATH']}"
+    environ = {**standin, "HPCFT_PYTHON": python, "PATH": path, "STANDIN_STEPS": "3"}
+    job = slurm.run(["sbatch", "--parsable", "sweep.sbatch"], environ=environ, cwd=tmp_path).stdout.strip()
+    for element in range(6):
+        slurm.wait_for(f"{job}_{element}", ENDED, 120)
+    for one in plans:
+        events = read_events(RunPaths(tmp_path / "runs" / one.name))
+        assert [event["decision"] for event in events if event["event"] == "attempt_ended"] == ["done"], one.name
+    assert "on n1: " in "".join(log.read_text() for log in tmp_path.glob("sweep-*.log"))
 
 
 def test_a_script_without_prepared_data_says_so_and_is_not_tried_again(

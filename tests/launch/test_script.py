@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hpcft.launch.render import render
+from hpcft.slurm.nodes import expand_hostlist
 from tests.plans import plan
 
 
@@ -43,7 +44,7 @@ class Shell:
     def start(self, **environ: str) -> subprocess.Popen[str]:
         variables = {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
-            **{"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_JOB_ID": "7"},
+            **{"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"},
             **{"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "1"},
             **environ,
         }
@@ -87,6 +88,35 @@ def test_what_accept_says_is_what_happens(tmp_path: Path, code: int, ends: int) 
     assert done.returncode == ends
     assert ("begin" in shell.called()) == (code == 0)
     assert ("cannot run hpcft" in done.stderr) == (code in (1, 127))
+
+
+@pytest.mark.parametrize(
+    ("restarts", "state", "excluded", "comes_back"),
+    [
+        ("1", "RUNNING", "(null)", "n1"),
+        ("1", "RUNNING", "n[2-8]", "n1,n[2-8]"),
+        ("1", "RUNNING", "n[2-9]", ""),  # enough nodes: it is not the nodes
+        ("1", "COMPLETING", "(null)", ""),  # cancelled meanwhile
+        ("0", "RUNNING", "(null)", ""),
+    ],
+)
+@pytest.mark.parametrize("lost", ["python", "folder"])
+def test_a_job_that_ran_elsewhere_goes_back_into_the_queue_without_the_node_that_cannot_start_it(
+    tmp_path: Path, restarts: str, state: str, excluded: str, comes_back: str, lost: str
+) -> None:
+    shell = Shell(tmp_path, python="*launch.accept) exit 127 ;;\n")
+    names = " ".join(expand_hostlist(f"n1,{excluded.removeprefix('(null)')}"))
+    shell._program(
+        "scontrol",
+        f'echo "scontrol $*" >> {tmp_path}/calls\ncase "$*" in\n'
+        f"*show\\ job*) echo JobId=7 JobState={state} Restarts={restarts} 'ExcNodeList={excluded}' x ;;\n"
+        f"*hostnames*) printf '%s\\n' {names} ;;\nesac",
+    )
+    folder = {"SLURM_SUBMIT_DIR": "/no/such/folder"} if lost == "folder" else {}
+    assert shell.run(SLURM_RESTART_COUNT=restarts, **folder).returncode == 1
+    asked = [line for line in shell.calls.read_text().splitlines() if re.match("scontrol (requ|upd|rel)", line)]
+    update = f"scontrol update JobId=7 ExcNodeList={comes_back}"
+    assert asked == (["scontrol requeuehold 7", update, "scontrol release 7"] if comes_back else [])
 
 
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (20, 0), (30, 1), (1, 1), (2, 1)])

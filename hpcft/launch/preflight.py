@@ -129,7 +129,7 @@ def _writable(folder: Path) -> bool:
 def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
     """Raises Refusal where the run lacks what every node would lack: prepared shards, or the model's folder."""
     store = Path(environ.get(STORE_VARIABLE, plan.folders.store))
-    if not (store / "requests" / f"{data_key(plan.data)}.json").is_file():
+    if not os.path.isfile(store / "requests" / f"{data_key(plan.data)}.json"):  # nor is one that may not be read
         raise refuse(
             "the data of this run is not prepared",
             where=str(store),

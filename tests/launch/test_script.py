@@ -212,7 +212,7 @@ def test_a_run_folder_of_the_users_wins_and_spaces_are_harmless(tmp_path: Path) 
 
 def test_what_an_outer_job_left_behind_is_not_seen(tmp_path: Path) -> None:
     """sbatch hands the numbers of an array's element on to the job that it submits, which would requeue that one."""
-    names = ("HPCFT_ATTEMPT", "MASTER_ADDR", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    names = ("HPCFT_ATTEMPT", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_ARRAY_TASK_ID")
     seen = " ".join(f"${{{name}-unset}}" for name in names)
     shell = Shell(tmp_path, python=f'*launch.accept) echo "{seen} $HPCFT_JOB" > seen ;;\n')
     shell.run(**dict.fromkeys(names, "9"), HPCFT_JOB="local-1")

@@ -77,6 +77,8 @@ def test_a_job_runs_to_its_end_and_submitted_again_it_ends_at_once(submit: Calla
     assert [event["decision"] for event in job.events("attempt_ended")] == ["done"]
     assert len(list(job.paths.attempt(1).glob("rank-000[0-3].log"))) == 4
     assert not job.paths.lease.exists()
+    (log,) = job.folder.glob("tiny-*.log")
+    assert log.stat().st_mode & 0o077 == 0, "not even where the umask of who called sbatch lets others read"
     job.id = job.submit()
     assert job.end() is State.COMPLETED
     assert len(job.events("attempt_began")) == 1

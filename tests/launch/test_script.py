@@ -44,7 +44,7 @@ class Shell:
     def start(self, **environ: str) -> subprocess.Popen[str]:
         variables = {
             "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
-            **{"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"},
+            **{"SLURM_SUBMIT_DIR": str(self.folder), "SLURM_JOB_ID": "7"},
             **{"SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "1"},
             **environ,
         }
@@ -113,7 +113,7 @@ def test_a_job_that_ran_elsewhere_goes_back_into_the_queue_without_the_node_that
         f"*hostnames*) printf '%s\\n' {names} ;;\nesac",
     )
     folder = {"SLURM_SUBMIT_DIR": "/no/such/folder"} if lost == "folder" else {}
-    assert shell.run(SLURM_RESTART_COUNT=restarts, **folder).returncode == 1
+    assert shell.run(SLURM_RESTART_COUNT=restarts, SLURMD_NODENAME="n1", **folder).returncode == 1
     asked = [line for line in shell.calls.read_text().splitlines() if re.match("scontrol (requ|upd|rel)", line)]
     update = f"scontrol update JobId=7 ExcNodeList={comes_back}"
     assert asked == (["scontrol requeuehold 7", update, "scontrol release 7"] if comes_back else [])

@@ -86,7 +86,8 @@ class ClusterProfile(Section):
         (), description="Shell lines before Python starts: modules, conda, a virtual environment."
     )
     environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Line] = Field(
-        {}, description="Further environment variables for every rank; they win over ours."
+        {},
+        description="Further environment variables for every rank; they win over ours. No secrets: scripts show them.",
     )
     runs: Line | None = Field(None, description="Where run folders lie. null: runs/ in the submit directory.")
     store: Line = Field(

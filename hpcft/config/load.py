@@ -15,6 +15,7 @@ from hpcft.config.leaves import leaf_sections, list_names, nullable, required
 from hpcft.config.merging import Merged, merge
 from hpcft.config.overrides import read_words
 from hpcft.config.run import RunConfig
+from hpcft.config.secrets import secrets
 from hpcft.config.sharding import gave_way, settle
 from hpcft.config.source import (
     COMMAND_LINE,
@@ -123,7 +124,8 @@ def load_cluster(name: str | None, beside: Path | None = None, where: str = "") 
         if isinstance(value, Mapping):
             places |= {(str(key), str(k)): Given(v, line_of(value, k, shown), f"{key}.{k}") for k, v in value.items()}
     profile = validate(ClusterProfile, plain(tree, shown), places, problems, shown)
-    if profile is None:
+    problems += secrets(profile, places) if profile else []
+    if problems or profile is None:
         raise Refusal(sorted(problems, key=_line_number))
     if profile.partition and profile.partitions and profile.partition not in profile.partitions:
         raise refuse(

@@ -71,6 +71,7 @@ def prepare(data: DataPlan, store: Path) -> Answer:
     """
     if answer := found_again(store, data):
         return answer
+    stores.refuse_closed(store)
     with stores.one_writer(store, data_key(data), tell) as keep_request:
         if answer := found_again(store, data):
             return answer
@@ -296,11 +297,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0 if found_again(given.store, data) else EXIT_UNPREPARED
         if given.workers:
             data = dataclasses.replace(data, workers=given.workers)
-        answer = prepare(data, given.store)
-        if given.also:
-            asked = Plan.from_json(given.also.read_text(encoding="utf-8"), str(given.also)).data
-            stores.remember(given.store, asked, answer.content, answer.inputs)
-    except Refusal as refusal:
+        with stores.readable(given.store):
+            answer = prepare(data, given.store)
+            if given.also:
+                asked = Plan.from_json(given.also.read_text(encoding="utf-8"), str(given.also)).data
+                stores.remember(given.store, asked, answer.content, answer.inputs)
+    except (Refusal, PermissionError) as error:
+        if isinstance(error, PermissionError) and not Path(error.filename or "").is_relative_to(given.store):
+            raise
+        refusal = error if isinstance(error, Refusal) else stores.closed(error.filename)
         print(refusal.report, file=sys.stderr)
         return refusal.exit_code
     except OSError as error:  # a full disk, a quota, a file system that is gone: no fault of the data

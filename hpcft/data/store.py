@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from hpcft import disk
+from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, data_key
 
 FORMAT = 4  # raised whenever the same input would give other bytes
 SCHEMA = 3  # of the manifest, of a portion and of what is counted of it; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 STALE_AFTER = 600.0  # seconds without a touch after which another host's lock is taken over
 LEFT_AFTER = 86400.0  # the same of its temporary folder: one removed too soon costs a live writer all that it wrote
 
@@ -109,13 +112,60 @@ def request_file(store: Path, data: DataPlan) -> Path:
 def remember(store: Path, data: DataPlan, content: str, inputs: Sequence[Input]) -> None:
     """Write which content answers this request."""
     path = request_file(store, data)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    common(store, path.parent.name)
     write_json(path, {"content": content, "inputs": [asdict(entry) for entry in inputs]})
 
 
 def write_json(path: Path, value: Any) -> None:
     """Readable by whom the umask lets: the store is shared."""
     disk.replace(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", SHARED)
+
+
+def common(store: Path, name: str) -> Path:
+    """A folder of the store in which everybody writes who writes into the store."""
+    folder = store / name
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        if (mode := _mode(store)) & OTHERS_WRITE:
+            folder.chmod(mode)
+    return folder
+
+
+@contextlib.contextmanager
+def readable(store: Path) -> Iterator[None]:
+    """A umask by which all may read what is made in a store into which others may write too.
+
+    The scripts of jobs ask that what they make be their owner's alone, which stays so in any other store.
+    """
+    before = os.umask(0o077)
+    mode = _mode(store)
+    os.umask((~mode & 0o077) | OTHERS_WRITE if mode & OTHERS_WRITE else before)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def refuse_closed(store: Path) -> None:
+    """Raises Refusal where this account may not write what it would prepare: before the work, not after it."""
+    for folder in (store, store / "requests", store / "work"):
+        if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+            raise closed(folder)
+
+
+def closed(path: object) -> Refusal:
+    return refuse(
+        "the store of prepared data: this account may not write here",
+        where=str(path),
+        hint="its owner can open it and its folders (chmod g+rwxs); or name another as store in the profile",
+    )
+
+
+def _mode(folder: Path) -> int:
+    try:
+        return stat.S_IMODE(folder.stat().st_mode)
+    except FileNotFoundError:
+        return 0
 
 
 @contextlib.contextmanager
@@ -151,9 +201,23 @@ def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[C
     The lock saves work, it does not guard the shards: two writers would publish the same bytes under one name. So a
     takeover that goes wrong in some rare order of events costs minutes and nothing else.
     """
-    lock = store / "locks" / f"{name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = common(store, "locks") / f"{name}.lock"
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    try:
+        _wait(lock, mine, say)
+    except PermissionError:
+        say(f"no lock can be taken here, so another prepare of the same data would do the work too ({lock})")
+        yield lambda: None
+        return
+    try:
+        yield lambda: os.utime(lock) if lock.exists() else None
+    finally:
+        if (holder := _read(lock)) is not None and holder == json.loads(mine):
+            lock.unlink(missing_ok=True)
+
+
+def _wait(lock: Path, mine: str, say: Callable[[str], None]) -> None:
+    """Until the lock is ours. Raises PermissionError where this account can neither take it nor take it away."""
     told = 0.0
     while not _created(lock, mine):
         holder = _read(lock)
@@ -164,11 +228,6 @@ def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[C
             say(f"waiting for another prepare of the same data: {holder or 'unknown holder'} ({lock})")
         else:
             time.sleep(0.3)
-    try:
-        yield lambda: os.utime(lock) if lock.exists() else None
-    finally:
-        if (holder := _read(lock)) is not None and holder == json.loads(mine):
-            lock.unlink(missing_ok=True)
 
 
 def _created(lock: Path, text: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcft.data.store import common
 from hpcft.errors import Refusal
 
 Arrays = dict[str, Any]
@@ -36,8 +37,10 @@ class Work:
     """The results of one content's portions, by name."""
 
     def __init__(self, store: Path, content: str) -> None:
-        self.all = store / "work"
+        self.store, self.all = store, store / "work"
         self.folder = self.all / content
+        if self.folder.is_dir() and not os.access(self.folder, os.W_OK):  # another user's, in a store of many
+            self.folder = self.all / f"{content}-{os.getuid()}"
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -56,7 +59,8 @@ class Work:
 
     def _begin(self) -> None:
         """Make the folder; remove what another writer was writing when it died, and what nobody came back to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        common(self.store, self.all.name)
+        self.folder.mkdir(exist_ok=True)
         for torn in self.folder.glob(".*"):
             with contextlib.suppress(OSError):
                 if time.time() - torn.stat().st_mtime > 60:  # a live writer takes no minute for a result

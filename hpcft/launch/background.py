@@ -17,6 +17,7 @@ from submitit.local.local import LocalExecutor
 from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.launch.entry import run
+from hpcft.launch.processes import safe
 from hpcft.launch.transport import Submitted, job_environment, refuse_unsubmittable
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -38,7 +39,7 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
     paths.jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk.replace(paths.script, script)
     disk.replace(paths.handed_over, plan.to_json())
-    environ = {**job_environment(plan), RUN_VARIABLE: str(paths.root)}
+    environ = safe(job_environment(plan)) | {RUN_VARIABLE: str(paths.root)}
     log = os.open(paths.jobs / "background.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         done = subprocess.run(

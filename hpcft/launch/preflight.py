@@ -129,12 +129,17 @@ def _writable(folder: Path) -> bool:
 def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
     """Raises Refusal where the run lacks what every node would lack: prepared shards, or the model's folder."""
     store = Path(environ.get(STORE_VARIABLE, plan.folders.store))
-    if not (store / "requests" / f"{data_key(plan.data)}.json").is_file():
+    if not os.path.isfile(store / "requests" / f"{data_key(plan.data)}.json"):  # nor is one that may not be read
         raise refuse(
             "the data of this run is not prepared",
             where=str(store),
             hint="on the login node: hpcft prepare RUN.yaml; then submit again",
         )
+    refuse_no_model(plan)
+
+
+def refuse_no_model(plan: Plan) -> None:
+    """Raises Refusal where the folder that the run names as its model is none."""
     model = Path(plan.model.path)
     if plan.model.source == "local" and not (model / "config.json").is_file():
         raise refuse("model: no model is there (no config.json)", where=str(model.absolute()))
@@ -214,7 +219,10 @@ def judge(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int) ->
         return code
     ledger = Ledger(paths, "batch", environ)
     try:
-        refuse_unprepared(plan, environ)
+        if plan.resources.prepare == "in_job":  # the next job step prepares the data
+            refuse_no_model(plan)
+        else:
+            refuse_unprepared(plan, environ)
         refuse_missing_packages(plan)
     except Refusal as refusal:
         ledger.write("preflight", ok=False, refused=str(refusal), bad_nodes=[])

@@ -1,7 +1,8 @@
-"""The whole of a job that prepares data: the Plan from the script, ``hpcft.data.prepare``, a word in the ledger.
+"""Data prepared on the cluster: the Plan from the script, ``hpcft.data.prepare``, a word in the ledger.
 
-Its exit code is that of the preparation: the training job waits for a 0. A job that is killed leaves no word, and
-whoever asks later hears of it from Slurm.
+It is the whole of a job, and its exit code is that of the preparation: the training job waits for a 0. A job that is
+killed leaves no word, and whoever asks later hears of it from Slurm. With ``--in-job`` it is a job step of the training
+job: the Plan is the run's, and the word is one that ``after`` decides from.
 """
 
 from __future__ import annotations
@@ -13,21 +14,30 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from hpcft.launch.entry import run, say
+from hpcft.launch.preflight import own_name
 from hpcft.plan.plan import Plan
 from hpcft.run.folder import make_folder
-from hpcft.run.ledger import Ledger, job_of
+from hpcft.run.ledger import Ledger, attempt_of, job_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 
+POLL_SECONDS = 0.1
 BEGAN, PREPARED, FAILED = "preparing", "prepared", "preparation_failed"
 
 
-def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int) -> int:
-    """Prepare the data of the plan ``text``; the exit code. Raises Refusal where the plan cannot be read."""
+asked: list[int] = []  # signals that came
+
+
+def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int | None = None) -> int:
+    """Prepare the data of the plan ``text``; the exit code. Raises Refusal where the plan cannot be read.
+
+    workers: processes, in place of the plan's.
+    """
     plan = Plan.from_json(text, where="the plan in the script")
     make_folder(paths.root)
     log = paths.prepare_log(job_of(environ) or "none")
@@ -37,24 +47,50 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file, _private(log) as stream:
         file.write(text)
         file.flush()
-        words = ["--plan", file.name, "--store", environ[STORE_VARIABLE], "--workers", str(workers)]
-        command = [sys.executable, "-u", "-m", "hpcft.data.prepare", *words]
-        code = subprocess.run(command, check=False, stdout=stream, stderr=subprocess.STDOUT, env=environ).returncode
+        words = ["--plan", file.name, "--store", environ[STORE_VARIABLE]]
+        words += ["--workers", str(workers)] if workers else []
+        code = _run([sys.executable, "-u", "-m", "hpcft.data.prepare", *words], stream, environ)
     if code == 0:
         ledger.write(PREPARED, log=str(log))
         say(f"the data of {plan.name} is prepared; what it is: {log}")
-    elif code not in (
-        -signal.SIGTERM,
-        128 + signal.SIGTERM,
-    ):  # whoever sent that also ends this process, and may start the job anew
+    elif asked or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        return 128 + signal.SIGTERM  # whoever sent that may start the job anew
+    else:
         why = (
             cause(log)
             if code > 0
             else f"killed by signal {-code}; for want of memory? (prepare_job.mem in the profile)"
         )
         ledger.write(FAILED, why=why, code=code, log=str(log))
+        if attempt_of(environ):
+            _tell_after(ledger, f"the data is not prepared: {why}; the whole log: {log}", code)
         say(f"the data of {plan.name} is not prepared: {why}; the whole log: {log}")
     return code if code >= 0 else 1
+
+
+def _run(command: Sequence[str], stream: IO[str], environ: Mapping[str, str]) -> int:
+    """The exit code of ``command``, which Slurm's warning before the time limit ends as a TERM does."""
+    child = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environ, preexec_fn=_no_warning)
+    warned = False
+    while (code := child.poll()) is None:
+        if signal.SIGUSR2 in asked and not warned:
+            warned = True
+            child.terminate()
+        time.sleep(POLL_SECONDS)
+    return code
+
+
+def _no_warning() -> None:
+    """Slurm sends it to every process of a job step, and the workers would be gone before they are told to end."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _tell_after(ledger: Ledger, why: str, code: int) -> None:
+    """What the data's own fault is, no other attempt mends; anything else may go well the next time."""
+    if code == 2:
+        ledger.write("preflight", ok=False, refused=why, bad_nodes=[])
+    else:
+        ledger.write("failed", rank=0, node=own_name(ledger.environ), error=why, code=code)
 
 
 def _private(log: Path) -> IO[str]:
@@ -71,9 +107,15 @@ def cause(log: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hpcft.launch.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--in-job", action="store_true")
     given = parser.parse_args(arguments)
-    return prepare(sys.stdin.buffer.read().decode("utf-8"), RunPaths.from_environment(), os.environ, given.workers)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: asked.append(number))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks ranks to save; the preparation inherits that it is ignored
+    paths = RunPaths.from_environment()
+    text = paths.plan.read_text(encoding="utf-8") if given.in_job else sys.stdin.buffer.read().decode("utf-8")
+    return prepare(text, paths, os.environ, given.workers)
 
 
 if __name__ == "__main__":

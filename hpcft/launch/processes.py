@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpcft.launch.hub import exported_home
 from hpcft.plan.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or site-packages
 
 
 def run_prepare(named: Plan, pinned: Plan, store: Path, *words: str, aside: bool = False) -> int:
@@ -55,8 +57,18 @@ def run_module(module: str, plan: Plan, *words: str, aside: bool = False) -> int
     The process finds this very hpcft, also where it is used from a checkout that is not installed, and looks for hub
     files in the cache that the job will read.
     """
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-    environment = exported_home(plan, os.environ) | {"PYTHONPATH": path}
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    environment = safe(exported_home(plan, os.environ) | {"PYTHONPATH": path})
     command = [sys.executable, "-m", module, *words]
     return subprocess.run(command, check=False, env=environment, stdout=sys.stderr if aside else None).returncode
+
+
+def safe(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` for ``python -m``, which would run a project's own inspect.py in the place of Python's.
+
+    That hpcft is the current folder, a checkout that is not installed, still counts.
+    """
+    found = {**environ, "PYTHONSAFEPATH": "1"}
+    if Path.cwd() == ROOT:
+        found["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), str(ROOT)) if part)
+    return found

@@ -58,6 +58,7 @@ RESERVED = {
     "open-mode": "nothing: append is what keeps the log of earlier attempts",
     "array": "one submission per run",
     "export": "the profile's environment",
+    "clusters": "SLURM_CLUSTERS, which squeue and scontrol follow too",
     "wrap": "nothing: the script is the job",
     "chdir": "nothing: the job runs where it was submitted",
     "parsable": "nothing: hpcft reads the job id itself",

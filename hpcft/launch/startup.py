@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hpcft.launch.prepare import PREPARED
 from hpcft.run.ledger import Event
 
 LAST = "first step"
@@ -15,8 +16,8 @@ SHOWN_SECONDS = 0.05
 class Startup:
     """seconds: in all, so far where it is not over. stages: name and seconds, in their order; the ranks' are rank 0's.
 
-    job: from Slurm's start of the job to the attempt (setup lines, data prepared in the job). launch: from the
-    preflight's end to the rank's process. Then the phases of ``hpcft.train.main``.
+    job: from Slurm's start of the job to the attempt (setup lines). data: its preparation, where the job does that.
+    launch: from the end of that, or of the preflight, to the rank's process. Then the phases of ``hpcft.train.main``.
     """
 
     seconds: float
@@ -58,6 +59,9 @@ def _stages(events: Sequence[Event], began: Event) -> Iterator[tuple[str, float]
     if (preflight := next((e for e in mine if e["event"] == "preflight"), None)) is not None:
         yield "preflight", preflight["time"] - at
         at = preflight["time"]
+    if (data := next((e for e in mine if e["event"] == PREPARED), None)) is not None:
+        yield "data", data["time"] - at
+        at = data["time"]
     phases = [event for event in mine if event["event"] == "phase" and event.get("rank") == 0]
     if phases:
         yield "launch", max(0.0, phases[0]["time"] - phases[0]["seconds"] - at)

@@ -23,6 +23,7 @@ from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
 from hpcft.launch import adoption, batchlog
 from hpcft.launch.preparation import WAITS, preparation
+from hpcft.launch.processes import safe
 from hpcft.launch.submissions import SUBMITTED, living
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -224,7 +225,7 @@ def job_environment(plan: Plan, run: Path | None = None) -> dict[str, str]:
     # Without setup lines nothing in the job says which Python has hpcft: it is the one that submits.
     if not plan.resources.setup:
         environ.setdefault("HPCFT_PYTHON", sys.executable)
-    return environ
+    return safe(environ)
 
 
 def hand_over(executor: ScriptExecutor) -> str:

@@ -23,6 +23,7 @@ from hpcft import disk
 from hpcft.errors import refuse
 from hpcft.launch import ranks
 from hpcft.launch.entry import say
+from hpcft.launch.processes import safe
 from hpcft.launch.render import render
 from hpcft.launch.transport import submit
 from hpcft.plan.plan import Plan
@@ -101,7 +102,7 @@ def verify_here(plan: Plan, paths: RunPaths) -> int:
         raise refuse(f"this machine is one node, the plan has {plan.layout.nodes}", hint="slurm.nodes: 1")
     disk.replace(paths.plan, plan.to_json())
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(port_for("", 0, 1, str(paths.root))))}
-    environ = {**exported(plan, os.environ), **meeting, RUN_VARIABLE: str(paths.root), ATTEMPT_VARIABLE: "1"}
+    environ = {**safe(exported(plan, os.environ)), **meeting, RUN_VARIABLE: str(paths.root), ATTEMPT_VARIABLE: "1"}
     started = ranks.start(plan, paths, environ, 0, ranks.VERIFY)
     ranks.forward_signals(started)
     return ranks.watch(started, ranks.record_death(paths, environ, "this machine"))
@@ -110,7 +111,9 @@ def verify_here(plan: Plan, paths: RunPaths) -> int:
 def verify_in_allocation(plan: Plan, paths: RunPaths) -> int:
     """The script of a job, run by hand in the allocation that this process has; its exit code."""
     disk.replace(paths.script, script(plan))
-    environ = {name: value for name, value in os.environ.items() if name not in (JOB_VARIABLE, ATTEMPT_VARIABLE)}
+    # Without its restarts: where nothing can be started, the script would put a job that has some back into the queue.
+    left = (JOB_VARIABLE, ATTEMPT_VARIABLE, "SLURM_RESTART_COUNT")
+    environ = {name: value for name, value in os.environ.items() if name not in left}
     environ |= {RUN_VARIABLE: str(paths.root), "SLURM_OVERLAP": "1"}  # the shell of `srun --pty` has the cores already
     environ.setdefault("SLURM_SUBMIT_DIR", os.getcwd())
     if not plan.resources.setup:

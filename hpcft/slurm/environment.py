@@ -20,14 +20,15 @@ _NAMES = frozenset(
         "HPCFT_ATTEMPT",
     }
 )
-_KEPT = frozenset({"SLURM_CONF"})
+# Which cluster to talk to, and how; the person's own, since Slurm sets none of them for a job but the first.
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"})
 
 
 def scrubbed(environ: Mapping[str, str]) -> dict[str, str]:
     """A copy of ``environ`` for a new submission: nothing of the job, job step or ranks that it may come from.
 
     Left in, SBATCH_PARTITION beats the script, SLURM_CPU_BIND pins the new job's ranks to one core, and
-    SLURM_GPUS_PER_NODE makes its srun fail. SLURM_CONF stays: it says which cluster to talk to.
+    SLURM_GPUS_PER_NODE makes its srun fail. What says which cluster to talk to stays, for sbatch as for squeue.
     """
     return {
         name: value

@@ -108,3 +108,36 @@ def test_no_profile_names_a_home_or_holds_a_secret(name: str) -> None:
     text = (Path(__file__).parents[2] / "templates" / "clusters" / f"{name}.yaml").read_text()
     assert "/home/" not in text
     assert "token" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("environment:\n  HF_HOME: /x\n  WANDB_API_KEY: s3cret0123", 5),
+        ("environment: {HF_TOKEN: hf_s3cret0123}", 3),
+        ("environment: {HF_TOKEN: '${HF_TOKEN:-hf_s3cret0123}'}", 3),
+        ("environment: {AWS_SECRET_ACCESS_KEY: s3cret0123}", 3),
+        ("environment: {mlflow_tracking_password: s3cret0123}", 3),
+        ("environment: {HTTPS_PROXY: 'http://me:s3cret0123@proxy:3128'}", 3),
+        ("setup: ['module load x', 'export HF_TOKEN=hf_s3cret0123']", 3),
+        ("setup: ['export A=1 WANDB_API_KEY=\"s3cret 0123\"; true']", 3),
+    ],
+)
+def test_a_secret_that_would_stand_in_the_script_is_refused_with_its_line_and_not_repeated(
+    said: str, line: int, tmp_path: Path
+) -> None:
+    file = write(tmp_path, f"{LEAST}{said}\n", "cluster.yaml")
+    (problem,) = wrong(file)
+    assert problem.where == f"{file}:{line}"
+    assert "export" in problem.hint
+    assert "s3cret" not in str(Refusal([problem]).report)
+
+
+def test_what_only_sounds_like_a_secret_or_stands_for_one_is_taken(tmp_path: Path) -> None:
+    text = (
+        "environment: {TOKENIZERS_PARALLELISM: 'false', HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', HF_TOKEN: '${HF_TOKEN}',\n"
+        "  WANDB_API_KEY: $MY_KEY, HF_TOKEN_PATH: /x/token, HTTPS_PROXY: 'http://proxy:3128', OTHER_TOKEN: '${A:-}'}\n"
+        'setup:\n  - export HF_TOKEN="$(cat "$HOME/.hf-token")" WANDB_API_KEY=$(< ~/.wandb)\n'
+        "  - source /x/env.sh; export SOME_TOKEN=$OTHER\n"
+    )
+    assert load_cluster(write(tmp_path, LEAST + text, "cluster.yaml"))[0].environment["WANDB_API_KEY"] == "$MY_KEY"

@@ -1,17 +1,21 @@
-"""One writer at a time, a dead one's lock taken over."""
+"""One writer at a time, a dead one's lock taken over; a store of many users, and one of a single user."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hpcft.data.store import new_content, one_writer
+from hpcft.data.store import SCHEMA, find, new_content, one_writer, readable, refuse_closed, remember, write_json
+from hpcft.data.work import Work
 from hpcft.plan.plan import DataPlan, data_key
 from tests.plans import plan
 
@@ -87,3 +91,87 @@ def test_a_folder_that_a_dead_process_of_this_host_left_is_removed(tmp_path: Pat
     left.mkdir()
     with new_content(tmp_path, "0123abcd"):
         assert not left.exists()
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that every account may enter, unlike pytest's own; left as another account is."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_another(do: Callable[[], None]) -> str:
+    """What ``do`` said as a user without rights of its own; "" where all went well."""
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            do()
+            said = ""
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with open(read, encoding="utf-8") as pipe:
+        return pipe.read()
+
+
+def writes(store: Path, data: DataPlan = DATA) -> None:
+    """What a prepare does in the store, under the umask of a job's script."""
+    os.umask(0o077)
+    with readable(store):
+        refuse_closed(store)
+        with one_writer(store, data_key(data), lambda _: None), new_content(store, "c") as folder:
+            write_json(folder / "manifest.json", {"schema": SCHEMA})
+            with Work(store, "c").kept():
+                pass
+        remember(store, data, "c", [])
+
+
+def reads(store: Path) -> None:
+    assert find(store, DATA) is not None
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o2777])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_store_into_which_others_may_write_is_theirs_too(place: Path, mode: int) -> None:
+    place.chmod(mode)
+    umask = os.umask(0)
+    try:
+        writes(place)
+    finally:
+        os.umask(umask)
+    other = plan(data={"seed": 5}).data
+    assert as_another(lambda: writes(place, other)) == ""
+    assert as_another(lambda: reads(place)) == ""
+    assert (place / "c").stat().st_mode & 0o022 == 0, "what is prepared is not for others to change"
+
+
+def test_any_other_store_is_its_owners_alone_when_the_umask_says_so(place: Path) -> None:
+    umask = os.umask(0)
+    try:
+        writes(place)
+    finally:
+        os.umask(umask)
+    assert {path.stat().st_mode & 0o077 for path in place.rglob("*")} == {0}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_a_store_that_another_has_closed_is_refused_before_the_work_with_what_to_do(place: Path) -> None:
+    place.chmod(0o1777)
+    (place / "requests").mkdir(mode=0o700)
+    assert "Refusal" in (said := as_another(lambda: writes(place)))
+    assert f"{place}/requests" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_without_a_lock_that_this_account_can_take_the_data_is_prepared_all_the_same(place: Path) -> None:
+    place.chmod(0o1777)
+    (place / "locks").mkdir(mode=0o700)
+    assert as_another(lambda: writes(place)) == ""

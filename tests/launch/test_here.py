@@ -55,6 +55,13 @@ def until(true: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def test_a_file_of_the_project_is_not_taken_for_a_module_of_pythons(
+    here: Callable[..., Submitted], tmp_path: Path
+) -> None:
+    (tmp_path / "inspect.py").write_text("raise SystemExit('a script of the project')\n")
+    assert watch.wait_until_ended(here(two_ranks()).run, 20).state == "finished"
+
+
 def test_a_run_finishes_here_and_its_log_can_be_followed(here: Callable[..., Submitted]) -> None:
     sent = here(two_ranks())
     lines = list(follow(RunPaths(sent.run), lambda: not watch.status(sent.run).alive))

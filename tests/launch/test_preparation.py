@@ -12,7 +12,7 @@ from hpcft.launch import prepare, watch
 from hpcft.launch.preparation import WAITS, preparation
 from hpcft.launch.render import render_preparation
 from hpcft.plan.plan import PreparePlan
-from hpcft.run.ledger import JOB_VARIABLE, Ledger, read_events
+from hpcft.run.ledger import ATTEMPT_VARIABLE, JOB_VARIABLE, Ledger, read_events
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
 from hpcft.slurm.states import State
 from tests.plans import plan
@@ -105,6 +105,17 @@ def test_the_job_ends_with_the_code_of_the_preparation_and_keeps_its_words(tmp_p
     assert failed["log"] == str(log)
     assert "no such folder for the tokenizer" in log.read_text()
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_in_the_training_job_what_is_the_datas_fault_is_refused_and_anything_else_is_a_failure(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    environ = {JOB_VARIABLE: "7", ATTEMPT_VARIABLE: "1", STORE_VARIABLE: str(tmp_path / "store")}
+    environ["PYTHONPATH"] = str(Path.cwd())
+    assert prepare.prepare(plan(data={"tokenizer": str(tmp_path / "nowhere")}).to_json(), paths, environ) == 2
+    assert "no such folder for the tokenizer" in read_events(paths)[-1]["refused"]
+    (tmp_path / "file").write_text("no folder")
+    assert prepare.prepare(plan().to_json(), paths, {**environ, STORE_VARIABLE: str(tmp_path / "file/store")}) == 1
+    assert read_events(paths)[-1]["event"] == "failed"
 
 
 def test_the_script_of_the_preparation_asks_for_no_gpu_and_carries_the_plan() -> None:

@@ -8,19 +8,21 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcft.launch.render import render
+from hpcft.slurm.nodes import expand_hostlist
 from tests.plans import plan
 
 
 class Shell:
     """The rendered script in ``folder``; ``python`` and ``srun`` write what they were asked to ``calls``."""
 
-    def __init__(self, folder: Path, python: str = "", srun: str = "") -> None:
+    def __init__(self, folder: Path, python: str = "", srun: str = "", **resources: Any) -> None:
         self.folder, self.script, self.calls = folder, folder / "job.sbatch", folder / "calls"
-        self.script.write_text(render(plan()))
+        self.script.write_text(render(plan(resources=resources)))
         (folder / "bin").mkdir()
         # Helpers succeed unless told otherwise; `begin` prints its line, `after` ends the loop.
         self._program(
@@ -88,6 +90,35 @@ def test_what_accept_says_is_what_happens(tmp_path: Path, code: int, ends: int) 
     assert ("cannot run hpcft" in done.stderr) == (code in (1, 127))
 
 
+@pytest.mark.parametrize(
+    ("restarts", "state", "excluded", "comes_back"),
+    [
+        ("1", "RUNNING", "(null)", "n1"),
+        ("1", "RUNNING", "n[2-8]", "n1,n[2-8]"),
+        ("1", "RUNNING", "n[2-9]", ""),  # enough nodes: it is not the nodes
+        ("1", "COMPLETING", "(null)", ""),  # cancelled meanwhile
+        ("0", "RUNNING", "(null)", ""),
+    ],
+)
+@pytest.mark.parametrize("lost", ["python", "folder"])
+def test_a_job_that_ran_elsewhere_goes_back_into_the_queue_without_the_node_that_cannot_start_it(
+    tmp_path: Path, restarts: str, state: str, excluded: str, comes_back: str, lost: str
+) -> None:
+    shell = Shell(tmp_path, python="*launch.accept) exit 127 ;;\n")
+    names = " ".join(expand_hostlist(f"n1,{excluded.removeprefix('(null)')}"))
+    shell._program(
+        "scontrol",
+        f'echo "scontrol $*" >> {tmp_path}/calls\ncase "$*" in\n'
+        f"*show\\ job*) echo JobId=7 JobState={state} Restarts={restarts} 'ExcNodeList={excluded}' x ;;\n"
+        f"*hostnames*) printf '%s\\n' {names} ;;\nesac",
+    )
+    folder = {"SLURM_SUBMIT_DIR": "/no/such/folder"} if lost == "folder" else {}
+    assert shell.run(SLURM_RESTART_COUNT=restarts, SLURMD_NODENAME="n1", **folder).returncode == 1
+    asked = [line for line in shell.calls.read_text().splitlines() if re.match("scontrol (requ|upd|rel)", line)]
+    update = f"scontrol update JobId=7 ExcNodeList={comes_back}"
+    assert asked == (["scontrol requeuehold 7", update, "scontrol release 7"] if comes_back else [])
+
+
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (20, 0), (30, 1), (1, 1), (2, 1)])
 def test_what_after_says_is_what_happens(tmp_path: Path, code: int, ends: int) -> None:
     assert Shell(tmp_path, python=f"*launch.after*) exit {code} ;;\n").run().returncode == ends
@@ -99,6 +130,35 @@ def test_a_new_job_step_when_after_wants_one(tmp_path: Path) -> None:
     shell.run()
     assert shell.called().count("srun main") == 2
     assert shell.called().count("accept") == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["set -euo pipefail", "source site.sh", "trap 'exit 9' ERR", "set -E; trap 'exit 9' ERR"]
+)
+def test_a_setup_line_that_ends_scripts_at_their_first_failure_does_not_take_away_the_retries(
+    tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "site.sh").write_text("set -e\n")
+    once = "*launch.after*) [ -e once ] && exit 0; touch once; exit 10 ;;\n"
+    shell = Shell(tmp_path, python=once, srun="*train.main) [ -e once ] || exit 137 ;;\n", setup=(line,))
+    assert shell.run().returncode == 0
+    assert [call for call in shell.called() if call.startswith("after")] == ["after 137", "after 0"]
+
+
+def test_a_setup_line_that_fails_under_set_e_is_the_end_and_its_clean_up_happens_at_the_end(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, setup=("trap 'touch cleaned' EXIT", "set -e", "false"))
+    assert shell.run().returncode == 1
+    assert (tmp_path / "cleaned").exists()
+    assert not shell.calls.exists()
+
+
+def test_data_prepared_in_the_job_is_a_job_step_of_one_task_with_the_cores_of_a_node(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"prepare": "in_job", "nodes": 2, "tasks_per_node": 4, "cpus_per_task": 3}
+    shell = Shell(tmp_path, srun="*launch.prepare*) exit 5 ;;\n", **asked)
+    shell.run()
+    assert shell.called() == ["accept", "begin", "srun preflight", "preflight 0", "after 5"]
+    (step,) = [line for line in shell.calls.read_text().splitlines() if "launch.prepare --in-job" in line]
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=12 " in step
 
 
 def test_the_ranks_do_not_start_when_the_preflight_fails(tmp_path: Path) -> None:
@@ -138,6 +198,12 @@ def test_an_allocation_other_than_planned_is_warned_about(tmp_path: Path) -> Non
     assert done.stderr == "hpcft: warning: nodes: planned 1, allocated 3\n"
 
 
+def test_setup_lines_see_the_modules_of_their_folder_and_the_helpers_do_not(tmp_path: Path) -> None:
+    seen = 'echo "${PYTHONSAFEPATH-unset}" >> seen'
+    Shell(tmp_path, python=f"*launch.accept) {seen} ;;\n", srun=f"*train.main) {seen} ;;\n", setup=(seen,)).run()
+    assert (tmp_path / "seen").read_text() == "unset\n1\n1\n"
+
+
 def test_a_run_folder_of_the_users_wins_and_spaces_are_harmless(tmp_path: Path) -> None:
     shell = Shell(tmp_path, python='*launch.begin) echo "1 a 1 $HPCFT_RUN"; mkdir "$HPCFT_RUN" ;;\n')
     shell.run(HPCFT_RUN=f"{tmp_path}/a b%c")
@@ -146,11 +212,36 @@ def test_a_run_folder_of_the_users_wins_and_spaces_are_harmless(tmp_path: Path) 
 
 def test_what_an_outer_job_left_behind_is_not_seen(tmp_path: Path) -> None:
     """sbatch hands the numbers of an array's element on to the job that it submits, which would requeue that one."""
-    names = ("HPCFT_ATTEMPT", "MASTER_ADDR", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    names = ("HPCFT_ATTEMPT", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_ARRAY_TASK_ID")
     seen = " ".join(f"${{{name}-unset}}" for name in names)
     shell = Shell(tmp_path, python=f'*launch.accept) echo "{seen} $HPCFT_JOB" > seen ;;\n')
     shell.run(**dict.fromkeys(names, "9"), HPCFT_JOB="local-1")
     assert (tmp_path / "seen").read_text() == "unset unset unset unset 7\n"
+
+
+@pytest.mark.parametrize(
+    ("says", "restarts"), [("JobId=7 Requeue=1 Restarts=0 x", "0"), ("JobId=7 Restarts=12 x", "12"), ("", "3")]
+)
+def test_the_count_of_restarts_is_this_jobs_own_where_slurm_can_say(tmp_path: Path, says: str, restarts: str) -> None:
+    """Slurm does not set it on a first start: a job that was submitted from a restarted one inherits that one's."""
+    shell = Shell(tmp_path, python="*launch.after*) echo $SLURM_RESTART_COUNT > seen ;;\n")
+    shell._program("scontrol", f'echo "$*" > asked\n[ "{says}" ] && echo "{says}"')
+    shell.run(SLURM_RESTART_COUNT="3")
+    assert (tmp_path / "seen").read_text() == f"{restarts}\n"
+    assert (tmp_path / "asked").read_text() == "-o show job 7\n"
+
+
+def test_a_job_that_was_never_restarted_does_not_ask_slurm_about_it(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    shell._program("scontrol", "touch asked")
+    assert shell.run().returncode == 0
+    assert not (tmp_path / "asked").exists()
+
+
+def test_the_run_folder_of_the_hpcft_job_that_it_was_submitted_from_is_not_taken(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, python='*launch.accept) echo "$HPCFT_RUN" > seen ;;\n')
+    shell.run(HPCFT_JOB="3", HPCFT_RUN="/runs/other")
+    assert (tmp_path / "seen").read_text() == f"{tmp_path}/runs/tiny\n"
 
 
 @pytest.mark.parametrize(("code", "ends"), [(2, 2), (1, 1), (143, 1)])

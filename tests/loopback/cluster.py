@@ -44,7 +44,8 @@ class LoopbackSlurm:
         self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
         self._own_folder = folder is None
         self._gpus = _devices(self.folder, nodes, gpus, real_gpus)
-        self._environ = scrubbed(os.environ) | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
+        clean = {name: value for name, value in scrubbed(os.environ).items() if not name.startswith("SLURM_")}
+        self._environ = clean | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
 
     @property
     def environment(self) -> dict[str, str]:

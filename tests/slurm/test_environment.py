@@ -1,8 +1,12 @@
 """Nothing of the job one submits from reaches the job one submits."""
 
 import json
+import os
 import sys
 
+import pytest
+
+from hpcft.slurm.commands import call
 from hpcft.slurm.environment import own_job_id, restart_count, scrubbed
 from hpcft.slurm.states import State
 from tests.loopback import LoopbackSlurm
@@ -19,7 +23,8 @@ def test_job_variables_go_and_the_cluster_stays() -> None:
         "RANK",
         "WORLD_SIZE",
     ]
-    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "PATH": "/bin", "HOME": "/home/me", "RANKING": "1"}
+    which = {"SLURM_CONF": "/etc/slurm/slurm.conf", "SLURM_CONF_SERVER": "ctl", "SLURM_JWT": "x", "SLURM_CLUSTERS": "b"}
+    kept = {**which, "PATH": "/bin", "HOME": "/home/me", "RANKING": "1"}
     assert scrubbed(dict.fromkeys(job, "1") | kept) == kept
 
 
@@ -27,6 +32,14 @@ def test_scrubbing_changes_a_copy() -> None:
     environ = {"SLURM_JOB_ID": "1"}
     scrubbed(environ)
     assert environ == {"SLURM_JOB_ID": "1"}
+
+
+def test_sbatch_and_squeue_are_led_to_the_same_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that sbatch sent elsewhere would be unknown to squeue, or be another one's of that number."""
+    for name in ("SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS"):
+        monkeypatch.setenv(name, "x")
+        assert call(["printenv", name]).out == "x\n"
+        assert scrubbed(os.environ)[name] == "x"
 
 
 def test_an_array_element_is_asked_for_by_its_own_id() -> None:

@@ -27,6 +27,7 @@ from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.entry import run, say
+from hpcft.launch.inputs import model_problems
 from hpcft.plan.plan import Plan, data_key
 from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger, attempt_of
@@ -136,8 +137,8 @@ def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
             hint="on the login node: hpcft prepare RUN.yaml; then submit again",
         )
     model = Path(plan.model.path)
-    if plan.model.source == "local" and not (model / "config.json").is_file():
-        raise refuse("model: no model is there (no config.json)", where=str(model.absolute()))
+    if plan.model.source == "local" and (problems := list(model_problems(plan, model, weights=True))):
+        raise Refusal([dataclasses.replace(problem, where=str(model.absolute())) for problem in problems])
 
 
 def needed(plan: Plan) -> dict[str, str]:

@@ -6,7 +6,6 @@ Asked before anything is prepared or queued. A file that is there and may not be
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ from hpcft.plan.basefiles import unusable
 from hpcft.plan.hubfiles import MODEL
 from hpcft.plan.plan import Plan
 
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 RIGHTS = "ls -ld shows its rights and whose it is"
 
 

@@ -165,7 +165,6 @@ def refuse_absent_weights(plan: Plan, origins: Mapping[str, str]) -> None:
 
 def _refuse(found: Mapping[str, Sequence[Problem]], origins: Mapping[str, str]) -> None:
     """found: leaf → what is wrong with it. Raises Refusal with the lines of the leaves."""
-
     from hpcft.errors import Refusal
 
     if problems := [
@@ -182,16 +181,16 @@ def _named_by_file(loaded: Loaded) -> Loaded:
     return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
 
 
-def refuse_missing_files(plan: Plan, origins: Mapping[str, str], weights: bool = False) -> None:
+def refuse_missing_files(plan: Plan, origins: Mapping[str, str], ranks: bool = False) -> None:
     """Raises Refusal for every local model, data file or chat template that is not there or cannot be used.
 
-    origins: leaf → the line it is on; empty where only the Plan is left of the run's file. weights: the model's too.
+    origins: leaf → the line it is on; empty where only the Plan is left of the run's file. ranks: what they read too.
     """
     from hpcft.config.source import is_file
     from hpcft.errors import Refusal
     from hpcft.launch.inputs import missing_inputs, no_such_file
 
-    problems = missing_inputs(plan, origins, weights)
+    problems = missing_inputs(plan, origins, ranks)
     template = plan.data.chat_template or ""
     if ("/" in template or "." in template) and not is_file(Path(template).expanduser()):
         problems.append(no_such_file("chat_template", template, origins.get("chat_template", ""), (".jinja",)))

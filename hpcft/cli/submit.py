@@ -43,7 +43,7 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
         refuse_absent_weights(planned.plan, planned.loaded.origins)
         _dry_run(planned.plan, on_slurm)
         return
-    refuse_missing_files(planned.plan, planned.loaded.origins, weights=True)
+    refuse_missing_files(planned.plan, planned.loaded.origins, ranks=True)
     if python_is_the_ranks(planned.plan, on_slurm):
         from hpcft.launch.preflight import refuse_missing_packages
 

@@ -15,25 +15,40 @@ from hpcft.errors import Problem, near_file
 from hpcft.plan.basefiles import unusable
 from hpcft.plan.hubfiles import MODEL
 from hpcft.plan.plan import Plan
+from hpcft.run.expand import run_folder
+from hpcft.run.manifest import FILE
+from hpcft.run.paths import RunPaths
 
 RIGHTS = "ls -ld shows its rights and whose it is"
 
 
-def missing_inputs(plan: Plan, origins: Mapping[str, str], weights: bool) -> list[Problem]:
+def missing_inputs(plan: Plan, origins: Mapping[str, str], ranks: bool) -> list[Problem]:
     """Every local model or data file of the run that is not there, may not be read, or cannot be trained.
 
-    origins: leaf → the line it is on; empty where only the Plan is left of the run's file. weights: look at the
-    model's weights too.
+    origins: leaf → the line it is on; empty where only the Plan is left of the run's file. ranks: also what they read,
+    the model's weights and the checkpoint to begin with.
     """
     problems = []
     if plan.model.source == "local":
-        found = model_problems(plan, Path(plan.model.path).expanduser(), weights)
+        found = model_problems(plan, Path(plan.model.path).expanduser(), ranks)
         problems += [dataclasses.replace(problem, where=origins.get("model", "")) for problem in found]
     for leaf, sources in (("dataset", plan.data.train), ("val_dataset", plan.data.validation)):
         for source in sources:
             if source.source == "local":
                 problems += _data_file(leaf, source.path, origins.get(leaf, ""))
-    return problems
+    return [*problems, *(_resumed(plan, origins.get("resume_from_checkpoint", "")) if ranks else ())]
+
+
+def _resumed(plan: Plan, where: str) -> Iterator[Problem]:
+    """The checkpoint that a run is to begin with; a run that has checkpoints of its own goes on at those."""
+    wanted = plan.checkpoint.resume
+    if wanted in ("auto", "none") or any(RunPaths(run_folder(plan)).checkpoints.glob("step-*")):
+        return
+    if why := denied(Path(wanted)):
+        yield dataclasses.replace(may_not("resume_from_checkpoint", wanted, why), where=where)
+    elif not (Path(wanted) / FILE).is_file():
+        hint = "a folder such as runs/NAME/checkpoints/step-000400; auto: the newest of this run; none: start anew"
+        yield Problem(f"resume_from_checkpoint: no checkpoint is there (no {FILE})", where, wanted, hint=hint)
 
 
 def denied(path: Path, write: bool = False) -> str:

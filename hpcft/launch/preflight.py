@@ -148,6 +148,9 @@ def needed(plan: Plan) -> dict[str, str]:
         found[package] = f"strategy {plan.train.strategy}"
     if plan.model.quantization == "nf4":
         found["bitsandbytes"] = "a base quantised to nf4"
+    # Where it is not here, transformers takes the kernels of a package of that name in its place.
+    if plan.model.attention == "flash_attention_2" and importlib.util.find_spec("kernels") is None:
+        found["flash_attn"] = "attn_impl: flash_attention_2 (auto needs nothing)"
     return found
 
 

@@ -22,9 +22,10 @@ def run_prepare(named: Plan, pinned: Plan, store: Path, *words: str, aside: bool
     Those are scripts that ``hpcft render`` wrote, which asks no hub, and ``hpcft plan``. ``named``: the plan before
     its revisions were pinned. Raises Refusal where the store may not be written and does not have it already.
     """
-    if (problem := unwritable_store(store)) and not is_prepared(pinned, store):
+    problem = unwritable_store(store)
+    if problem and not is_prepared(pinned, store):
         raise Refusal(problem)
-    if named.data == pinned.data:
+    if problem or named.data == pinned.data:  # what may only be read remembers no other name
         return run_data("prepare", pinned, store, *words, aside=aside)
     with _plan_file(named) as file:
         return run_data("prepare", pinned, store, "--also", file, *words, aside=aside)

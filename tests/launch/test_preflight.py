@@ -93,10 +93,14 @@ ZERO = plan(train={"strategy": "zero2", "strategy_module": "hpcft.train.strategi
 NF4 = plan(model={"quantization": "nf4"})
 
 
-@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes")])
+FLASH = plan(model={"attention": "flash_attention_2"})
+
+
+@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes"), (FLASH, "flash_attn")])
 def test_a_package_that_the_run_needs_is_refused_with_the_command_and_a_run_without_it_is_not(
     chosen: Plan, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without("kernels", monkeypatch)
     without(package, monkeypatch)
     with pytest.raises(Refusal, match=f"pip install {package}"):
         refuse_missing_packages(chosen)

@@ -49,9 +49,10 @@ def unusable(folder: Path, plan: Plan) -> list[Problem]:
             return found
         return list(_weights(folder, config, plan.scored))
     except FileNotFoundError as error:
-        return [
-            Problem("model: no model is there", value=str(error.filename or folder), hint="a folder with config.json")
-        ]
+        if Path(str(error.filename)).name == "config.json":
+            return [Problem("model: no model is there", value=str(error.filename), hint="a folder with config.json")]
+        # A link whose file is gone, as in a copy of a hub's cache.
+        return [Problem("model: files of its weights are missing", value=str(error.filename), hint=AGAIN)]
     except OSError as error:
         return [unreadable(error, folder)]
 
@@ -206,7 +207,7 @@ def absent_tensors(names: set[str], config: Mapping[str, Any], scored: bool) -> 
         absent |= {f"{stack}.{number}.{rest}" for number, mine in decoder.items() for rest in every - mine}
         body = stack.removesuffix("layers")
         ends = {f"{body}embed_tokens.weight", f"{body}norm.weight"}
-        if not text.get("tie_word_embeddings") and not scored:
+        if not text.get("tie_word_embeddings") and not scored and not any(n.endswith("lm_head.weight") for n in names):
             ends.add("lm_head.weight")
         absent |= ends - names
     return absent

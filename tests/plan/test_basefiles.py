@@ -79,6 +79,11 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "files of its weights are missing\n  value: model-00002-of-00002.safetensors" in said(tmp_path)
 
 
+def test_a_link_whose_file_is_gone_is_named(tmp_path: Path) -> None:
+    (folder(tmp_path, None) / SINGLE).symlink_to("../blobs/none")
+    assert f"files of its weights are missing\n  value: {tmp_path / SINGLE}" in said(tmp_path)
+
+
 def test_a_file_that_ends_too_early_is_named_with_its_sizes(tmp_path: Path) -> None:
     file = folder(tmp_path) / SINGLE
     whole = file.read_bytes()
@@ -136,6 +141,7 @@ def test_a_tensor_that_only_the_index_knows_is_named(tmp_path: Path) -> None:
         ([f"model.layers.{n}.{name}" for n in (0, 1, 2, 3) for name in LAYER], {"model_type": "deepseek_v3"}),  # MTP
         (["model.layers.0.a", "vision.layers.5.b"], {"model_type": "two_towers"}),
         (["layers.0.dense.w", "layers.1.experts.0.w", "layers.2.experts.0.w"], {"model_type": "mixed"}),
+        ([f"text.{name}" for name in (*NAMES, "lm_head.weight")], {"tie_word_embeddings": False}),
         (["model.layers.0.a"], {"auto_map": {"AutoModelForCausalLM": "m.M"}}),
     ],
 )

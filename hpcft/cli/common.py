@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from hpcft.config.load import Loaded
     from hpcft.errors import Problem
     from hpcft.plan.plan import Plan
-    from hpcft.plan.shape import Shape
     from hpcft.run.paths import RunPaths
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -78,6 +77,7 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     from hpcft.config.load import load_cluster, load_run
     from hpcft.plan.make import make_plan
     from hpcft.plan.objective import notes
+    from hpcft.plan.shape import read_shape
 
     loaded = load_run(words)
     if loaded.run.name is None and loaded.file is not None and loaded.file.stem not in ("run", "hpcft"):
@@ -86,8 +86,9 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
         click.echo(f"note: {note}", err=True)
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
     with placed(loaded.origins):
-        shape = _shape(loaded, cluster, hub)
-    plan = make_plan(loaded.run, cluster, loaded.origins, shape)
+        folder = _model_folder(loaded, cluster, hub)
+    plan = make_plan(loaded.run, cluster, loaded.origins, read_shape(folder) if folder else None)
+    _refuse_other_models(plan, folder, loaded.origins)
     for note in notes(plan):
         click.echo(f"note: {note}", err=True)
     return Planned(loaded, cluster, shown, plan)
@@ -116,18 +117,17 @@ def placed(origins: Mapping[str, str]) -> Iterator[None]:
         raise Refusal([with_line(problem) for problem in refusal.problems]) from refusal
 
 
-def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
-    """The shape of the run's model, where it can be known."""
+def _model_folder(loaded: Loaded, cluster: ClusterProfile, hub: str) -> str | None:
+    """The folder of the run's model, where it can be known."""
     import os
 
     from hpcft.plan.checks import home
     from hpcft.plan.make import source_of
-    from hpcft.plan.shape import read_shape
 
     model = loaded.run.model
     source = source_of(model.model, model.use_hf)
     if source == "local":
-        return read_shape(model.model)
+        return model.model
     if hub == "never":
         return None
     from hpcft.launch.hub import config_folder
@@ -136,7 +136,41 @@ def _shape(loaded: Loaded, cluster: ClusterProfile, hub: str) -> Shape | None:
     fetch = hub == "fetch" and loaded.run.parallel.strategy == "auto"
     hf_home = cluster.hf_home and home(cluster.hf_home)
     folder = config_folder(model.model, source, model.revision, hf_home, os.environ, fetch)
-    return read_shape(str(folder)) if folder else None
+    return str(folder) if folder else None
+
+
+def _refuse_other_models(plan: Plan, folder: str | None, origins: Mapping[str, str]) -> None:
+    """Raises Refusal for a model whose config.json tells that it is not trained here, or not as the run says."""
+    if folder is None or folder.startswith(("~", "$")):  # as ``read_shape``: whose home it is must not matter
+        return
+    from hpcft.plan.basefiles import read_config, unfit
+
+    try:
+        config = read_config(Path(folder))
+    except OSError:  # a plan is made where the model is not, too
+        return
+    _refuse(unfit(config, plan), origins)
+
+
+def refuse_absent_weights(plan: Plan, origins: Mapping[str, str]) -> None:
+    """Raises Refusal where the model's folder is on this machine, and its weights are not there, or not whole."""
+    import os
+
+    from hpcft.plan.basefiles import unusable
+
+    folder = Path(plan.model.path).expanduser()
+    if plan.model.source == "local" and os.path.isdir(folder):
+        _refuse({"model": unusable(folder, plan)}, origins)
+
+
+def _refuse(found: Mapping[str, Sequence[Problem]], origins: Mapping[str, str]) -> None:
+    """found: leaf → what is wrong with it. Raises Refusal with the lines of the leaves."""
+    from hpcft.errors import Refusal
+
+    if problems := [
+        dataclasses.replace(problem, where=origins.get(leaf, "")) for leaf, some in found.items() for problem in some
+    ]:
+        raise Refusal(problems)
 
 
 def _named_by_file(loaded: Loaded) -> Loaded:
@@ -147,43 +181,21 @@ def _named_by_file(loaded: Loaded) -> Loaded:
     return dataclasses.replace(loaded, run=loaded.run.model_copy(update={"name": name or None}))
 
 
-def refuse_missing_files(plan: Plan, origins: Mapping[str, str]) -> None:
-    """Raises Refusal for every local model folder, data file or chat template of the run that is not there.
+def refuse_missing_files(plan: Plan, origins: Mapping[str, str], ranks: bool = False) -> None:
+    """Raises Refusal for every local model, data file or chat template that is not there or cannot be used.
 
-    origins: leaf → the line it is on; empty where only the Plan is left of the run's file.
+    origins: leaf → the line it is on; empty where only the Plan is left of the run's file. ranks: what they read too.
     """
     from hpcft.config.source import is_file
-    from hpcft.errors import Problem, Refusal
+    from hpcft.errors import Refusal
+    from hpcft.launch.inputs import missing_inputs, no_such_file
 
-    problems = []
-    if plan.model.source == "local" and not (Path(plan.model.path).expanduser() / "config.json").is_file():
-        hint = "a folder with config.json, or a name on a hub such as Qwen/Qwen2.5-0.5B-Instruct"
-        problems.append(Problem("model: no model is there", origins.get("model", ""), plan.model.path, hint=hint))
-    for leaf, sources in (("dataset", plan.data.train), ("val_dataset", plan.data.validation)):
-        for source in sources:
-            if source.source == "local" and not Path(source.path).expanduser().exists():
-                problems.append(_missing(leaf, source.path, origins.get(leaf, "")))
+    problems = missing_inputs(plan, origins, ranks)
     template = plan.data.chat_template or ""
     if ("/" in template or "." in template) and not is_file(Path(template).expanduser()):
-        problems.append(_missing("chat_template", template, origins.get("chat_template", ""), (".jinja",)))
+        problems.append(no_such_file("chat_template", template, origins.get("chat_template", ""), (".jinja",)))
     if problems:
         raise Refusal(problems)
-
-
-def _missing(leaf: str, name: str, where: str, kinds: tuple[str, ...] = ()) -> Problem:
-    """kinds: the endings of files that may be offered; none: those of data."""
-    from hpcft.catalog import DATA_FILES
-    from hpcft.errors import Problem, near_file
-
-    folder = Path(name).expanduser().parent
-    there = [path.name for path in folder.iterdir() if _is_a(path, kinds or DATA_FILES)] if folder.is_dir() else []
-    guess = near_file(Path(name).name, there)
-    hint = f"did you mean {folder / guess}?" if guess else "paths are relative to the folder you call hpcft in"
-    return Problem(f"{leaf}: no such file", where, name, hint=hint)
-
-
-def _is_a(path: Path, kinds: tuple[str, ...]) -> bool:
-    return path.is_file() and path.name.removesuffix(".gz").endswith(kinds)
 
 
 def find_run(name: str) -> RunPaths:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, run_words
+from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, plan_run, refuse_absent_weights, run_words
 
 if TYPE_CHECKING:
     from hpcft.plan.plan import Plan
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def command(words: tuple[str, ...], as_json: bool, show_all: bool) -> None:
     """Show what would be run: layout, batch, data, steps, time and environment, with the arithmetic."""
     planned = plan_run(words, hub="cache")
+    refuse_absent_weights(planned.plan, planned.loaded.origins)
     if as_json:
         click.echo(planned.plan.to_json(), nl=False)
         return

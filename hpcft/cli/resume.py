@@ -59,4 +59,4 @@ def _look(plan: Plan, paths: RunPaths, on_slurm: bool) -> None:
     except Refusal:
         if not (on_slurm and plan.resources.prepare in ("in_job", "job")):
             raise
-        refuse_missing_files(plan, {})
+        refuse_missing_files(plan, {}, ranks=True)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from hpcft.cli.changed import refuse_changed
-from hpcft.cli.common import RUN_EPILOG, RUN_WORDS, pinned, plan_run, refuse_missing_files, run_words, spelt
+from hpcft.cli.common import (
+    RUN_EPILOG,
+    RUN_WORDS,
+    pinned,
+    plan_run,
+    refuse_absent_weights,
+    refuse_missing_files,
+    run_words,
+    spelt,
+)
 
 if TYPE_CHECKING:
     from hpcft.cli.common import Planned
@@ -31,9 +40,10 @@ def command(words: tuple[str, ...], dry_run: bool, follow: bool) -> None:
     on_slurm = goes_to_slurm(planned.plan)
     refuse_changed(planned)
     if dry_run:
+        refuse_absent_weights(planned.plan, planned.loaded.origins)
         _dry_run(planned.plan, on_slurm)
         return
-    refuse_missing_files(planned.plan, planned.loaded.origins)
+    refuse_missing_files(planned.plan, planned.loaded.origins, ranks=True)
     if python_is_the_ranks(planned.plan, on_slurm):
         from hpcft.launch.preflight import refuse_missing_packages
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan import hubfiles
+from hpcft.plan.basefiles import read_config, unfit
 from hpcft.plan.plan import DataPlan, ModelPlan, Plan, Source
 from hpcft.run.expand import expanded, exported
 
@@ -102,6 +103,16 @@ def _model(plan: Plan, cache: str | None) -> ModelPlan:
     model = plan.model
     if model.source == "local":
         return model
+    small = download(Wanted(model.path, "model", model.source, model.revision, ("config.json",), cache))
+    # Before weights are downloaded that cannot be trained.
+    config = read_config(small.folder) if (small.folder / "config.json").is_file() else {}
+    keys = {
+        "model": "model.model",
+        "target_modules": "tuner.target_modules",
+        "modules_to_save": "tuner.modules_to_save",
+    }
+    if problems := [(keys[leaf], problem) for leaf, some in unfit(config, plan).items() for problem in some]:
+        raise Refusal([dataclasses.replace(problem, where=key) for key, problem in problems])
     files = hubfiles.model_files(not model.from_scratch, model.trust_remote_code)
     found = download(Wanted(model.path, "model", model.source, model.revision, files, cache))
     if not model.from_scratch and not any(found.folder.rglob("*.safetensors")):

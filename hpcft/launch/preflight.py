@@ -27,6 +27,7 @@ from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.launch.begin import allocated_nodes
 from hpcft.launch.entry import run, say
+from hpcft.launch.inputs import model_problems
 from hpcft.plan.plan import Plan, data_key
 from hpcft.run.folder import read_plan
 from hpcft.run.ledger import Ledger, attempt_of
@@ -141,8 +142,8 @@ def refuse_unprepared(plan: Plan, environ: Mapping[str, str]) -> None:
 def refuse_no_model(plan: Plan) -> None:
     """Raises Refusal where the folder that the run names as its model is none."""
     model = Path(plan.model.path)
-    if plan.model.source == "local" and not (model / "config.json").is_file():
-        raise refuse("model: no model is there (no config.json)", where=str(model.absolute()))
+    if plan.model.source == "local" and (problems := list(model_problems(plan, model, weights=True))):
+        raise Refusal([dataclasses.replace(problem, where=str(model.absolute())) for problem in problems])
 
 
 def needed(plan: Plan) -> dict[str, str]:
@@ -152,6 +153,9 @@ def needed(plan: Plan) -> dict[str, str]:
         found[package] = f"strategy {plan.train.strategy}"
     if plan.model.quantization == "nf4":
         found["bitsandbytes"] = "a base quantised to nf4"
+    # Where it is not here, transformers takes the kernels of a package of that name in its place.
+    if plan.model.attention == "flash_attention_2" and importlib.util.find_spec("kernels") is None:
+        found["flash_attn"] = "attn_impl: flash_attention_2 (auto needs nothing)"
     return found
 
 

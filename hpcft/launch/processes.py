@@ -10,7 +10,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hpcft.errors import Refusal
 from hpcft.launch.hub import exported_home
+from hpcft.launch.inputs import unwritable_store
 from hpcft.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or site-packages
@@ -20,9 +22,12 @@ def run_prepare(named: Plan, pinned: Plan, store: Path, *words: str, aside: bool
     """Prepare the data of ``pinned``, so that who asks for it by the hubs' bare names finds it too.
 
     Those are scripts that ``hpcft render`` wrote, which asks no hub, and ``hpcft plan``. ``named``: the plan before
-    its revisions were pinned.
+    its revisions were pinned. Raises Refusal where the store may not be written and does not have it already.
     """
-    if named.data == pinned.data:
+    problem = unwritable_store(store)
+    if problem and not is_prepared(pinned, store):
+        raise Refusal(problem)
+    if problem or named.data == pinned.data:  # what may only be read remembers no other name
         return run_data("prepare", pinned, store, *words, aside=aside)
     with _plan_file(named) as file:
         return run_data("prepare", pinned, store, "--also", file, *words, aside=aside)

@@ -51,6 +51,8 @@ LIKE_A_FILE = re.compile(
 )
 MOST_NODES = 64  # looked at for the smallest layout, where the profile does not say how many there are
 
+LARGEST_FACTOR = 1e30  # of an update; times another one it is past what float32 holds
+
 
 def make_plan(
     run: RunConfig,
@@ -287,6 +289,9 @@ def _source(name: str, weight: float | None, use_hf: bool) -> Source:
 
 
 def _optim(train: Train, kind: str) -> OptimPlan:
+    for leaf in ("learning_rate", "weight_decay", "adam_epsilon"):
+        if (value := getattr(train, leaf) or 0.0) > LARGEST_FACTOR:
+            raise refuse(f"train.{leaf}: too large: an update would be past what float32 holds", value=spoken(value))
     return OptimPlan(
         learning_rate=train.learning_rate or (1e-4 if kind == "lora" else 1e-5),
         schedule=train.lr_scheduler_type, warmup_steps=train.warmup_steps, warmup_ratio=train.warmup_ratio,

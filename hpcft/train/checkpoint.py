@@ -230,6 +230,12 @@ class Store:
         Raises Refusal where checkpoints were saved but none is there and whole, or its facts differ from the plan's.
         """
         answer = json.loads(self.world.broadcast_text(json.dumps(self._look()) if self.world.first else ""))
+        if "asked" in answer:
+            raise refuse(
+                f"resume_from_checkpoint: no checkpoint is there that is whole: {answer['broken']}",
+                value=answer["asked"],
+                hint="a folder like runs/NAME/checkpoints/step-000400; auto: the newest of this run; none: start anew",
+            )
         if "broken" in answer:
             raise refuse(
                 f"no checkpoint of this run is whole: {answer['broken']}",
@@ -256,7 +262,7 @@ class Store:
             if found is None and not broken and wanted not in ("auto", "none"):
                 found = manifests.verify(Path(wanted))
         except Broken as one:
-            broken.append(one)
+            return {"broken": str(one), "asked": wanted}
         if found is None and broken:
             return {"broken": str(broken[0])}
         return {"folder": str(found.folder.absolute()) if found else ""}

@@ -6,17 +6,23 @@ Read ``prepare_model`` top down: the order of the calls is the order of what hap
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import math
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from hpcft.errors import refuse
+from hpcft.errors import Problem, Refusal, refuse
+from hpcft.plan.basefiles import lacking, unusable
+from hpcft.plan.modules import unmatched
 from hpcft.plan.plan import QUANTISED, ModelPlan, Plan, TunerPlan
 from hpcft.run.regions import Span
 from hpcft.train.attention import VARLEN, choose_attention, for_any_shape, register_varlen
@@ -25,7 +31,16 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
-from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, said_of_scores
+from hpcft.train.score import (
+    HEAD,
+    auto_class,
+    check_decoder,
+    check_family,
+    check_head,
+    fresh,
+    head_of_score,
+    said_of_scores,
+)
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -41,10 +56,13 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     in the compute type or, for QLoRA, in 4 bits. The strategy reads what a rank keeps and makes it trainable.
     """
     config = own_config(plan)
+    if (folder := folder_of(plan.model)).is_dir() and (problems := unusable(folder, plan)):
+        raise Refusal(problems)
     attention = _agreed_attention(plan, config, world, notes)
     model = empty_model(plan, config, attention)
     source = find_source(plan, config, attention, model, world)
     if plan.tuner.kind == "lora":
+        refuse_unmatched(model, plan.tuner)
         # Ghosts have nothing that adapters could be taken out of; then the whole model on rank 0 has done it.
         tuner = plan.tuner if isinstance(source, Files) else dataclasses.replace(plan.tuner, init_lora_weights="true")
         model = add_adapters(model, tuner, plan.train.seed)
@@ -90,8 +108,7 @@ def load_config(plan: ModelPlan) -> Any:
 def own_config(plan: Plan) -> Any:
     """The same for what the run's objective asks of the model."""
     config = load_config(plan.model)
-    if plan.scored:
-        check_family(config, plan)
+    check_family(config, plan) if plan.scored else check_decoder(config, plan)
     for key, value in said_of_scores(plan).items():
         setattr(config, key, value)
     return config
@@ -118,15 +135,19 @@ def load_model(plan: Plan, config: Any, attention: str, device: torch.device) ->
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust
         )
     else:
-        model = auto_class(plan).from_pretrained(
-            local_folder(plan.model),
-            config=config,
-            revision=plan.model.revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=trust,
-        )
+        with unreadable_model(plan):
+            model, found = auto_class(plan).from_pretrained(
+                local_folder(plan.model),
+                config=config,
+                revision=plan.model.revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=trust,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused by name, instead of by a table in the log
+            )
+        refuse_random(model, found, plan)
     model.config.use_cache = False
     return model.to(device)
 
@@ -138,7 +159,7 @@ def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
     if attention.startswith(VARLEN):
         register_varlen(attention)
     dtype = weights_dtype(plan)
-    with init_empty_weights(include_buffers=False):
+    with unreadable_model(plan), init_empty_weights(include_buffers=False):
         model = auto_class(plan).from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=plan.model.trust_remote_code
         )
@@ -153,13 +174,10 @@ def empty_model(plan: Plan, config: Any, attention: str) -> nn.Module:
 
 def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world: World) -> Source:
     """The model's files, or a whole model on rank 0 where only that has the numbers: see ``sources``."""
-    folder = Path(local_folder(plan.model))
-    if not folder.is_dir():
-        folder = _cached(plan.model)
     own_start = plan.tuner.kind == "full" or (
         not plan.tuner.use_dora and not plan.tuner.init_lora_weights.startswith(FROM_WEIGHTS)
     )
-    files = files_of(folder)
+    files = files_of(folder_of(plan.model))
     new = {SCORE: fresh(config, plan.train.seed)} if plan.scored and SCORE not in files else {}
     tensors = (*model.named_parameters(), *saved_buffers(model).items())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors if name not in new}
@@ -171,6 +189,50 @@ def find_source(plan: Plan, config: Any, attention: str, model: nn.Module, world
         return made if plan.tuner.kind == "full" else add_adapters(made, plan.tuner, plan.train.seed)
 
     return FirstRank(world, whole)
+
+
+def refuse_random(model: nn.Module, found: Mapping[str, Any], plan: Plan) -> None:
+    """Raises Refusal for parameters that the files do not have, or have in another shape: they would be random.
+
+    found: what transformers tells of the loading. A new head of scores is meant to be.
+    """
+    own = {name for name, _ in model.named_parameters()} - ({SCORE} if plan.scored else set())
+    problems = [lacking(random)] if (random := own & set(found["missing_keys"])) else []
+    if other := sorted((name, there, here) for name, there, here in found["mismatched_keys"] if name in own):
+        name, there, here = other[0]
+        problems.append(
+            Problem(
+                f"model: {len(other)} tensors of its files have another shape than config.json gives them",
+                value=f"{name}: {tuple(there)} in the files, {tuple(here)} by config.json",
+                hint="do weights and config.json come from the same model?",
+            )
+        )
+    if problems:
+        raise Refusal([dataclasses.replace(problem, where=plan.model.path) for problem in problems])
+
+
+@contextmanager
+def unreadable_model(plan: Plan) -> Iterator[None]:
+    """What transformers refuses, and would refuse again, is a Refusal; not what a file system may mend."""
+    try:
+        yield
+    except (ImportError, ValueError, SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.EACCES, errno.EPERM):
+            raise
+        asked = plan.model.attention != "auto" and "attention" in str(error).lower()
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise refuse(
+            f"model: transformers cannot build it: {words}",
+            value=plan.model.path,
+            hint="attn_impl: auto takes what runs here" if asked else "see the model's page for what it needs",
+        ) from error
+
+
+def refuse_unmatched(model: nn.Module, tuner: TunerPlan) -> None:
+    """Raises Refusal for names of ``target_modules`` and ``modules_to_save`` that no module has."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    if problems := [problem for some in unmatched(tuner, names).values() for problem in some]:
+        raise Refusal(problems)
 
 
 def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -186,6 +248,12 @@ def read_buffers(model: nn.Module, source: Source) -> None:
         numbers = torch.empty(buffer.numel(), dtype=buffer.dtype)
         source.read(name, Span(shape, None, 0, buffer.numel()), numbers)
         buffer.copy_(numbers.view(shape))
+
+
+def folder_of(plan: ModelPlan) -> Path:
+    """The folder with the model's files, of a hub model in the cache; one that does not exist where it is not there."""
+    folder = Path(local_folder(plan))
+    return folder if folder.is_dir() else _cached(plan)
 
 
 def _cached(plan: ModelPlan) -> Path:

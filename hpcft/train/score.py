@@ -49,6 +49,20 @@ def scores_of(plan: Plan) -> int:
     return len(plan.objective.labels) if plan.labelled else 1
 
 
+def check_decoder(config: Any, plan: Plan) -> None:
+    """Raises Refusal for a base of which transformers makes no model that says the next token."""
+    from transformers import AutoModelForCausalLM
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return
+    if "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+        raise refuse(
+            f"model: transformers has no decoder of text for a model of type {config.model_type}",
+            value=plan.model.path,
+            hint="a base whose config.json says …ForCausalLM, such as Qwen/Qwen2.5-7B-Instruct",
+        )
+
+
 def check_family(config: Any, plan: Plan) -> None:
     """Raises Refusal for a base that has no score, or other ones already."""
     from transformers import AutoModelForSequenceClassification

@@ -408,3 +408,39 @@ def test_nothing_is_coloured_and_a_closed_stdin_does_no_harm(tmp_path: Path) -> 
     result = hpcft(f"plan {LEAST}", tmp_path, FORCE_COLOR="1", TERM="dumb", LC_ALL="C")
     assert result.returncode == 0
     assert "\x1b" not in result.stdout + result.stderr
+
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "said"),
+    [
+        (QWEN2, "", "run.yaml:1: model: no weights are there"),
+        (QWEN2, "--target_modules q_proj,bar", "command line: tuner.target_modules: the model has no such module"),
+        (
+            {**QWEN2, "quantization_config": {"quant_method": "gptq"}},
+            "",
+            "run.yaml:1: model: its weights were quantised",
+        ),
+        ({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}, "", "no decoder of text"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "submit", "submit --dry-run"])
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_prepared(
+    tmp_path: Path, verb: str, config: dict[str, object], words: str, said: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    (tmp_path / "run.yaml").write_text("model: ./model\ndata: {dataset: rows.jsonl}\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert said in refused(f"{verb} run.yaml {words}", tmp_path)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_model_that_is_elsewhere_can_be_planned_and_one_from_scratch_needs_no_weights(tmp_path: Path) -> None:
+    assert hpcft(f"plan {LEAST}", tmp_path).returncode == 0
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(QWEN2))
+    assert hpcft(f"plan {LEAST} --from_scratch true", tmp_path).returncode == 0
+    assert hpcft(f"render {LEAST} --cluster loopback -o x.sh", tmp_path).returncode == 0

@@ -37,7 +37,7 @@ def test_a_followed_run_that_does_not_finish_is_exit_code_one(
 
     monkeypatch.setattr(submit, "_prepared", lambda planned, _: planned.plan)
     monkeypatch.setattr(submit, "hand_over", handed_over)
-    words = ["--model", ".", "--dataset", "a.jsonl", "--cluster", "local", "-f"]
+    words = ["--model", ".", "--from_scratch", "true", "--dataset", "a.jsonl", "--cluster", "local", "-f"]
     done = CliRunner().invoke(submit.command, words)
     assert done.exit_code == code, done.output
     assert "run tiny is" in done.output

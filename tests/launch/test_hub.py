@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -63,6 +64,40 @@ def test_a_run_from_scratch_needs_no_weights_and_a_pickle_is_no_weight(hub: Path
     scratch = named(hub, "owner/pickled")
     scratch = plan(**{"model": {**vars(scratch.model), "from_scratch": True}, "environment": scratch.environment})
     assert resolve(scratch).model.revision == SHA
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"quantization_config": {"quant_method": "awq"}},
+            "model.model: model: its weights were quantised beforehand, by awq",
+        ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"},
+            "model.model: model: this is no decoder of text",
+        ),
+        (
+            {"model_type": "llama", "num_hidden_layers": 1},
+            "tuner.target_modules: tuner.target_modules: the model has no such module",
+        ),
+    ],
+)
+def test_a_model_that_is_not_trained_here_is_refused_before_its_weights_are_downloaded(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], said: str
+) -> None:
+    asked: list[list[str]] = []
+    fetch = huggingface_hub.snapshot_download
+
+    def listening(*names: Any, **words: Any) -> Any:
+        asked.append(words["allow_patterns"])
+        return fetch(*names, **words)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", listening)
+    (hub / f"hub/models--owner--model/snapshots/{SHA}/config.json").write_text(json.dumps(config))
+    with pytest.raises(Refusal, match=said):
+        resolve(named(hub, tuner={"kind": "lora", "target_modules": ("bar",)}))
+    assert asked == [["config.json"]]
 
 
 def test_every_name_that_cannot_be_had_is_refused_at_once_with_a_hint(hub: Path) -> None:

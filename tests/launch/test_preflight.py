@@ -72,6 +72,17 @@ def test_missing_data_and_a_missing_model_are_refused_with_the_command(tmp_path:
         refuse_unprepared(chosen, environ)
 
 
+def test_a_model_that_cannot_be_read_is_refused_before_a_rank_is_started(tmp_path: Path) -> None:
+    environ = {"HPCFT_STORE": str(tmp_path / "prepared"), "HPCFT_RUN": "runs/x"}
+    chosen = plan(model={"path": str(tmp_path / "model"), "from_scratch": False})
+    furnish(tmp_path, chosen)
+    with pytest.raises(Refusal, match="no weights are there"):
+        refuse_unprepared(chosen, environ)
+    (tmp_path / "model/model.safetensors").write_bytes((100).to_bytes(8, "little") + b'{"a": ')
+    with pytest.raises(Refusal, match="ends inside of its header"):
+        refuse_unprepared(chosen, environ)
+
+
 def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on this Python does not find ``package``."""
     find = importlib.util.find_spec
@@ -82,10 +93,14 @@ ZERO = plan(train={"strategy": "zero2", "strategy_module": "hpcft.train.strategi
 NF4 = plan(model={"quantization": "nf4"})
 
 
-@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes")])
+FLASH = plan(model={"attention": "flash_attention_2"})
+
+
+@pytest.mark.parametrize(("chosen", "package"), [(ZERO, "deepspeed"), (NF4, "bitsandbytes"), (FLASH, "flash_attn")])
 def test_a_package_that_the_run_needs_is_refused_with_the_command_and_a_run_without_it_is_not(
     chosen: Plan, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without("kernels", monkeypatch)
     without(package, monkeypatch)
     with pytest.raises(Refusal, match=f"pip install {package}"):
         refuse_missing_packages(chosen)

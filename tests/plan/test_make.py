@@ -149,6 +149,13 @@ def test_a_rank_gets_its_gpus_share_of_the_cores_however_many_ranks_there_are() 
     assert plan("--nproc_per_node 2", "loopback").resources.cpus_per_task == 2
 
 
+@pytest.mark.parametrize("leaf", ["learning_rate", "weight_decay", "adam_epsilon"])
+def test_a_factor_that_float32_does_not_hold_is_refused_before_a_rank_meets_it(leaf: str) -> None:
+    (problem,) = plan_complaints(f"--{leaf} 1e99")
+    assert problem.what.startswith(f"train.{leaf}: too large")
+    assert problem.where == "command line"
+
+
 def test_the_learning_rate_follows_the_tuner() -> None:
     assert plan("--tuner_type lora").optim.learning_rate == 1e-4
     assert plan("--tuner_type full").optim.learning_rate == 1e-5

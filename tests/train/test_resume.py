@@ -237,3 +237,13 @@ def test_a_run_that_begins_from_another_s_checkpoint_and_is_stopped_at_once_has_
     plan = small.tiny(dropout_model, 2, **{**OPTIONS, "checkpoint": {"save_steps": 0, "resume": str(theirs)}})
     small.on_ranks(2, small.train_here, plan, tmp_path, PREPARED)
     assert RunPaths(tmp_path).checkpoint(3).is_dir()
+
+
+def test_a_checkpoint_to_begin_with_that_is_not_there_is_refused_with_the_key(
+    tmp_path: Path, dropout_model: Path
+) -> None:
+    plan = small.tiny(
+        dropout_model, 1, **{**OPTIONS, "checkpoint": {"save_steps": 0, "resume": str(tmp_path / "none")}}
+    )
+    with pytest.raises(AssertionError, match=r"resume_from_checkpoint: no checkpoint is there(.|\n)*auto: the newest"):
+        small.on_ranks(1, small.train_here, plan, tmp_path / "run", PREPARED)

@@ -26,6 +26,10 @@ KNOWN: set[str] = set()  # what this release of torch's kernel can be told, for 
 ABLE: set[str] = set()  # what it may make use of, likewise
 CUDNN, GROUPED = "cudnn", "grouped"  # dense rows through cuDNN; fewer keys than queries without repeating them
 HOPPER = (9, 0)  # compute capability from which cuDNN's kernel is the faster one
+WIDEST = 256  # numbers of a head that the kernel takes
+FURTHER = ("global_head_dim", "swa_head_dim", "swa_v_head_dim")  # widths of some layers' heads
+DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+BEYOND = ("s_aux", "sinks", "softcap", "position_bias", "indices", "block_indices")  # what only other kernels know
 LEAST_BOUNDS, LEAST_LONGEST = 64, 1024  # what a compiled layer sees of documents, at least
 
 
@@ -46,17 +50,42 @@ def for_any_shape(name: str) -> str:
 
 def _knows_sdpa(config: Any) -> bool:
     """Soft-capped models of transformers run eager only. A model that it does not know is left to say so itself."""
-    from transformers import AutoModelForCausalLM
-
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return bool(getattr(kind, "_supports_sdpa", True))
+    return _says(config, "_supports_sdpa")
 
 
 def _varlen_fits(config: Any) -> bool:
-    """The kernel knows neither soft caps, nor sinks, nor dropout; a model with them keeps sdpa or its own choice."""
+    """Can the kernel say all that this model asks of its attention? Otherwise it keeps sdpa or its own choice.
+
+    It knows neither soft caps, nor sinks, nor dropout, and is given no mask: what a model says by its mask alone, such
+    as chunks, chosen tokens or a look ahead, would be lost. transformers says for its own models which ask for less
+    than that: they run in sdpa (no sinks) and in flash attention, which sees no mask either.
+    """
+    if not _knows_sdpa(config) or not _says(config, "_supports_flash_attn"):
+        return False
     text = config.get_text_config()
-    capped = getattr(text, "attn_logit_softcapping", None)
-    return not capped and not getattr(text, "attention_dropout", 0.0) and text.model_type != "gpt_oss"
+    try:
+        asks = [getattr(text, name, None) for name in (*DROPOUTS, "attn_logit_softcapping")]
+        ahead = getattr(text, "use_bidirectional_attention", None) not in (None, False, "vision")  # only of images
+        return not any(asks) and not ahead and max(_widths(text)) <= WIDEST
+    except RuntimeError:  # transformers' answer to a question about the model where its layers differ in that
+        return False
+
+
+def _says(config: Any, flag: str) -> bool:
+    """What transformers' class for this configuration says of itself; True where it knows none."""
+    from transformers import AutoModelForCausalLM
+
+    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return bool(getattr(kind, flag, True))
+
+
+def _widths(text: Any) -> tuple[int, ...]:
+    """Of queries and of values, and of those of further kinds of layers: numbers of a head."""
+    rotated, other = (getattr(text, f"qk_{part}_head_dim", None) for part in ("rope", "nope"))
+    query = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if rotated and other:  # latent attention, whose head_dim is the rotated part alone
+        query = rotated + other
+    return (query, getattr(text, "v_head_dim", None) or query, *(getattr(text, name, None) or 0 for name in FURTHER))
 
 
 def _fastest(config: Any, dtype: torch.dtype, device: torch.device) -> str:
@@ -89,11 +118,11 @@ def _tried(config: Any, dtype: torch.dtype, device: torch.device, lengths: tuple
     """The result for a row of such documents, and the gradients of queries, keys and values."""
     text = config.get_text_config()
     heads, groups = text.num_attention_heads, getattr(text, "num_key_value_heads", text.num_attention_heads)
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width, value_width, *_ = _widths(text)
     numbers = torch.Generator(device).manual_seed(0)
     query, key, value = (
-        torch.randn(1, n, sum(lengths), width, dtype=dtype, device=device, generator=numbers, requires_grad=True)
-        for n in (heads, groups, groups)
+        torch.randn(1, n, sum(lengths), wide, dtype=dtype, device=device, generator=numbers, requires_grad=True)
+        for n, wide in ((heads, width), (groups, width), (groups, value_width))
     )
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     told: dict[str, Any] = {"cu_seq_lens_q": bounds, "max_length_q": max(lengths)} if len(lengths) > 1 else {}
@@ -129,14 +158,25 @@ def varlen(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside documents. query: [rows, heads, length, width]; returns [rows, length, heads, width].
 
-    cu_seq_lens_q: int32, where documents begin in the flattened rows; without it each row is one document.
+    cu_seq_lens_q: int32, where documents begin in the flattened rows; without it each row is one document. Raises
+    Refusal where the model asks for what the kernel does not know: without it, it would be another model.
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    if beyond := [word for word in BEYOND if ignored.get(word) is not None]:
+        raise refuse(
+            f"attn_impl: this model's attention asks for {beyond[0]}, which {VARLEN} does not know",
+            value=VARLEN,
+            hint="set attn_impl: eager",
+        )
+    narrow = value.shape[-1]
+    if narrow != query.shape[-1]:
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value = _of_one_width(query, key, value)
     rows, heads, length, width = query.shape
     if cu_seq_lens_q is None or max_length_q is None:
         if CUDNN in ABLE and not sliding_window:
-            return _dense(query, key, value, scaling), None
+            return _dense(query, key, value, scaling)[..., :narrow], None
         cu_seq_lens_q = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=query.device)
         max_length_q = length
     options: dict[str, Any] = {"scale": scaling}
@@ -151,7 +191,15 @@ def varlen(
             key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
     q, k, v = (t.transpose(1, 2).reshape(rows * length, t.shape[1], width) for t in (query, key, value))
     out = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **options)
-    return out.view(rows, length, heads, width), None
+    return out.view(rows, length, heads, width)[..., :narrow], None
+
+
+def _of_one_width(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Zeros behind the numbers of the narrower ones: no score changes, and the values' own part of the result is the
+    same. Latent attention has wider queries than values; kernels want one width.
+    """
+    width = max(t.shape[-1] for t in tensors)
+    return [nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors]
 
 
 def _dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:

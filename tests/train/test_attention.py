@@ -125,3 +125,60 @@ def test_sinks_are_refused_and_not_dropped(kernel: str) -> None:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(Refusal, match="asks for s_aux"):
         logits_by(kernel, model, [8])
+
+
+SCAN = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1}
+SHARED = {**EXPERTS, "head_dim": 16, "num_experts": 4, "shared_expert_intermediate_size": 32}
+# Families that keep documents apart, and such as remember a little of the one before.
+APART: dict[str, tuple[str, dict[str, Any]]] = {
+    **FITTING,
+    "soft caps": OTHERS["soft caps"],
+    "neox": ("GPTNeoXConfig", {}),
+    "cohere2": ("Cohere2Config", {"sliding_window": 8}),
+    "experts": ("Qwen3MoeConfig", {**EXPERTS, "head_dim": 16, "num_experts": 8}),
+    "mixtral": ("MixtralConfig", {"head_dim": 16, "num_local_experts": 4}),
+}
+REMEMBERING: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear attention": ("Qwen3NextConfig", {**SHARED, "num_hidden_layers": 4}),
+    "states beside attention": ("FalconH1Config", {**SCAN, "mamba_d_ssm": 64}),
+    "recurrence": ("RecurrentGemmaConfig", {"num_hidden_layers": 3}),
+    "states": ("JambaConfig", {"num_experts": 2, "num_hidden_layers": 4}),
+    "convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+}
+WEIGHTS = {"as at initialisation": 1.0, "small": 0.3}
+
+
+def made(kind: str, particular: dict[str, Any], dtype: torch.dtype, weight: float = 1.0) -> Any:
+    torch.manual_seed(0)
+    config = configuration(kind, particular)
+    config.use_cache = False
+    name = attention.choose_attention("auto", config, dtype, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=name)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(weight)
+    return model.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("name", APART)
+def test_a_model_that_keeps_documents_apart_may_be_trained_packed(name: str, weight: str, dtype: torch.dtype) -> None:
+    model = made(*APART[name], dtype, WEIGHTS[weight])
+    attention.check_packing(model, model.config, torch.device("cpu"), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_a_model_that_remembers_a_little_of_the_document_before_is_refused(name: str, dtype: torch.dtype) -> None:
+    model = made(*REMEMBERING[name], dtype)
+    with pytest.raises(Refusal, match=r"see each other[^$]*packing: false"):
+        attention.check_packing(model, model.config, torch.device("cpu"), dtype)
+
+
+def test_chunks_that_count_from_a_windows_beginning_are_refused_in_windows_that_are_longer() -> None:
+    config = {"head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 96, "attention_chunk_size": 64}
+    model = made("Llama4TextConfig", config, torch.float32)
+    attention.check_packing(model, model.config, torch.device("cpu"), torch.float32, 64)
+    with pytest.raises(Refusal, match="chunks of 64 tokens"):
+        attention.check_packing(model, model.config, torch.device("cpu"), torch.float32, 65)

@@ -25,6 +25,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
+from hpcft.train.rotary import pin_factors
 from hpcft.train.score import HEAD, auto_class, check_family, check_head, fresh, head_of_score, said_of_scores
 from hpcft.train.skeleton import Skeleton, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
@@ -52,6 +53,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
             source.initial |= {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)
     read_buffers(model, source)
+    pin_factors(model, plan.data.max_length, world.first)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
     if plan.model.quantization != "none":
         skeleton.packs = quantise(model, plan.model.quantization, DTYPES[plan.model.dtype], world.device)

@@ -16,13 +16,18 @@ from hpcft.run.manifest import PARTS
 
 
 def groups(
-    masters: Iterable[torch.Tensor], optim: OptimPlan, decays: Callable[[torch.Tensor], bool] = lambda m: m.dim() >= 2
+    masters: Iterable[torch.Tensor],
+    optim: OptimPlan,
+    matrix: Callable[[torch.Tensor], bool] = lambda m: m.dim() >= 2,
+    resting: Iterable[torch.Tensor] = (),
 ) -> list[dict[str, Any]]:
-    """Parameter groups: only matrices decay, biases and norms do not."""
-    every = list(masters)
+    """Parameter groups: only matrices decay, biases and norms do not; nor do those that rest, which nothing teaches."""
+    every, still = list(masters), {id(m) for m in resting}
+    decaying = [m for m in every if matrix(m) and id(m) not in still]
+    moved = {id(m) for m in decaying}
     found = [
-        {"params": [m for m in every if decays(m)], "weight_decay": optim.weight_decay},
-        {"params": [m for m in every if not decays(m)], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": optim.weight_decay},
+        {"params": [m for m in every if id(m) not in moved], "weight_decay": 0.0},
     ]
     return [group for group in found if group["params"]]
 
@@ -32,15 +37,17 @@ def settings(optim: OptimPlan) -> dict[str, Any]:
     return {"lr": optim.learning_rate, "betas": (optim.beta1, optim.beta2), "eps": optim.epsilon}
 
 
-def adamw(masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device) -> torch.optim.AdamW:
-    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs.
+def adamw(
+    masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device, resting: Iterable[torch.Tensor] = ()
+) -> torch.optim.AdamW:
+    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs. resting: as for ``groups``.
 
     In bfloat16 fused there, too: it computes in float32 and rounds once, the other rounds after each operation.
     """
     every = list(masters)
     fused = device.type == "cuda" or any(m.dtype is torch.bfloat16 for m in every)
     how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
-    return torch.optim.AdamW(groups(every, optim), **settings(optim), **how)
+    return torch.optim.AdamW(groups(every, optim, resting=resting), **settings(optim), **how)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -76,7 +76,8 @@ def assemble(
     skeleton.source.close()
     phase("weights", skeleton.reading)
     if plan.data.packing:  # now, and not before: only the strategy's copies have the type that is computed in
-        check_packing(sharded.model, skeleton.model.config, world.device, DTYPES[plan.model.dtype])
+        dtype, config = DTYPES[plan.model.dtype], skeleton.model.config
+        check_packing(sharded.model, config, world.device, dtype, plan.data.max_length)
     if not plan.scored:
         head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
     phase("strategy")

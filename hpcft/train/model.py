@@ -31,6 +31,7 @@ from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
 from hpcft.train.recorded import recorded
+from hpcft.train.rotary import pin_factors
 from hpcft.train.score import (
     HEAD,
     auto_class,
@@ -41,7 +42,7 @@ from hpcft.train.score import (
     head_of_score,
     said_of_scores,
 )
-from hpcft.train.skeleton import Skeleton, let_in
+from hpcft.train.skeleton import Skeleton, beyond_text, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
 from hpcft.train.world import World
@@ -70,7 +71,11 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
             source.initial |= {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
         without_memory(model)
     read_buffers(model, source)
+    pin_factors(model, plan.data.max_length, world.first)
     skeleton = Skeleton(model, source, {name: tuple(p.shape) for name, p in model.named_parameters()})
+    if unread := beyond_text(model):
+        skeleton.unread = unread
+        _say_unread(skeleton, world)
     if plan.model.quantization != "none":
         skeleton.packs = quantise(model, plan.model.quantization, DTYPES[plan.model.dtype], world.device)
         _say_quantised(skeleton, plan.model, world)
@@ -320,6 +325,13 @@ def recompute(model: nn.Module, policy: str) -> None:
         leaves = [m for m in layers if not any(n is not m and n in layers for n in m.modules())]
         for layer in leaves[1::2]:
             setattr(layer, "gradient_checkpointing", False)  # noqa: B010  a flag of transformers, unknown to nn.Module
+
+
+def _say_unread(skeleton: Skeleton, world: World) -> None:
+    """How much of the model is for images and sounds, which are not trained."""
+    if world.first:
+        numbers = sum(math.prod(skeleton.shapes[name]) for name in skeleton.unread)
+        print(f"model: {numbers:,} of its weights are not for text and stay as they are", file=sys.stderr)
 
 
 def _say_quantised(skeleton: Skeleton, model: ModelPlan, world: World) -> None:

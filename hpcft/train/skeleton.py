@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hpcft.errors import refuse
 from hpcft.run.regions import Region, Span
 from hpcft.train.parameters import replace_parameters
 from hpcft.train.sources import Source
@@ -27,7 +28,7 @@ class Skeleton:
 
     regions: what tensor parallelism left of a parameter on this rank; a name that is absent: all of it.
     packs: of parameters that are kept in another form, what makes it of the whole parameter. reading: seconds that
-    went into it so far.
+    went into it so far. unread: parameters that no text goes through, of images and sounds: they stay as they are.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class Skeleton:
     regions: Mapping[str, Region] = field(default_factory=dict)
     packs: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     reading: float = 0.0
+    unread: frozenset[str] = frozenset()
 
     def span(self, name: str, offset: int = 0, length: int | None = None) -> Span:
         """``length`` numbers from ``offset`` on of what this rank's tensor group left of a parameter; None: all."""
@@ -77,8 +79,34 @@ class Skeleton:
 
 
 def layers_of(model: Any) -> list[nn.Module]:
-    """The decoder layers of a transformers model, or of a peft model of one."""
-    return list(next(child for child in body_of(model).children() if isinstance(child, nn.ModuleList)))
+    """The decoder layers of a transformers model, or of a peft model of one; of the text, where it knows images too."""
+    body = body_of(model)
+    for part in (body, getattr(body, "language_model", None)):
+        for child in part.children() if isinstance(part, nn.Module) else ():
+            if isinstance(child, nn.ModuleList):
+                return list(child)
+    raise refuse(
+        f"model: the layers of {type(plain(model)).__name__} are not found: "
+        f"its {type(body).__name__} has no list of them",
+        hint="strategy: ddp with torch_compile: false asks for none",
+    )
+
+
+def beyond_text(model: Any) -> frozenset[str]:
+    """The parameters that a text alone never meets: those around the language model of one that knows images, too."""
+    body = body_of(model)
+    inside = getattr(body, "language_model", None)
+    if isinstance(inside, nn.Module):
+        others = {id(p) for p in body.parameters()} - {id(p) for p in inside.parameters()}
+    else:
+        others = {id(p) for part in body.children() if _perceives(part) for p in part.parameters()}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in others)
+
+
+def _perceives(part: nn.Module) -> bool:
+    """Is there an encoder of images or sounds in it? transformers' parts of a kind of their own have configurations."""
+    kinds = {type(module.config).__name__.lower() for module in part.modules() if hasattr(module, "config")}
+    return any("vision" in kind or "audio" in kind for kind in kinds)
 
 
 def body_of(model: Any) -> Any:

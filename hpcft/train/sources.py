@@ -48,7 +48,11 @@ class Files:
             if known in self.initial:
                 _copy(self.initial[known], span, out)
                 return
-        stored = self._file(self.files[file_name(name)]).get_slice(file_name(name))
+        file = self._file(self.files[file_name(name)])
+        if not span.whole:  # one number, without a dimension that a slice could be of
+            out.copy_(file.get_tensor(file_name(name)).view(-1)[span.offset : span.offset + span.length])
+            return
+        stored = file.get_slice(file_name(name))
         for patch in span.patches():
             run = within(out[patch.at : patch.at + math.prod(patch.shape)].view(patch.shape), patch.inner)
             (first, rows), *rest = patch.where

@@ -27,12 +27,13 @@ SMALL: dict[str, Any] = {
     **{"vocab_size": small.VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 16},
 }
-# A family whose router has a bias that is no parameter, and one without any such thing.
+# A router with a bias that is no parameter; single numbers, without a dimension, that are none; no such thing.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe": (
         "Glm4MoeConfig",
         {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     ),
+    "apertus": ("ApertusConfig", {}),
     "llama": ("LlamaConfig", {}),
 }
 

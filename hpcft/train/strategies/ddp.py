@@ -113,7 +113,8 @@ class DataParallel:
         types = DTYPES[plan.model.main_params_dtype], self.dtype
         self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
-        self.optimizer = adamw([slot.master for slot in self.slots.values()], plan.optim, world.device)
+        resting = [slot.master for slot in self.slots.values() if slot.name in skeleton.unread]
+        self.optimizer = adamw([slot.master for slot in self.slots.values()], plan.optim, world.device, resting)
         self._last = False
         for bucket in self.buckets:
             for slot in bucket.slots:

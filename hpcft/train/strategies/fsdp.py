@@ -93,7 +93,8 @@ class FullyShardedDataParallel:
         self.whole = plan.tuner.kind == "full"
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         where = torch.device("cpu") if offload else world.device
-        self.optimizer = adamw(self.trained.values(), plan.optim, where)
+        resting = [p for name, p in self.trained.items() if name in skeleton.unread]
+        self.optimizer = adamw(self.trained.values(), plan.optim, where, resting)
         self.tensor_group = world.group("tp") if skeleton.regions else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:

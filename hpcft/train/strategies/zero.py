@@ -45,8 +45,12 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
         move_buffers(skeleton.model, world.device)
         skeleton.fill_part(skeleton.model, world.device, DTYPES[plan.model.dtype])
     trained = [parameter for parameter in skeleton.model.parameters() if parameter.requires_grad]
+    resting = [parameter for name, parameter in skeleton.model.named_parameters() if name in skeleton.unread]
     engine, *_ = deepspeed.initialize(
-        model=skeleton.model, optimizer=_optimizer(trained, plan, world), config=config, dist_init_required=False
+        model=skeleton.model,
+        optimizer=_optimizer(trained, resting, plan, world),
+        config=config,
+        dist_init_required=False,
     )
     return Zero(skeleton, plan, world, engine)
 
@@ -89,10 +93,12 @@ def _over(ours: Any, theirs: Any) -> Any:
     return {**theirs, **{key: _over(value, theirs.get(key)) for key, value in ours.items()}}
 
 
-def _optimizer(trained: list[torch.nn.Parameter], plan: Plan, world: World) -> torch.optim.AdamW:
+def _optimizer(
+    trained: list[torch.nn.Parameter], resting: list[torch.nn.Parameter], plan: Plan, world: World
+) -> torch.optim.AdamW:
     on_host = bool(STRATEGIES[plan.train.strategy].offload)
     how: dict[str, Any] = {"fused": True} if on_host or world.device.type == "cuda" else {"foreach": True}
-    return torch.optim.AdamW(groups(trained, plan.optim, _matrix), **settings(plan.optim), **how)
+    return torch.optim.AdamW(groups(trained, plan.optim, _matrix, resting), **settings(plan.optim), **how)
 
 
 def _matrix(parameter: Any) -> bool:

@@ -75,8 +75,8 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     machine; in the "cache"; or "fetch", which asks the hub for its config.json.
     """
     from hpcft.config.load import load_cluster, load_run
+    from hpcft.plan.advice import notes
     from hpcft.plan.make import make_plan
-    from hpcft.plan.objective import notes
     from hpcft.plan.shape import read_shape
 
     loaded = load_run(words)
@@ -87,9 +87,10 @@ def plan_run(words: Sequence[str], hub: str = "never") -> Planned:
     cluster, shown = load_cluster(loaded.run.cluster, loaded.file, loaded.origins["cluster"])
     with placed(loaded.origins):
         folder = _model_folder(loaded, cluster, hub)
-    plan = make_plan(loaded.run, cluster, loaded.origins, read_shape(folder) if folder else None)
+    shape = read_shape(folder) if folder else None
+    plan = make_plan(loaded.run, cluster, loaded.origins, shape)
     _refuse_other_models(plan, folder, loaded.origins)
-    for note in notes(plan):
+    for note in notes(plan, shape):
         click.echo(f"note: {note}", err=True)
     return Planned(loaded, cluster, shown, plan)
 

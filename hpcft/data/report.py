@@ -16,6 +16,7 @@ from hpcft.plan.plan import DataPlan
 
 SHOWN_CLASSES = 20
 LOPSIDED = 0.8  # a class with a larger share of the records is worth a note
+MANY_TOO_LONG = 0.25  # a larger share of the rows that is dropped for its length is worth a warning
 BIASED = 1.25  # good answers this much longer than bad ones, or shorter, are worth a note
 TURNS = {
     Turn.TRAINED: "trained",
@@ -136,6 +137,9 @@ def _record(manifest: Mapping[str, Any]) -> str:
 
 def _notes(audit: Mapping[str, Any]) -> list[str]:
     notes, rows = [], audit["rows"]
+    if rows["too_long"] > MANY_TOO_LONG * rows["read"]:
+        share = f"{rows['too_long']:,} of {rows['read']:,} rows are longer than max_length"
+        notes.append(f"warning: {share} and dropped: what is left may be another kind of text; raise max_length")
     for end in audit["end_tokens"]:
         eos = "the tokenizer's EOS" if end["id"] == audit["eos_token"]["id"] else f"EOS is {audit['eos_token']['text']}"
         notes.append(f"end of turn: {end['text']} (id {end['id']}) closes {end['turns']:,} trained turns; {eos}")

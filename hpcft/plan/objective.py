@@ -9,7 +9,7 @@ from hpcft.catalog import OBJECTIVES
 from hpcft.config.run import RunConfig
 from hpcft.config.source import spoken
 from hpcft.errors import Problem
-from hpcft.plan.plan import ObjectivePlan, Plan
+from hpcft.plan.plan import ObjectivePlan
 
 NEUTRAL: dict[str, Any] = {
     "beta": 0.0, "loss_type": "none", "label_smoothing": 0.0, "rpo_alpha": 0.0, "desirable_weight": 1.0,
@@ -24,7 +24,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cpo_alpha": {"simpo": 0.0, "": 1.0},
 }
 LOSS_TYPES = {"dpo": ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"), "cpo": ("sigmoid", "hinge")}
-KTO_ANSWERS = 8  # in a global batch; of fewer the mean says little
 SMOOTHED = ("sigmoid", "robust", "sigmoid_norm")  # of loss_type
 
 
@@ -62,18 +61,6 @@ def _base_is_not_the_start(run: RunConfig) -> str:
 
 def _smoothed(task: str) -> str:
     return f"or loss_type: {' or '.join(kind for kind in LOSS_TYPES[task] if kind in SMOOTHED)}"
-
-
-def notes(plan: Plan) -> list[str]:
-    """What is allowed and had better be otherwise."""
-    windows = plan.batch.global_windows
-    if plan.train.objective != "kto" or windows >= KTO_ANSWERS:
-        return []
-    what = f"{windows} windows, which may hold few answers" if plan.data.packing else f"{windows} answers"
-    return [
-        f"kto: its KL term is a mean over the global batch, a poor estimate from {what}; "
-        f"global_batch_size: {KTO_ANSWERS} or more"
-    ]
 
 
 def check_objective(run: RunConfig, where: Mapping[str, str]) -> list[Problem]:

@@ -33,6 +33,7 @@ class Shape:
 
     shared_inner: width of the feed-forward that every token takes beside its experts_per_token experts. attention: the
     fastest that computes what the model asks for: flash, sdpa (with attention dropout) or eager (soft caps, sinks).
+    positions: tokens of a text that the model was made for (0: it does not say).
     """
 
     layers: int
@@ -47,6 +48,7 @@ class Shape:
     experts_per_token: int = 0
     shared_inner: int = 0
     attention: str = "flash"
+    positions: int = 0
     cut_by_tensor: bool = False  # of a family that tensor ranks are known to cut right
 
     @property
@@ -119,6 +121,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         shape = Shape(
             tied=family.startswith(TIED) if tied is None else bool(tied),
             attention=_attention(config, family),
+            positions=int(config.get("max_position_embeddings") or 0),
             cut_by_tensor=family in CUT,
             **_dense(config),
             **_experts(config),

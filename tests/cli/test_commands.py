@@ -351,6 +351,18 @@ def test_a_small_batch_of_kto_is_noted_where_its_middle_would_be_a_guess(tmp_pat
     assert "note: kto" not in hpcft(f"plan {LEAST} --task dpo --global_batch_size 4", tmp_path).stderr
 
 
+def test_windows_longer_than_what_the_model_was_made_for_are_noted(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    config = json.dumps({**QWEN2, **shape, "max_position_embeddings": 4096})
+    (tmp_path / "m/config.json").write_text(config)
+    for length, noted in ((4096, False), (8192, True)):
+        words = f"--model m --from_scratch true --tuner_type full --dataset a.jsonl --max_length {length}"
+        result = hpcft(f"plan {words} --cluster local", tmp_path)
+        assert result.returncode == 0
+        assert ("note: max_length: 8,192 is more than the 4,096 tokens" in result.stderr) == noted
+
+
 def test_bytes_that_are_no_text_are_refused_and_no_traceback_follows(tmp_path: Path) -> None:
     for words in ([b"--name", b"\xff\xfe"], [b"--\xff", b"1"], [b"\xff.yaml"], [b"--system", b"\xff"]):
         result = subprocess.run(

@@ -66,6 +66,14 @@ def test_tools_that_the_template_does_not_write_are_told(prepared: Preparing) ->
         assert ("2 rows have tools, which the template does not write" in shown(shards)) == bool(rows)
 
 
+def test_many_rows_that_are_too_long_are_warned_of(prepared: Preparing) -> None:
+    long = chat("what ?", "two " * 100)
+    assert "2 of 5 rows are longer than max_length and dropped" in shown(
+        prepared([*ROWS[:3], long, long], max_length=64)
+    )
+    assert "longer than max_length and dropped" not in shown(prepared([*ROWS[:4], long], max_length=64))
+
+
 def test_turns_that_nothing_ends_are_told(prepared: Preparing, tmp_path: Path) -> None:
     """A template that ends its turns with a line break teaches no model to stop but after the last one."""
     template = tmp_path / "plain.jinja"

@@ -11,7 +11,7 @@ import hashlib
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     attention = _agreed_attention(plan, config, world, notes)
     model = empty_model(plan, config, attention)
     source = find_source(plan, config, attention, model, world)
+    _refuse_strangers(world.gather_text(source.mark()))
     if plan.tuner.kind == "lora":
         refuse_unmatched(model, plan.tuner)
         # Ghosts have nothing that adapters could be taken out of; then the whole model on rank 0 has done it.
@@ -360,10 +361,13 @@ def check_same(model: nn.Module, world: World) -> None:
         for part in bits.flatten().split(DIGESTED):
             sums += torch.stack([part.double().sum(), part.double().square().sum()])
         digest.update(f"{name} {sums.tolist()!r}\n".encode())
-    digests = world.gather_text(digest.hexdigest())
-    if strangers := [rank for rank, other in enumerate(digests) if other != digests[0]]:
+    _refuse_strangers(world.gather_text(digest.hexdigest()))
+
+
+def _refuse_strangers(marks: Sequence[str]) -> None:
+    if strangers := [rank for rank, mark in enumerate(marks) if mark != marks[0]]:
         raise refuse(
-            f"ranks {', '.join(map(str, strangers))} loaded other weights than rank 0",
+            f"rank{'s' * (len(strangers) > 1)} {', '.join(map(str, strangers))} loaded other weights than rank 0",
             hint="is the model's folder the same on every node, and is the software?",
         )
 

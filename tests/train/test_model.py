@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from hpcft.errors import Refusal
 from hpcft.plan.modules import FAMILIES, modules_of
 from hpcft.plan.plan import Plan
 from hpcft.train import model as models
+from hpcft.train import world
 from hpcft.train.strategies import ddp
 from hpcft.train.world import World
 from tests.train import families, small
@@ -72,6 +75,26 @@ def without(folder: Path, gone: str) -> Path:
     }
     safetensors.torch.save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_rank_that_reads_other_weights_than_rank_0_is_named(tmp_path: Path, strategy: str) -> None:
+    model = saved(tmp_path / "model", "llama")
+    other = shutil.copytree(model, tmp_path / "other")
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x01\x02")
+
+    def rank() -> str:
+        folder = other if os.environ["RANK"] == "1" else model
+        mine = families.plan_with(folder, strategy, {"dp": 2}, "full")
+        try:
+            models.prepare_model(mine, world.join(mine, os.environ))
+        except Refusal as refusal:
+            return refusal.problems[0].what
+        return ""
+
+    assert set(small.on_ranks(2, rank)) == {"rank 1 loaded other weights than rank 0"}
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -36,6 +36,7 @@ def follow_run(folder: Path, rank: int = 0, attempt: int | None = None, every: f
 
     from hpcft.errors import LONGEST, printable
     from hpcft.launch import logs
+    from hpcft.launch.transport import slurm_here
     from hpcft.launch.watch import status
     from hpcft.run.paths import RunPaths
 
@@ -45,8 +46,8 @@ def follow_run(folder: Path, rank: int = 0, attempt: int | None = None, every: f
         nonlocal asked, alive
         if time.monotonic() - asked > every:  # squeue is the site's, not ours alone
             now = status(folder)
-            # While nobody can say how the run stands, its log is followed: an answer may come.
-            asked, alive = time.monotonic(), now.alive or now.state == "unknown"
+            # While Slurm cannot say how the run stands, its log is followed: an answer may come.
+            asked, alive = time.monotonic(), now.alive or (now.state == "unknown" and slurm_here())
         return not alive
 
     try:

@@ -68,7 +68,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _may_be_replaced(path: Path) -> bool:
-    """Whether there is no file, an empty one, or one that carries a plan as a script of ours does."""
+    """Whether there is no file, an empty one, or one that carries a plan as a script does, of any template."""
     from hpcft.config.source import is_file
     from hpcft.launch.render import TERMINATOR
 
@@ -76,4 +76,5 @@ def _may_be_replaced(path: Path) -> bool:
         text = path.read_bytes() if is_file(path) else b""
     except OSError:
         return False
-    return not text.strip() or (text.startswith(b"#!") and TERMINATOR.encode() in text.splitlines())
+    carries = TERMINATOR.encode() in text.splitlines() or all(key in text for key in (b'"schema": ', b'"hpcft": "'))
+    return not text.strip() or (text.startswith(b"#!") and carries)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpcft.launch import batchlog
 from hpcft.launch.array import element
-from hpcft.launch.entry import run, say
+from hpcft.launch.entry import EXIT_OUT_OF_REACH, run, say
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.folder import keep_plan, make_folder, refuse_other_plan
@@ -82,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run(main, out_of_reach=EXIT_OUT_OF_REACH))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hpcft.errors import LONGEST, printable
 from hpcft.launch.begin import allocated_nodes
-from hpcft.launch.decide import Action, Decision, Ending, Facts, decide
+from hpcft.launch.decide import TOLD, Action, Decision, Ending, Facts, decide
 from hpcft.launch.entry import run, say
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -88,10 +88,10 @@ def facts_of(plan: Plan, paths: RunPaths, environ: Mapping[str, str], code: int)
 def culprit(log: Path) -> str:
     """The rank that srun's own words blame, as a sentence; "" where they report none."""
     text = _text(log)
-    # Peers that were told to end are reported too, as Terminated or 75; they are named only when nobody else is.
+    # Peers that were told to end are reported too, as Terminated, 75 or 70; they are named only when nobody else is.
     # A peer that lost its connection may be reported before the rank that a signal took from it.
     found = list(_SRUN.finditer(text))
-    deaths = [m for m in found if not re.search(r"Terminated|exit code (75|143)\b", m["what"])] or found
+    deaths = [m for m in found if not TOLD.search(m["what"])] or found
     deaths = [m for m in deaths if not m["what"].startswith("Exited")] or deaths
     if not deaths:
         return ""

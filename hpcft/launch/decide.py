@@ -48,7 +48,7 @@ SPENT = frozenset({Ending.FAILED, Ending.TIME_LIMIT})  # endings that must not g
 # Exit codes of ranks that were asked to stop, and srun's words for them. A rank that was asked while a step took longer
 # than the time that was left ends itself as hung.
 _ASKED = (EXIT_STOPPED, EXIT_HUNG)
-_TOLD = re.compile(rf"Terminated|exit code ({EXIT_STOPPED}|{EXIT_HUNG}|143)\b")
+TOLD = re.compile(rf"Terminated|exit code ({EXIT_STOPPED}|{EXIT_HUNG}|143)\b")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _died(here: Sequence[Event], facts: Facts) -> bool:
     if facts.ended or _ending_of_stop(here) is Ending.TIME_LIMIT:
         return False
     failed = [event for event in here if event["event"] == "failed" and not event.get("peer")]
-    named = bool(facts.rank_words) and not _TOLD.search(facts.rank_words)
+    named = bool(facts.rank_words) and not TOLD.search(facts.rank_words)
     return named or any(event.get("code") not in _ASKED for event in failed) or bool(_bad_nodes(here, facts))
 
 
@@ -199,7 +199,8 @@ def _what_failed(here: Sequence[Event], facts: Facts) -> str:
 
 
 def _said(failed: Event, what: str = "failed") -> str:
-    return f"rank {failed.get('rank')} on {failed.get('node')} {what}: {failed.get('error')}"
+    who = f"rank {failed['rank']} on {failed.get('node')}" if "rank" in failed else f"{failed.get('node')}"
+    return f"{who} {what}: {failed.get('error')}"
 
 
 def _failures_since_progress(events: Sequence[Event], job: str | None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from hpcft.errors import printable, refuse
 from hpcft.launch.batchlog import batch_log
 from hpcft.launch.preparation import newest
+from hpcft.launch.prepare import BEGAN
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 
@@ -38,6 +39,8 @@ def read(paths: RunPaths, rank: int = 0, attempt: int | None = None) -> Iterator
         return
     number = _attempt(paths, attempt)
     log = paths.rank_log(number, rank)
+    if not log.exists() and (data := _data_step(paths, number)):
+        log = data
     if not log.exists():
         ranks = sorted(int(path.stem.removeprefix("rank-")) for path in paths.attempt(number).glob("rank-*.log"))
         raise refuse(f"attempt {number} has no log of rank {rank}", where=str(log.parent), choices=ranks)
@@ -65,7 +68,9 @@ def follow(
             time.sleep(look)
             continue
         yield f"== attempt {number}"
-        yield from _lines(paths.rank_log(number, rank), partial(_passed, paths, number, over, attempt), look)
+        passed = partial(_passed, paths, number, over, attempt)
+        yield from _data(paths, number, passed, look)
+        yield from _lines(paths.rank_log(number, rank), passed, look)
         if attempt is not None or (over() and not _began(paths, number + 1)):
             return
         number += 1
@@ -105,6 +110,28 @@ def _preparation(paths: RunPaths, over: Callable[[], bool], look: float) -> Iter
 
     while (log := _preparing(paths)) is None:
         if last() or newest(paths, read_events(paths)) is None:
+            return
+        time.sleep(look)
+    yield "== preparing the data"
+    yield from _lines(log, last, look)
+
+
+def _data_step(paths: RunPaths, number: int) -> Path | None:
+    """The log of the preparation that is a job step of the attempt, while no rank of it has begun."""
+    if any(paths.attempt(number).glob("rank-*.log")):
+        return None
+    told = [e["log"] for e in read_events(paths) if e["event"] == BEGAN and e["attempt"] == number]
+    return Path(told[-1]) if told else None
+
+
+def _data(paths: RunPaths, number: int, passed: Callable[[], bool], look: float) -> Iterator[str]:
+    """The lines of that preparation, where there is one, until a rank begins."""
+
+    def last() -> bool:
+        return passed() or any(paths.attempt(number).glob("rank-*.log"))
+
+    while (log := _data_step(paths, number)) is None:
+        if last():
             return
         time.sleep(look)
     yield "== preparing the data"

@@ -56,11 +56,8 @@ def prepare(text: str, paths: RunPaths, environ: Mapping[str, str], workers: int
     elif asked or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
         return 128 + signal.SIGTERM  # whoever sent that may start the job anew
     else:
-        why = (
-            cause(log)
-            if code > 0
-            else f"killed by signal {-code}; for want of memory? (prepare_job.mem in the profile)"
-        )
+        asks = "slurm.mem" if attempt_of(environ) else "prepare_job.mem in the profile"
+        why = cause(log) if code > 0 else f"killed by signal {-code}; for want of memory? ({asks})"
         ledger.write(FAILED, why=why, code=code, log=str(log))
         if attempt_of(environ):
             _tell_after(ledger, f"the data is not prepared: {why}; the whole log: {log}", code)
@@ -90,7 +87,7 @@ def _tell_after(ledger: Ledger, why: str, code: int) -> None:
     if code == 2:
         ledger.write("preflight", ok=False, refused=why, bad_nodes=[])
     else:
-        ledger.write("failed", rank=0, node=own_name(ledger.environ), error=why, code=code)
+        ledger.write("failed", node=own_name(ledger.environ), error=why, code=code)
 
 
 def _private(log: Path) -> IO[str]:

@@ -69,11 +69,13 @@ def run_module(module: str, plan: Plan, *words: str, aside: bool = False) -> int
 
 
 def safe(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` for ``python -m``, which would run a project's own inspect.py in the place of Python's.
+    """``environ`` for ``python -m``: from Python 3.11 on a project's own inspect.py is not taken for Python's."""
+    return {**findable(environ), "PYTHONSAFEPATH": "1"}
 
-    That hpcft is the current folder, a checkout that is not installed, still counts.
-    """
-    found = {**environ, "PYTHONSAFEPATH": "1"}
-    if Path.cwd() == ROOT:
-        found["PYTHONPATH"] = os.pathsep.join(part for part in (environ.get("PYTHONPATH"), str(ROOT)) if part)
-    return found
+
+def findable(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` in which hpcft is found also where it is the current folder, a checkout that is not installed."""
+    path = environ.get("PYTHONPATH", "")
+    if Path.cwd() != ROOT or str(ROOT) in path.split(os.pathsep):
+        return dict(environ)
+    return {**environ, "PYTHONPATH": os.pathsep.join(part for part in (path, str(ROOT)) if part)}

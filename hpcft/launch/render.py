@@ -23,6 +23,11 @@ from hpcft.resources import templates
 from hpcft.run.expand import REFERENCE
 
 TERMINATOR = "HPCFT_PLAN"
+MEMORY_REQUESTS = {  # each of which srun refuses beside another
+    "--mem": "SLURM_MEM_PER_NODE",
+    "--mem-per-cpu": "SLURM_MEM_PER_CPU",
+    "--mem-per-gpu": "SLURM_MEM_PER_GPU",
+}
 TEMPLATE = "train.sbatch.j2"
 ARRAY_TEMPLATE = "array.sbatch.j2"
 PREPARE_TEMPLATE = "prepare.sbatch.j2"
@@ -146,6 +151,7 @@ def _facts(plan: Plan) -> dict[str, Any]:
         "tasks_per_node": 1 if r.launcher == "torchrun" else r.tasks_per_node,
         "cpus_per_task": r.cpus_per_task * (r.tasks_per_node if r.launcher == "torchrun" else 1),
         "gpu_option": gpu_option(r),
+        "others_memory": others_memory(r),
         "run_folder": _under_submit(plan.folders.runs, plan.name),
         "store_folder": _under_submit(plan.folders.store),
         "plan_json": plan.to_json(),
@@ -167,6 +173,12 @@ def gpu_option(resources: Resources) -> str | None:
             "gpu_request: gres_typed needs a GPU type", hint="set gpu_type in the profile to what `sinfo -o %G` shows"
         )
     return forms[resources.gpu_request]
+
+
+def others_memory(resources: Resources) -> list[str]:
+    """The variables of memory requests that another job may have left: all but that of this job's own request."""
+    said = [option.partition("=")[0] for option in resources.extra] + (["--mem"] if resources.memory else [])
+    return [variable for option, variable in MEMORY_REQUESTS.items() if option not in said]
 
 
 def word(value: object) -> str:

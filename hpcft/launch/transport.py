@@ -23,7 +23,7 @@ from hpcft import disk
 from hpcft.errors import Refusal, printable, refuse
 from hpcft.launch import adoption, batchlog
 from hpcft.launch.preparation import WAITS, preparation
-from hpcft.launch.processes import safe
+from hpcft.launch.processes import findable
 from hpcft.launch.submissions import SUBMITTED, living
 from hpcft.plan.plan import Plan
 from hpcft.run import lease
@@ -128,7 +128,7 @@ def submit(plan: Plan, script: str, run: Path | None = None, prepare: str = "") 
         with clean(job_environment(plan, None if paths.root == default else paths.root)):
             return _submit(plan, script, prepare, paths)
     except BaseException:
-        if fresh:
+        if fresh and not any(paths.jobs.glob(f"*{SUBMITTED}")):  # else a job has been taken, and is found by the folder
             unmake(paths)
         raise
 
@@ -225,7 +225,7 @@ def job_environment(plan: Plan, run: Path | None = None) -> dict[str, str]:
     # Without setup lines nothing in the job says which Python has hpcft: it is the one that submits.
     if not plan.resources.setup:
         environ.setdefault("HPCFT_PYTHON", sys.executable)
-    return safe(environ)
+    return findable(environ)
 
 
 def hand_over(executor: ScriptExecutor) -> str:

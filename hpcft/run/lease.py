@@ -114,7 +114,7 @@ def take(paths: RunPaths, environ: Mapping[str, str], plan: str = "") -> Holder:
         before = _holder_or_last(paths)
         mine = _me(environ, plan or (before.plan if before else ""))
         if before is not None and before.job == mine.job:
-            _refuse_if_restarted(paths, before, mine)
+            _refuse_if_restarted(paths, before, mine, float(environ.get("SLURM_JOB_START_TIME") or 0))
         elif before is not None and not before.released:
             _refuse_if_alive(paths, before)
         _write(paths, mine)
@@ -173,11 +173,14 @@ def _unanswered(what: str, where: str = "") -> Unanswered:
     return Unanswered(Problem(what, where, hint="nothing was changed; try again later"))
 
 
-def _refuse_if_restarted(paths: RunPaths, before: Holder, mine: Holder) -> None:
-    if before.restart > mine.restart:
+def _refuse_if_restarted(paths: RunPaths, before: Holder, mine: Holder, began: float) -> None:
+    """began: when Slurm started this job, seconds since the epoch. Where the run was given back before that, this is
+    another job: a Slurm that was built anew counts from 1 again.
+    """
+    if before.restart > mine.restart and not (before.released and began > before.time):
+        has = "had the run last" if before.released else "holds the run"
         raise refuse(
-            f"job {mine.job} was restarted elsewhere: restart {before.restart} holds the run, "
-            f"this is restart {mine.restart}",
+            f"job {mine.job} was restarted elsewhere: restart {before.restart} {has}, this is restart {mine.restart}",
             where=str(paths.lease),
         )
 

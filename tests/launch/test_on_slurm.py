@@ -285,6 +285,20 @@ def test_a_job_that_comes_back_onto_a_node_where_nothing_can_be_started_goes_on_
 
 
 @pytest.mark.slow
+def test_where_no_other_node_may_be_had_the_job_fails_and_does_not_wait_for_ever(
+    submit: Callable[..., Job], tmp_path: Path
+) -> None:
+    python = unusable(tmp_path, '[ "${SLURM_RESTART_COUNT:-0}" = 1 ]')
+    asked = two_by_two(nodes=1, extra=("--nodelist=n1",))
+    asked = dataclasses.replace(asked, layout=layout(1, 2))
+    job = submit(asked, HPCFT_PYTHON=python, STANDIN_STEPS="600", STANDIN_PACE="0.1")
+    job.until(lambda: job.events("saved"))
+    job.slurm.run(["scontrol", "requeue", job.id])
+    job.until(lambda: show_job(job.id).restarts == 1)
+    assert job.end(120) is State.FAILED, job.log()
+
+
+@pytest.mark.slow
 def test_a_node_where_nothing_can_be_started_does_not_take_the_elements_of_an_array(
     slurm: LoopbackSlurm, tmp_path: Path, standin: dict[str, str]
 ) -> None:

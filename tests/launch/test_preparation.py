@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpcft.errors import Refusal
+from hpcft.launch import logs, prepare, watch
 from hpcft.launch import preparation as module
-from hpcft.launch import prepare, watch
 from hpcft.launch.preparation import WAITS, preparation
 from hpcft.launch.render import render_preparation
 from hpcft.plan.plan import PreparePlan
@@ -116,6 +116,21 @@ def test_in_the_training_job_what_is_the_datas_fault_is_refused_and_anything_els
     (tmp_path / "file").write_text("no folder")
     assert prepare.prepare(plan().to_json(), paths, {**environ, STORE_VARIABLE: str(tmp_path / "file/store")}) == 1
     assert read_events(paths)[-1]["event"] == "failed"
+
+
+def test_while_an_attempt_prepares_its_data_that_is_what_its_log_shows(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    ledger = Ledger(paths, "batch", {JOB_VARIABLE: "7", ATTEMPT_VARIABLE: "1"})
+    ledger.write("attempt_began", restart=0)
+    paths.attempt(1).mkdir(parents=True)
+    log = paths.prepare_log("7")
+    log.write_text("tokenising\n")
+    ledger.write(prepare.BEGAN, log=str(log))
+    assert list(logs.read(paths)) == ["tokenising"]
+    assert list(logs.follow(paths, lambda: True, look=0.01)) == ["== attempt 1", "== preparing the data", "tokenising"]
+    paths.rank_log(1, 0).write_text("step 1\n")
+    assert list(logs.read(paths)) == ["step 1"]
+    assert list(logs.follow(paths, lambda: True, look=0.01)) == ["== attempt 1", "step 1"]
 
 
 def test_the_script_of_the_preparation_asks_for_no_gpu_and_carries_the_plan() -> None:

@@ -81,7 +81,7 @@ def test_the_flow_of_a_good_run(tmp_path: Path) -> None:
     assert f"--output={tmp_path}/lo gs/rank-%4t.log" in steps[1]
 
 
-@pytest.mark.parametrize(("code", "ends"), [(0, 0), (2, 2), (3, 0), (1, 1), (127, 1)])
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (2, 2), (3, 0), (1, 1), (4, 1), (127, 1)])
 def test_what_accept_says_is_what_happens(tmp_path: Path, code: int, ends: int) -> None:
     shell = Shell(tmp_path, python=f"*launch.accept) exit {code} ;;\n")
     done = shell.run()
@@ -91,29 +91,35 @@ def test_what_accept_says_is_what_happens(tmp_path: Path, code: int, ends: int) 
 
 
 @pytest.mark.parametrize(
-    ("restarts", "state", "excluded", "comes_back"),
+    ("restarts", "state", "excluded", "wanted", "nodes", "comes_back"),
     [
-        ("1", "RUNNING", "(null)", "n1"),
-        ("1", "RUNNING", "n[2-8]", "n1,n[2-8]"),
-        ("1", "RUNNING", "n[2-9]", ""),  # enough nodes: it is not the nodes
-        ("1", "COMPLETING", "(null)", ""),  # cancelled meanwhile
-        ("0", "RUNNING", "(null)", ""),
+        ("1", "RUNNING", "(null)", "(null)", 12, "n1"),
+        ("1", "RUNNING", "n[2-8]", "(null)", 12, "n1,n[2-8]"),
+        ("1", "RUNNING", "n[2-9]", "(null)", 12, ""),  # enough nodes: it is not the nodes
+        ("1", "RUNNING", "n2", "(null)", 3, "n1,n2"),
+        ("1", "RUNNING", "n2", "(null)", 2, ""),  # none would be left
+        ("1", "RUNNING", "(null)", "n1", 12, ""),
+        ("1", "COMPLETING", "(null)", "(null)", 12, ""),  # cancelled meanwhile
+        ("0", "RUNNING", "(null)", "(null)", 12, ""),
     ],
 )
 @pytest.mark.parametrize("lost", ["python", "folder"])
 def test_a_job_that_ran_elsewhere_goes_back_into_the_queue_without_the_node_that_cannot_start_it(
-    tmp_path: Path, restarts: str, state: str, excluded: str, comes_back: str, lost: str
+    tmp_path: Path, restarts: str, state: str, excluded: str, wanted: str, nodes: int, comes_back: str, lost: str
 ) -> None:
     shell = Shell(tmp_path, python="*launch.accept) exit 127 ;;\n")
     names = " ".join(expand_hostlist(f"n1,{excluded.removeprefix('(null)')}"))
     shell._program(
         "scontrol",
         f'echo "scontrol $*" >> {tmp_path}/calls\ncase "$*" in\n'
-        f"*show\\ job*) echo JobId=7 JobState={state} Restarts={restarts} 'ExcNodeList={excluded}' x ;;\n"
+        f"*show\\ job*) echo JobId=7 JobState={state} Restarts={restarts} "
+        f"'ReqNodeList={wanted} ExcNodeList={excluded}' x ;;\n"
         f"*hostnames*) printf '%s\\n' {names} ;;\nesac",
     )
+    shell._program("sinfo", f"printf 'n%s\\n' {' '.join(map(str, range(1, nodes + 1)))}")
     folder = {"SLURM_SUBMIT_DIR": "/no/such/folder"} if lost == "folder" else {}
-    assert shell.run(SLURM_RESTART_COUNT=restarts, SLURMD_NODENAME="n1", **folder).returncode == 1
+    of_the_job = {"SLURMD_NODENAME": "n1", "SLURM_JOB_PARTITION": "p", "SLURM_JOB_NUM_NODES": "1"}
+    assert shell.run(SLURM_RESTART_COUNT=restarts, **of_the_job, **folder).returncode == 1
     asked = [line for line in shell.calls.read_text().splitlines() if re.match("scontrol (requ|upd|rel)", line)]
     update = f"scontrol update JobId=7 ExcNodeList={comes_back}"
     assert asked == (["scontrol requeuehold 7", update, "scontrol release 7"] if comes_back else [])

@@ -204,6 +204,19 @@ def test_a_refused_submission_leaves_no_run(send: Callable[..., Submitted], tmp_
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_submission_that_is_interrupted_when_the_job_is_queued_leaves_what_finds_it(
+    send: Callable[..., Submitted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hpcft.launch.batchlog.tell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        send(plan())
+    (run,) = watch.runs(tmp_path / "runs")
+    assert watch.wait_until_ended(tmp_path / "runs" / run.name, 60).state == "finished"
+
+
 def loses_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str = "", takes: bool = True) -> None:
     """An sbatch that submits, and then says what a client says that has waited too long. before: lines of bash."""
     real = shutil.which("sbatch")

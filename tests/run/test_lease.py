@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ def test_a_restarted_job_fences_off_its_earlier_incarnation(paths: RunPaths) -> 
         lease.take(paths, slurm_job("7", restart=0, attempt=3))
     lease.release(paths, slurm_job("7", restart=0, attempt=1))
     assert lease.still_mine(paths, slurm_job("7", restart=1, attempt=2))
+
+
+def test_a_job_that_has_the_number_of_one_that_gave_the_run_back_long_ago_takes_it(paths: RunPaths) -> None:
+    lease.take(paths, slurm_job("7", restart=2, attempt=1))
+    again = {**slurm_job("7", restart=0, attempt=1), "SLURM_JOB_START_TIME": str(int(time.time()) + 60)}
+    with pytest.raises(Refusal, match="restart 2 holds"):
+        lease.take(paths, again)
+    lease.release(paths, slurm_job("7", restart=2, attempt=1))
+    with pytest.raises(Refusal, match="restart 2 had the run last"):
+        lease.take(paths, {**again, "SLURM_JOB_START_TIME": "1"})
+    assert lease.take(paths, again).restart == 0
 
 
 def test_a_new_attempt_fences_off_the_ranks_of_the_last_one(paths: RunPaths) -> None:

@@ -112,7 +112,7 @@ class Template:
         if self.dated and self.text is None:
             self.text = tokenizer.get_chat_template()
         if self.dated:
-            self.text = f"{_fixed_day()}{self.text}"
+            self.text = f"{_fixed_day(self.text or '')}{self.text}"
         code = " ".join(COMMENT.sub(" ", text) for text in _texts(self.text or tokenizer.chat_template))
         self.writes_tools = re.search(r"\btools\b", code) is not None
         self.knows_developers = re.search(r"['\"]developer['\"]", code) is not None  # not just in its own words
@@ -199,9 +199,12 @@ def _joinable(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def _fixed_day() -> str:
-    """The function of the date as a macro: what transformers hands to a template by name must not be callable."""
-    parts = "".join(f".replace('{part}', '{FIXED_DAY.strftime(part)}')" for part in PARTS)
+def _fixed_day(text: str) -> str:
+    """The function of the date as a macro: what transformers hands to a template by name must not be callable.
+
+    text: the template; of the parts of a date only those that it names are looked for, which takes time in each text.
+    """
+    parts = "".join(f".replace('{part}', '{FIXED_DAY.strftime(part)}')" for part in PARTS if part in text)
     return f"{{%- macro {DATED}(format) -%}}{{{{ format{parts} }}}}{{%- endmacro -%}}"
 
 

@@ -124,8 +124,9 @@ def _weights(folder: Path, config: Mapping[str, Any], scored: bool) -> Iterator[
     if "adapter_config.json" in there or config.get("transformers_weights"):
         return
     shards = _shards(folder / INDEX) if INDEX in there else {}
-    if shards and (SINGLE not in there or set(shards.values()) <= there):
-        if absent := sorted(set(shards.values()) - there):
+    absent = _absent(folder, shards)
+    if shards and (SINGLE not in there or not absent):
+        if absent:
             more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
             yield Problem("model: files of its weights are missing", value=", ".join(absent[:SHOWN]) + more, hint=AGAIN)
         else:
@@ -133,7 +134,7 @@ def _weights(folder: Path, config: Mapping[str, Any], scored: bool) -> Iterator[
     elif SINGLE in there:
         yield from _safetensors(folder, {}, config, scored)
     elif PICKLED_INDEX in there:
-        if absent := sorted(set(_shards(folder / PICKLED_INDEX).values()) - there):
+        if absent := _absent(folder, _shards(folder / PICKLED_INDEX)):
             yield Problem("model: files of its weights are missing", value=", ".join(absent[:SHOWN]), hint=AGAIN)
     elif INDEX in there:
         yield Problem("model: no index of weights can be read", value=str(folder / INDEX), hint=AGAIN)
@@ -143,6 +144,10 @@ def _weights(folder: Path, config: Mapping[str, Any], scored: bool) -> Iterator[
             value=str(folder),
             hint=f"{AGAIN}; or from_scratch: true, to begin with random weights",
         )
+
+
+def _absent(folder: Path, shards: Mapping[str, str]) -> list[str]:
+    return sorted(file for file in set(shards.values()) if not (folder / file).exists())
 
 
 def _shards(index: Path) -> dict[str, str]:
@@ -163,7 +168,9 @@ def _safetensors(folder: Path, shards: Mapping[str, str], config: Mapping[str, A
         if why:
             broken = True
             yield Problem(f"model: its weights cannot be read: {why}", value=str(folder / file), hint=AGAIN)
-    if not broken and (absent := {*(shards.keys() - names), *absent_tensors(names, config, scored)}):
+    tied = bool(config.get("tie_word_embeddings"))  # then an index may name a head that no file has
+    lost = {name for name in shards.keys() - names if not (tied and name.endswith("lm_head.weight"))}
+    if not broken and (absent := {*lost, *absent_tensors(names, config, scored)}):
         yield lacking(absent)
 
 
@@ -203,11 +210,14 @@ def absent_tensors(names: set[str], config: Mapping[str, Any], scored: bool) -> 
     absent = {f"{stack}.{number}.*" for number in range(count) if number not in layers}
     if family in ALIKE:
         decoder = {number: mine for number, mine in layers.items() if number < count}
-        every = set[str]().union(*decoder.values())
+        every = {rest for mine in decoder.values() for rest in mine if not rest.endswith("inv_freq")}  # no weight
         absent |= {f"{stack}.{number}.{rest}" for number, mine in decoder.items() for rest in every - mine}
         body = stack.removesuffix("layers")
         ends = {f"{body}embed_tokens.weight", f"{body}norm.weight"}
-        if not text.get("tie_word_embeddings") and not scored and not any(n.endswith("lm_head.weight") for n in names):
+        head = any(name.endswith("lm_head.weight") for name in names)
+        if text.get("tie_word_embeddings") and head:  # one weight, under either name
+            ends.discard(f"{body}embed_tokens.weight")
+        elif not text.get("tie_word_embeddings") and not scored and not head:
             ends.add("lm_head.weight")
         absent |= ends - names
     return absent

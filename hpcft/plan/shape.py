@@ -121,7 +121,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         shape = Shape(
             tied=family.startswith(TIED) if tied is None else bool(tied),
             attention=_attention(config, family),
-            positions=int(config.get("max_position_embeddings") or 0),
+            positions=_positions(config),
             cut_by_tensor=family in CUT,
             **_dense(config),
             **_experts(config),
@@ -142,6 +142,14 @@ def _attention(config: Mapping[str, Any], family: str) -> str:
     if config.get("attn_logit_softcapping") or family == "gpt_oss":
         return "eager"
     return "sdpa" if config.get("attention_dropout") else "flash"
+
+
+def _positions(config: Mapping[str, Any]) -> int:
+    """0 also where rotary positions are scaled: families differ in whether the number is from before that."""
+    said = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    rules = [said, *said.values()] if isinstance(said, dict) else []
+    scaled = any(isinstance(rule, dict) and rule.get("factor") for rule in rules)
+    return 0 if scaled else int(config.get("max_position_embeddings") or 0)
 
 
 def _dense(config: Mapping[str, Any]) -> dict[str, int]:

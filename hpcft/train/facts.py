@@ -54,11 +54,10 @@ def check_facts(manifest: Manifest, plan: Plan, data: str) -> None:
     if manifest.data != data:
         different.append(f"the prepared data: content {manifest.data[:12]} then, {data[:12]} now")
     if different:
-        raise refuse(
-            "the checkpoint is of another run: " + "; ".join(different),
-            where=str(manifest.folder),
-            hint="start a new run under another name, or set these back",
-        )
+        hint = "start a new run under another name, or set these back"
+        if manifest.data != data:
+            hint += "; where data and settings are the same, another release prepares data in another form"
+        raise refuse("the checkpoint is of another run: " + "; ".join(different), where=str(manifest.folder), hint=hint)
 
 
 def same_tensors(manifest: Manifest, now: Mapping[str, tuple[int, ...]]) -> None:

@@ -42,7 +42,7 @@ from hpcft.train.score import (
     head_of_score,
     said_of_scores,
 )
-from hpcft.train.skeleton import Skeleton, beyond_text, let_in
+from hpcft.train.skeleton import Skeleton, beyond_text, let_in, parts_beyond_text
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
 from hpcft.train.world import World
@@ -280,6 +280,7 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
     targets = "all-linear" if tuner.target_modules == ("all-linear",) else list(tuner.target_modules)
+    unmet = parts_beyond_text(model) if targets == "all-linear" else []  # adapters there would be trained by nothing
     initial = {"true": True, "false": False}.get(tuner.init_lora_weights, tuner.init_lora_weights)
     config = LoraConfig(
         task_type="CAUSAL_LM" if head_of_score(model) is None else "SEQ_CLS",
@@ -287,6 +288,7 @@ def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
         lora_alpha=tuner.alpha,
         lora_dropout=tuner.dropout,
         target_modules=targets,
+        exclude_modules=rf"(.*\.)?({'|'.join(unmet)})\..*" if unmet else None,
         modules_to_save=list(tuner.modules_to_save) or None,
         bias=tuner.bias,
         use_rslora=tuner.use_rslora,

@@ -95,12 +95,16 @@ def layers_of(model: Any) -> list[nn.Module]:
 def beyond_text(model: Any) -> frozenset[str]:
     """The parameters that a text alone never meets: those around the language model of one that knows images, too."""
     body = body_of(model)
-    inside = getattr(body, "language_model", None)
-    if isinstance(inside, nn.Module):
-        others = {id(p) for p in body.parameters()} - {id(p) for p in inside.parameters()}
-    else:
-        others = {id(p) for part in body.children() if _perceives(part) for p in part.parameters()}
+    others = {id(p) for name in parts_beyond_text(model) for p in getattr(body, name).parameters()}
     return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in others)
+
+
+def parts_beyond_text(model: Any) -> list[str]:
+    """The children of the body that a text alone never meets, by name."""
+    parts = dict(body_of(model).named_children())
+    if "language_model" in parts:
+        return [name for name in parts if name != "language_model"]
+    return [name for name, part in parts.items() if _perceives(part)]
 
 
 def _perceives(part: nn.Module) -> bool:

@@ -56,6 +56,23 @@ def said(path: Path, *, trust: bool = False, scratch: bool = False, **changes: A
     return "\n".join(map(str, unusable(path, chosen)))
 
 
+def test_what_transformers_loads_whole_is_fit_however_it_was_saved(tmp_path: Path) -> None:
+    head = [name.replace("model.embed_tokens", "lm_head") for name in NAMES]  # tied, under its other name
+    assert said(folder(tmp_path, head)) == ""
+    assert "embed_tokens" in said(folder(tmp_path, head, tie_word_embeddings=False))
+    assert said(folder(tmp_path, [*NAMES, "model.layers.0.self_attn.rotary_emb.inv_freq"])) == ""
+    (tmp_path / SINGLE).unlink()
+    sharded(tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = "model-00001-of-00002.safetensors"
+    (tmp_path / "parts").mkdir()
+    for file in tmp_path.glob("model-*"):
+        file.rename(tmp_path / "parts" / file.name)
+    index["weight_map"] = {name: f"parts/{file}" for name, file in index["weight_map"].items()}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert said(tmp_path) == ""
+
+
 def test_a_whole_model_in_one_file_or_several_is_fit(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -77,6 +77,18 @@ def test_the_attention_is_the_fastest_that_computes_what_the_model_asks_for(
     assert shape.attention == attention
 
 
+def test_the_length_that_a_model_was_made_for_is_not_known_where_positions_are_scaled() -> None:
+    for scaling, positions in (
+        (None, 4096),
+        ({"rope_type": "default"}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0}, 0),
+    ):
+        for key in ("rope_scaling", "rope_parameters"):
+            shape = shape_of({**TINY, "max_position_embeddings": 4096, key: scaling})
+            assert shape is not None
+            assert shape.positions == positions
+
+
 def test_tied_weights_count_once() -> None:
     one, two = shape_of({**TINY, "tie_word_embeddings": True}), shape_of(TINY)
     assert one is not None

@@ -6,13 +6,14 @@ The arguments are an object. OpenAI's files have the JSON text of one, which a t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.data.rows import Message
 from hpcft.data.values import Unusable, objects, unpacked
 
 CALL_KEYS = ("tool_calls", "function_call")
+CONTINUES = "continues_turn"  # a key of a turn: it was a tool_call, right after what the assistant says or calls
 OUTSIDE = ("id", "type")  # what of a call stands beside its function
 
 
@@ -35,17 +36,28 @@ def called(turn: Message, number: int) -> Message:
     return {**turn, "role": "assistant", "content": "", "tool_calls": [_call(call, number) for call in listed]}
 
 
-def joined(turn: Message, call: Message, number: int) -> Message:
-    """``turn`` of the assistant with the calls of ``call``, the ``number``-th turn, which comes right after it.
+def joined(turns: Sequence[Message], words: bool, calls: bool) -> tuple[Message, ...]:
+    """``turns``, in which a call that continues the assistant's turn is part of it, as far as a template writes that.
 
-    Two turns would teach a model to stop before the call. Raises Unusable where only one of them is to be trained.
+    Two turns would teach a model to stop before the call. words, calls: whether the template writes words and a call in
+    one turn, and two calls. Raises Unusable where only one of two such turns is to be trained.
     """
-    if turn.get("loss", True) != call.get("loss", True):
-        raise Unusable(
-            f"turn {number} is a tool call, and its loss is not that of the assistant's turn before it",
-            hint="the two are one turn to a model: give both the same loss",
-        )
-    return {**turn, "tool_calls": [*turn.get("tool_calls", ()), *call["tool_calls"]]}
+    result: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        if CONTINUES not in turn:
+            result.append(turn)
+            continue
+        said, call = result[-1], {key: value for key, value in turn.items() if key != CONTINUES}
+        if not (calls if said.get("tool_calls") else words or not said["content"].strip()):
+            result.append(call)
+            continue
+        if said.get("loss", True) != call.get("loss", True):
+            raise Unusable(
+                f"turn {number} is a tool call, and its loss is not that of the assistant's turn before it, "
+                "though the two are one turn to a model: give both the same loss"
+            )
+        result[-1] = {**said, "tool_calls": [*said.get("tool_calls", ()), *call["tool_calls"]]}
+    return tuple(result)
 
 
 def schema(tool: Any) -> Any:

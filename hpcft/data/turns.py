@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.catalog import BESIDE_QUERY
-from hpcft.data.calls import CALL_KEYS, called, calls, joined, schema
+from hpcft.data.calls import CALL_KEYS, CONTINUES, called, calls, schema
 from hpcft.data.rows import Message, Row, opened
 from hpcft.data.values import Unusable, kind_of, listing, objects, parsed, readable, text
 from hpcft.errors import near
@@ -28,7 +28,7 @@ ROLES: dict[str, str] = {
 PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 FLAG_KEYS = ("loss", "loss_scale", "train", "weight")
-HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS))
+HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS, CONTINUES))
 
 
 def words(record: Mapping[str, Any], key: str) -> str:
@@ -64,7 +64,7 @@ def conversation(value: Any, key: str) -> tuple[Message, ...]:
     if not items:
         raise Unusable(f"`{key}` holds no turns")
     turns = [message(item, number) for number, item in enumerate(items, 1)]
-    return tuple(_joined(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
+    return tuple(_continued(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
 
 
 def dialogue(record: Mapping[str, Any], question: Sequence[Message], response: str) -> Row:
@@ -134,15 +134,13 @@ def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return tuple(schema(tool) for tool in objects(record.get("tools"), "tools")) or None
 
 
-def _joined(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """``turns``, made of ``items``, each tool_call of which is part of the assistant's turn right before it."""
+def _continued(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """``turns``, made of ``items``, each tool_call of which says so that comes right after a turn of the assistant."""
     result: list[Message] = []
-    for number, (turn, item) in enumerate(zip(turns, items, strict=True), 1):
+    for turn, item in zip(turns, items, strict=True):
         role = next(item[key] for key in ROLE_KEYS if key in item)
-        if result and result[-1]["role"] == "assistant" and ROLES[role.lower()] == "tool_call":
-            result[-1] = joined(result[-1], turn, number)
-        else:
-            result.append(turn)
+        continues = result and result[-1]["role"] == "assistant" and ROLES[role.lower()] == "tool_call"
+        result.append({**turn, CONTINUES: True} if continues else turn)
     return result
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from hpcft.catalog import FORMATS
+from hpcft.data.calls import CONTINUES, joined
 from hpcft.data.rows import Row, filled, opened
 from hpcft.data.shapes import Shaped, shape_of
 from hpcft.data.turns import ROLES
+from hpcft.data.values import Unusable
 from hpcft.errors import Refusal
 
 ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
@@ -159,13 +161,36 @@ def test_tools_may_be_texts_of_their_schemas() -> None:
 def test_calls_right_after_the_assistants_words_or_another_call_are_one_turn_with_them() -> None:
     call, words = {"role": "tool_call", "content": json.dumps(CALL)}, {"role": "assistant", "content": "I add."}
     result = {"role": "tool_response", "content": "4"}
-    turns = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    apart = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    assert len(apart) == 9
+    turns = joined(apart, words=True, calls=True)
+    assert not any(CONTINUES in turn for turn in turns)
     assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
     assert [len(turn.get("tool_calls", ())) for turn in turns] == [0, 2, 0, 0, 1, 0, 0]
     assert (turns[1]["content"], turns[4]["content"]) == ("", "I add.")
     silent = row({"messages": [{**words, "loss": False}, {**call, "loss": False}]}).messages
-    assert [turn["loss"] for turn in silent] == [False]
-    assert "give both the same loss" in refused({"messages": [ASKED, {**words, "loss": False}, call]})
+    assert [turn["loss"] for turn in joined(silent, words=True, calls=True)] == [False]
+    unlike = row({"messages": [ASKED, {**words, "loss": False}, call]}).messages
+    assert len(joined(unlike, words=False, calls=True)) == 3
+    with pytest.raises(Unusable, match=r"turn 3 .*give both the same loss"):
+        joined(unlike, words=True, calls=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "calls", "many"),
+    [(True, True, [0, 2, 3]), (False, True, [0, 2, 0, 3]), (True, False, [0, 1, 1, 1, 1, 1])],
+)
+def test_calls_stay_turns_of_their_own_where_a_template_does_not_write_them_in_one(
+    words: bool, calls: bool, many: list[int]
+) -> None:
+    call = {"role": "tool_call", "content": json.dumps(CALL)}
+    said = {"role": "assistant", "content": "I add."}
+    turns = row({"messages": [ASKED, call, call, said, call, call, call]}).messages
+    made = joined(turns, words, calls)
+    assert [len(turn.get("tool_calls", ())) for turn in made] == many
+    assert not any(CONTINUES in turn for turn in made)
+    silent = row({"messages": [ASKED, {**said, "content": " "}, call]}).messages
+    assert len(joined(silent, words=False, calls=False)) == 2, "no words are lost"
 
 
 def test_text_parts_are_joined_and_pictures_refused() -> None:

@@ -95,6 +95,50 @@ def test_the_input_beside_a_question_is_part_of_it_in_every_kind_of_record() -> 
     assert row(pair, "pair").messages[0] == asked
 
 
+@pytest.mark.parametrize("beside", [{"title": ["a"], "sentences": [["b"]]}, ["a", "b"], 1.5, True])
+def test_what_is_beside_a_question_and_no_text_is_left_unread(beside: Any) -> None:
+    shaped = Shaped("a.jsonl")
+    asked = {"question": "2 + 2?", "answer": "4", "context": beside}
+    assert shaped.row(1, asked).messages == (ASKED, SAID)
+    assert dict(shaped.unread) == {"context": 1}
+    both = {"instruction": "2", "input": "+ 2?", "output": "4", "context": beside}
+    assert row(both).messages == ({**ASKED, "content": "2\n+ 2?"}, SAID)
+    for context in (None, "", "2"):
+        instruction = {"instruction": "2", "input": beside, "context": context, "output": "4"}
+        assert "`input` is " in refused(instruction), "it would be trained without"
+    empty = Shaped("a.jsonl")
+    empty.row(1, {"question": "2 + 2?", "answer": "4", "context": None})
+    assert not empty.unread
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"from": "Paris", "to": "Rome"}',
+        '[{"from": "Paris", "to": "Rome"}]',
+        '{"role": "admin", "age": 3}',
+        '{"role": "admin", "content": "all"}',
+        '{"role": "user", "age": 3}',
+    ],
+)
+def test_words_that_are_json_but_no_turns_are_words(words: str) -> None:
+    for record in ({"query": words, "response": "4"}, {"instruction": words, "output": "4"}):
+        assert row(record).messages == ({**ASKED, "content": words}, SAID)
+    for record in ({"prompt": words, "completion": "4"}, {"prompt": words, "chosen": "4", "rejected": "5"}):
+        assert row(record, "pair" if "chosen" in record else "chat").messages[0]["content"] == words
+    typo = json.dumps([{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}])
+    assert "did you mean assistant?" in refused({"query": typo, "response": "4"})
+
+
+def test_the_input_beside_turns_is_part_of_the_last_of_the_users() -> None:
+    asked, beside = {"role": "user", "content": "2"}, {"input": "+ 2?", "output": "4"}
+    for turns in ([asked], [SYSTEM, asked]):
+        made = row({"instruction": json.dumps(turns), **beside}).messages
+        assert made == (*turns[:-1], {**ASKED, "content": "2\n+ 2?"}, SAID)
+    made = row({"instruction": json.dumps([SYSTEM]), "input": "2 + 2?", "output": "4"}).messages
+    assert made == (SYSTEM, ASKED, SAID)
+
+
 def test_a_pairs_prompt_may_be_the_json_text_of_turns_as_its_answers_may() -> None:
     answers = {"chosen": json.dumps([SAID]), "rejected": json.dumps([{**SAID, "content": "5"}])}
     assert row({"prompt": json.dumps([SYSTEM, ASKED]), **answers}, "pair").messages == (SYSTEM, ASKED, SAID)

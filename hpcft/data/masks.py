@@ -101,7 +101,7 @@ class Masker:
         Those are the assistant's turns that say something, and any other turn whose ``loss`` is true.
         """
         text = self._text(messages, tools)
-        spans = []
+        spans, written = [], list(_written(messages, tools))
         for turn, message in enumerate(messages):
             if _answers(message):
                 span = self._assistant(text, messages, tools, turn)
@@ -109,7 +109,7 @@ class Masker:
                 _check_calls(piece, message, turn)
                 spans.append(span if _is_whole(piece, message) else replace(span, whole=False))
             elif message["role"] != "assistant":
-                self._check_written(text, messages, tools, turn)
+                self._check_written(text, messages, tools, turn, written)
                 if message.get("loss"):
                     spans.append(self._substituted(text, messages, tools, turn))
         return text, spans
@@ -117,22 +117,27 @@ class Masker:
     def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
         """The text of a conversation in which nothing is to be told apart. Raises Unrenderable."""
         text = self._text(messages, tools)
+        written = list(_written(messages, tools))
         for turn in range(len(messages)):
-            self._check_written(text, messages, tools, turn)
+            self._check_written(text, messages, tools, turn, written)
         return text
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
         return self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
 
-    def _check_written(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+    def _check_written(
+        self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int, written: Sequence[str]
+    ) -> None:
         """Raises Unrenderable where the words of a turn are not in ``text``.
 
-        They may be there in another form (a result as JSON, a switch taken out of the user's words). Then other words
-        in their place would be there as well, or would be refused.
+        They are where ``text`` has them as often as ``written``, all that is to be there. Where it does not they may be
+        there in another form (a result as JSON, a switch taken out of the user's words), or others may quote them. Then
+        other words in their place would be there as well, or would be refused.
         """
         message = messages[turn]
         words = message["content"].strip()
-        if words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text:
+        spellings = {words, json.dumps(words, ensure_ascii=False)[1:-1]}
+        if not words or _many(spellings, [text]) >= _many(spellings, written):
             return
         other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
         if other is not None and STAND_IN not in other.lower():
@@ -254,6 +259,22 @@ def _prefixes(messages: Sequence[Message], answers: Sequence[int], prompt: bool)
     """How many turns of a conversation each text has that ``Masker.spans`` asks for first."""
     before = [turn for turn in answers if turn]
     return before if prompt else sorted({len(messages), *before, *(turn + 1 for turn in answers)})
+
+
+def _written(messages: Sequence[Message], tools: Sequence[Any] | None) -> Iterator[str]:
+    """All that a template may write of a conversation: the words of its turns, the rest as JSON."""
+    for message in messages:
+        yield message["content"]
+        if len(message) > 2:
+            rest = {key: value for key, value in message.items() if key not in ("role", "content", "loss")}
+            yield json.dumps(rest, ensure_ascii=False, default=str)
+    if tools:
+        yield json.dumps(tools, ensure_ascii=False, default=str)
+
+
+def _many(spellings: Iterable[str], texts: Iterable[str]) -> int:
+    """How often ``texts`` have any of ``spellings``."""
+    return sum(text.count(spelling) for text in texts for spelling in spellings)
 
 
 def _has_last_words(piece: str, message: Message) -> bool:

@@ -1,6 +1,7 @@
 """The calls of tools in a turn, in any spelling, as templates know them: a type, and a function with its arguments.
 
-The arguments are an object. OpenAI's files have the JSON text of one, which a template would write between quotes.
+The arguments are an object. OpenAI's files have the JSON text of one, which a template would write between quotes. A
+text that is no JSON, as models write at times, stays what it is and is counted.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.data.rows import Message
-from hpcft.data.values import Unusable, objects, unpacked
+from hpcft.data.values import Unusable, objects
 
 CALL_KEYS = ("tool_calls", "function_call")
 CONTINUES = "continues_turn"  # a key of a turn: it was a tool_call, right after what the assistant says or calls
+NO_CALLS = ("none", "auto")  # what a request says about calls, and some files' turns
 OUTSIDE = ("id", "type")  # what of a call stands beside its function
 
 
@@ -22,6 +24,8 @@ def calls(item: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     if not any(item.get(key) for key in CALL_KEYS):
         return []
     key = next(key for key in CALL_KEYS if item.get(key))
+    if item[key] in NO_CALLS:
+        return []
     value = [item[key]] if key == "function_call" else item[key]
     return [_call(call, number) for call in objects(value, f"{key} of turn {number}")]
 
@@ -60,6 +64,13 @@ def joined(turns: Sequence[Message], words: bool, calls: bool) -> tuple[Message,
     return tuple(result)
 
 
+def are_texts(turns: Sequence[Message]) -> bool:
+    """Whether the arguments of a call in ``turns`` are a text: not an object, nor the JSON of one."""
+    return any(
+        isinstance(call["function"].get("arguments"), str) for turn in turns for call in turn.get("tool_calls", ())
+    )
+
+
 def schema(tool: Any) -> Any:
     """The schema of a tool as chat templates know it, {type, function}, where it is the function's own alone."""
     if not isinstance(tool, Mapping) or "function" in tool or "name" not in tool:
@@ -76,6 +87,15 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     if not function.get("name"):
         raise Unusable(f"turn {number} is a tool call without a name", hint='write {"name": …, "arguments": {…}}')
     if isinstance(said := function.get("arguments"), str):
-        where = f"arguments of {function['name']} in turn {number}"
-        function["arguments"] = unpacked(said, where) if said.strip() else {}
+        function["arguments"] = _arguments(said) if said.strip() else {}
     return {**given, "function": function}
+
+
+def _arguments(said: str) -> Any:
+    """The object that ``said`` holds, line breaks in its texts allowed; any other text as it is."""
+    if said.lstrip()[:1] != "{":
+        return said
+    try:
+        return json.loads(said, strict=False)
+    except (ValueError, RecursionError):
+        return said

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
-from hpcft.data.calls import CONTINUES, joined
+from hpcft.data.calls import CONTINUES, are_texts, joined
 from hpcft.data.cutting import EQUAL, cut, cut_pair, split, too_long
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
@@ -176,9 +176,11 @@ class Encoder:
             ends = np.append(ends, len(tokens) - 1)
         if not trained[1:].any():
             return Document(UNTRAINED, len(tokens), why_untrained(row, part.train_on), kind=part.kind)
-        turns, control = _turns(part, spans, added), self._control(row)
         return Document(
-            KEPT, len(tokens), "", tokens, trained, ends, turns, part.kind, end_added=added, control=control
+            *(KEPT, len(tokens), "", tokens, trained, ends, _turns(part, spans, added), part.kind),
+            end_added=added,
+            control=self._control(row),
+            arguments_text=are_texts(row.messages),
         )
 
     def _trained(self, part: Part, reached: Sequence[tuple[int, int]], found: Tokens) -> NDArray[np.bool_]:

@@ -224,7 +224,8 @@ def _joinable(messages: Sequence[Message]) -> list[Message]:
     """``messages`` with the arguments of calls as JSON text: some templates (DeepSeek's) join them to other text."""
 
     def call(given: dict[str, Any]) -> dict[str, Any]:
-        arguments = json.dumps(given["function"].get("arguments"), ensure_ascii=False)
+        arguments = given["function"].get("arguments")
+        arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         return {**given, "function": {**given["function"], "arguments": arguments}}
 
     return [

@@ -116,11 +116,10 @@ def test_a_template_that_joins_arguments_to_text_gets_them_as_text(
     template = tmp_path / "joining.jinja"
     template.write_text(f"{{% for m in messages %}}{said}{calls}{{% endfor %}}<|im_end|>{{% endfor %}}{opening}")
     asked = chat("two and two?")["messages"]
-    record = {
-        "messages": [*asked, {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2, "b": "四"}}'}]
-    }
-    shards = prepared([record], chat_template=str(template))
-    assert trained_texts(shards, tokenizer()) == ['!add{"a": 2, "b": "四"}<|im_end|>']
+    for arguments, written in ({"a": 2, "b": "四"}, '{"a": 2, "b": "四"}'), ("{'a': 2}", "{'a': 2}"):
+        turn = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": arguments}]}
+        shards = prepared([{"messages": [*asked, turn]}], chat_template=str(template))
+        assert trained_texts(shards, tokenizer()) == [f"!add{written}<|im_end|>"]
 
 
 def test_only_what_follows_the_users_last_words_is_trained_with_last_turn(

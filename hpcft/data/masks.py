@@ -106,7 +106,7 @@ class Masker:
             if _answers(message):
                 span = self._assistant(text, messages, tools, turn)
                 piece = text[span.start : span.end]
-                _check_calls(piece, message, turn)
+                self._check_calls(piece, messages, tools, turn)
                 spans.append(span if _is_whole(piece, message) else replace(span, whole=False))
             elif message["role"] != "assistant":
                 self._check_written(text, messages, tools, turn, written)
@@ -142,6 +142,31 @@ class Masker:
         other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
         if other is not None and STAND_IN not in other.lower():
             raise Unrenderable(f"the chat template does not write turn {turn + 1} ({message['role']})")
+
+    def _check_calls(self, piece: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+        """Raises Unrenderable where a call is not in ``piece``, the turn as written: nothing would be trained.
+
+        Where words, thoughts or arguments have the name of a function too, other names are written in its place.
+        """
+        message = messages[turn]
+        if not message.get("tool_calls"):
+            return
+        for name, many in Counter(str(call["function"]["name"]) for call in message["tool_calls"]).items():
+            there = piece.count(name) >= many
+            if there and _says_so(message, name):
+                there = self._writes_calls(messages, tools, turn, name)
+            if not there:
+                raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
+
+    def _writes_calls(self, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int, name: str) -> bool:
+        """Whether the calls of the function ``name`` are all written, told by other names in their place."""
+        calls = list(messages[turn]["tool_calls"])
+        places = [n for n, call in enumerate(calls) if str(call["function"]["name"]) == name]
+        for n in places:
+            calls[n] = {**calls[n], "function": {**calls[n]["function"], "name": f"{STAND_IN}{n}x"}}
+        upto = [*messages[:turn], {**messages[turn], "tool_calls": calls}]
+        other = self._try(upto, tools, False) or self._try([*upto, *messages[turn + 1 :]], tools, False)
+        return other is None or all(f"{STAND_IN}{n}x" in other for n in places)
 
     def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
         opened = self._opened(text, messages, tools, turn)
@@ -299,19 +324,11 @@ def _solid(text: str) -> str:
     return "".join(text.split())
 
 
-def _check_calls(piece: str, message: Message, turn: int) -> None:
-    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing.
-
-    Words and thoughts beside it may well speak of the function, so they are left aside.
-    """
-    calls = message.get("tool_calls")
-    if not calls:
-        return
-    for words in filter(str.strip, THINK.split(message["content"])):
-        piece = piece.replace(words.strip(), "", 1)
-    for name, many in Counter(str(call["function"]["name"]) for call in calls).items():
-        if piece.count(name) < many:
-            raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
+def _says_so(message: Message, name: str) -> bool:
+    """Whether words or thoughts of a turn, or the arguments of its calls, have ``name`` in them."""
+    rest = {key: value for key, value in message.items() if key not in ("role", "tool_calls")}
+    arguments = [call["function"].get("arguments") for call in message["tool_calls"]]
+    return name in json.dumps([rest, arguments], ensure_ascii=False, default=str)
 
 
 def _unprompted(before: str, opened: str | None) -> int:

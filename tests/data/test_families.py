@@ -85,6 +85,26 @@ def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence(wo
     assert "does not write the tool call add of turn 2" in said
 
 
+@pytest.mark.parametrize("words", ["add", '{"name": "add", "arguments": {"a": 2, "b": 3}}', "I add.\nadd"])
+@pytest.mark.parametrize("name", ["hermes", "mistral", "qwen3"])
+def test_words_that_are_the_call_itself_are_no_reason_to_refuse_it(name: str, words: str) -> None:
+    turns = [{**turn, "content": words} if "tool_calls" in turn else turn for turn in TURNS]
+    *called, answer = runs(name, turns)
+    assert '"add"' in "".join(called)
+    assert "Five." in answer
+    encoder, _ = masked.encoder("phi4")  # which writes the words alone
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
+    assert "does not write the tool call add of turn 2" in str(said)
+
+
+def test_a_second_call_that_is_left_out_is_refused_though_the_first_has_its_name_in_the_arguments() -> None:
+    call = {"name": "add", "arguments": {"a": "add"}}
+    encoder, _ = masked.encoder("llama3")
+    turns = [TURNS[0], {"role": "assistant", "tool_calls": [call, call]}]
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
+    assert "does not write the tool call add of turn 2" in str(said)
+
+
 @pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "qwen3"])
 def test_arguments_that_came_as_text_are_written_as_those_that_came_as_an_object(name: str) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}

@@ -274,6 +274,9 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
         ({"messages": [ASKED, {**SAID, "loss_scale": 2.0}]}, ["`loss_scale` of turn 2 is 2.0", "true or false"]),
         ({"messages": [ASKED, SAID], "images": ["a.png"]}, ["has `images`", "trains on text only", "value: ['a.png']"]),
+        ({"messages": [ASKED, SAID], "images": [None, {"bytes": b"PNG", "path": None}]}, ["has `images`"]),
+        ({"messages": [ASKED, SAID], "images": [[], ["a.png"]]}, ["has `images`"]),
+        ({"messages": [ASKED, SAID], "audios": [{"array": [0.0, 0.5], "path": None}]}, ["has `audios`"]),
         ({"query": "2 + 2?", "response": "4", "audios": "a.wav"}, ["has `audios`"]),
         ({"conversations": [{**ASKED, "content": "<image>?"}, SAID], "image": "a.png"}, ["has `image`"]),
         ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
@@ -301,7 +304,18 @@ def test_a_file_of_mixed_shapes_is_refused_where_the_second_shape_begins() -> No
         shaped.row(2, {"messages": [ASKED, SAID]})
 
 
-@pytest.mark.parametrize("more", [{"images": []}, {"images": None, "videos": "[]"}, {"image": "https://a.b/c.png"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"images": []},
+        {"images": None, "videos": "[]"},
+        {"image": "https://a.b/c.png"},
+        {"images": [None], "audios": [[]]},
+        {"images": ["", " "], "videos": 2},
+        {"images": [{"bytes": None, "path": None}], "audios": 0.5},
+        {"images": "null", "videos": [0]},
+    ],
+)
 def test_columns_for_pictures_that_show_none_are_no_reason_to_refuse_a_record(more: dict[str, Any]) -> None:
     assert row({"messages": [ASKED, SAID], **more}).messages == (ASKED, SAID)
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.data.rows import Category, Message, Row
-from hpcft.data.turns import conversation, message, tools, with_system, words
-from hpcft.data.values import Unusable, kind_of, parsed
+from hpcft.data.turns import conversation, message, parsed, tools, with_system, words
+from hpcft.data.values import Unusable, kind_of
 
 LABELS = {"true": True, "false": False, "1": True, "0": False}
 LABEL_KEYS = ("label", "kto_tag")

@@ -22,7 +22,7 @@ from hpcft.plan.plan import DataPlan
 
 EXAMPLES = 3
 COUNTERS = ("fates", "why", "lost", "ends", "flags", "turns")
-FLAGS = ("truncated", "split", "end_added", "end_cut", "end_twice", "control", "tools_unwritten")
+FLAGS = ("truncated", "split", "end_added", "end_cut", "end_twice", "control", "tools_unwritten", "arguments_text")
 QUANTILES = {"shortest": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
@@ -160,6 +160,7 @@ class Audit:
                 "end_twice": self.flags["end_twice"],
                 "control_words": self.flags["control"],
                 "tools_unwritten": self.flags["tools_unwritten"],
+                "arguments_text": self.flags["arguments_text"],
             },
             "turns": {turn.value: self.turns[turn] for turn in Turn if self.turns[turn]},
             "tokens_cut": self.cut,

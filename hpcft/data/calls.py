@@ -1,18 +1,21 @@
 """The calls of tools in a turn, in any spelling, as templates know them: a type, and a function with its arguments.
 
-The arguments are an object. OpenAI's files have the JSON text of one, which a template would write between quotes.
+The arguments are an object. OpenAI's files have the JSON text of one, which a template would write between quotes. A
+text that is no JSON, as models write at times, stays what it is and is counted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.data.rows import Message
-from hpcft.data.values import Unusable, objects, unpacked
+from hpcft.data.values import Unusable, objects
 
 CALL_KEYS = ("tool_calls", "function_call")
+CONTINUES = "continues_turn"  # a key of a turn: it was a tool_call, right after what the assistant says or calls
+NO_CALLS = ("none", "auto")  # what a request says about calls, and some files' turns
 OUTSIDE = ("id", "type")  # what of a call stands beside its function
 
 
@@ -21,6 +24,8 @@ def calls(item: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     if not any(item.get(key) for key in CALL_KEYS):
         return []
     key = next(key for key in CALL_KEYS if item.get(key))
+    if item[key] in NO_CALLS:
+        return []
     value = [item[key]] if key == "function_call" else item[key]
     return [_call(call, number) for call in objects(value, f"{key} of turn {number}")]
 
@@ -35,17 +40,35 @@ def called(turn: Message, number: int) -> Message:
     return {**turn, "role": "assistant", "content": "", "tool_calls": [_call(call, number) for call in listed]}
 
 
-def joined(turn: Message, call: Message, number: int) -> Message:
-    """``turn`` of the assistant with the calls of ``call``, the ``number``-th turn, which comes right after it.
+def joined(turns: Sequence[Message], words: bool, calls: bool) -> tuple[Message, ...]:
+    """``turns``, in which a call that continues the assistant's turn is part of it, as far as a template writes that.
 
-    Two turns would teach a model to stop before the call. Raises Unusable where only one of them is to be trained.
+    Two turns would teach a model to stop before the call. words, calls: whether the template writes words and a call in
+    one turn, and two calls. Raises Unusable where only one of two such turns is to be trained.
     """
-    if turn.get("loss", True) != call.get("loss", True):
-        raise Unusable(
-            f"turn {number} is a tool call, and its loss is not that of the assistant's turn before it",
-            hint="the two are one turn to a model: give both the same loss",
-        )
-    return {**turn, "tool_calls": [*turn.get("tool_calls", ()), *call["tool_calls"]]}
+    result: list[Message] = []
+    for number, turn in enumerate(turns, 1):
+        if CONTINUES not in turn:
+            result.append(turn)
+            continue
+        said, call = result[-1], {key: value for key, value in turn.items() if key != CONTINUES}
+        if not (calls if said.get("tool_calls") else words or not said["content"].strip()):
+            result.append(call)
+            continue
+        if said.get("loss", True) != call.get("loss", True):
+            raise Unusable(
+                f"turn {number} is a tool call, and its loss is not that of the assistant's turn before it, "
+                "though the two are one turn to a model: give both the same loss"
+            )
+        result[-1] = {**said, "tool_calls": [*said.get("tool_calls", ()), *call["tool_calls"]]}
+    return tuple(result)
+
+
+def are_texts(turns: Sequence[Message]) -> bool:
+    """Whether the arguments of a call in ``turns`` are a text: not an object, nor the JSON of one."""
+    return any(
+        isinstance(call["function"].get("arguments"), str) for turn in turns for call in turn.get("tool_calls", ())
+    )
 
 
 def schema(tool: Any) -> Any:
@@ -64,6 +87,15 @@ def _call(call: Any, number: int) -> dict[str, Any]:
     if not function.get("name"):
         raise Unusable(f"turn {number} is a tool call without a name", hint='write {"name": …, "arguments": {…}}')
     if isinstance(said := function.get("arguments"), str):
-        where = f"arguments of {function['name']} in turn {number}"
-        function["arguments"] = unpacked(said, where) if said.strip() else {}
+        function["arguments"] = _arguments(said) if said.strip() else {}
     return {**given, "function": function}
+
+
+def _arguments(said: str) -> Any:
+    """The object that ``said`` holds, line breaks in its texts allowed; any other text as it is."""
+    if said.lstrip()[:1] != "{":
+        return said
+    try:
+        return json.loads(said, strict=False)
+    except (ValueError, RecursionError):
+        return said

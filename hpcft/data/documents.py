@@ -51,6 +51,7 @@ class Document:
     end_cut: bool = False  # truncation took the end of a trained turn away
     control: bool = False  # a special token is written out in the row's own words
     tools_unwritten: bool = False  # the row has tools, the template does not write them
+    arguments_text: bool = False  # the arguments of a call are no object, nor the JSON of one
     rejected: Document | None = None
     pieces: tuple[Document, ...] = ()
 

@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcft.data import tokenizer as tokenizers
+from hpcft.data.calls import CONTINUES, are_texts, joined
 from hpcft.data.cutting import EQUAL, cut, cut_pair, split, too_long
 from hpcft.data.documents import KEPT, UNTRAINED, Document, Turn
 from hpcft.data.kinds import Kind
 from hpcft.data.masks import Masker, Span, Unrenderable, says_something, wanted
 from hpcft.data.reach import Encodings, Tokens
 from hpcft.data.rows import Message, Row, filled, opened, undeveloped
+from hpcft.data.values import Unusable
 from hpcft.plan.plan import DataPlan
 
 A_TOKEN = 6  # characters, more than texts have in the mean: a longer row is most likely too long
@@ -54,8 +56,10 @@ class Encoder:
 
     def documents(self, rows: Sequence[Row]) -> list[Document | str]:
         """A document for each row, or the sentence that says why it cannot be rendered."""
+        unusable = dict[int, Document | str]()
+        rows = [self._joined(n, row, unusable) for n, row in enumerate(rows)]
         rows = [self._prepared(row) for row in rows]
-        dropped = self._dropped(rows)
+        dropped = unusable | self._dropped(rows)
         parts = [() if n in dropped else self._parts(row) for n, row in enumerate(rows)]
         encoded = iter(self._encoded([part for of_row in parts for part in of_row]))
         return [
@@ -63,7 +67,18 @@ class Encoder:
             for n, row in enumerate(rows)
         ]
 
-    def _dropped(self, rows: Sequence[Row]) -> dict[int, Document]:
+    def _joined(self, number: int, row: Row, unusable: dict[int, Document | str]) -> Row:
+        """``row`` with the calls that continue a turn in it, where the template writes that; why not: in unusable."""
+        if not any(CONTINUES in turn for turn in (*row.messages, *row.rejected)):
+            return row
+        joins = self.template.joins(row.tools is not None)
+        try:
+            return replace(row, messages=joined(row.messages, *joins), rejected=joined(row.rejected, *joins))
+        except Unusable as error:
+            unusable[number] = str(error)
+            return Row(text="")
+
+    def _dropped(self, rows: Sequence[Row]) -> dict[int, Document | str]:
         """Of conversations that seem much too long, those that are, by number.
 
         They are asked for their length first: to find what is trained takes a rendering of all turns for each answer.
@@ -161,9 +176,11 @@ class Encoder:
             ends = np.append(ends, len(tokens) - 1)
         if not trained[1:].any():
             return Document(UNTRAINED, len(tokens), why_untrained(row, part.train_on), kind=part.kind)
-        turns, control = _turns(part, spans, added), self._control(row)
         return Document(
-            KEPT, len(tokens), "", tokens, trained, ends, turns, part.kind, end_added=added, control=control
+            *(KEPT, len(tokens), "", tokens, trained, ends, _turns(part, spans, added), part.kind),
+            end_added=added,
+            control=self._control(row),
+            arguments_text=are_texts(row.messages),
         )
 
     def _trained(self, part: Part, reached: Sequence[tuple[int, int]], found: Tokens) -> NDArray[np.bool_]:

@@ -101,15 +101,15 @@ class Masker:
         Those are the assistant's turns that say something, and any other turn whose ``loss`` is true.
         """
         text = self._text(messages, tools)
-        spans = []
+        spans, written = [], list(_written(messages, tools))
         for turn, message in enumerate(messages):
             if _answers(message):
                 span = self._assistant(text, messages, tools, turn)
                 piece = text[span.start : span.end]
-                _check_calls(piece, message, turn)
+                self._check_calls(piece, messages, tools, turn)
                 spans.append(span if _is_whole(piece, message) else replace(span, whole=False))
             elif message["role"] != "assistant":
-                self._check_written(text, messages, tools, turn)
+                self._check_written(text, messages, tools, turn, written)
                 if message.get("loss"):
                     spans.append(self._substituted(text, messages, tools, turn))
         return text, spans
@@ -117,26 +117,56 @@ class Masker:
     def whole(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
         """The text of a conversation in which nothing is to be told apart. Raises Unrenderable."""
         text = self._text(messages, tools)
+        written = list(_written(messages, tools))
         for turn in range(len(messages)):
-            self._check_written(text, messages, tools, turn)
+            self._check_written(text, messages, tools, turn, written)
         return text
 
     def _text(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
         return self.ahead.get((id(messages), len(messages), False)) or self.render(messages, tools, False)
 
-    def _check_written(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+    def _check_written(
+        self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int, written: Sequence[str]
+    ) -> None:
         """Raises Unrenderable where the words of a turn are not in ``text``.
 
-        They may be there in another form (a result as JSON, a switch taken out of the user's words). Then other words
-        in their place would be there as well, or would be refused.
+        They are where ``text`` has them as often as ``written``, all that is to be there. Where it does not they may be
+        there in another form (a result as JSON, a switch taken out of the user's words), or others may quote them. Then
+        other words in their place would be there as well, or would be refused.
         """
         message = messages[turn]
         words = message["content"].strip()
-        if words in text or json.dumps(words, ensure_ascii=False)[1:-1] in text:
+        spellings = {words, json.dumps(words, ensure_ascii=False)[1:-1]}
+        if not words or _many(spellings, [text]) >= _many(spellings, written):
             return
         other = self._try([*messages[:turn], {**message, "content": STAND_IN}, *messages[turn + 1 :]], tools, False)
         if other is not None and STAND_IN not in other.lower():
             raise Unrenderable(f"the chat template does not write turn {turn + 1} ({message['role']})")
+
+    def _check_calls(self, piece: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> None:
+        """Raises Unrenderable where a call is not in ``piece``, the turn as written: nothing would be trained.
+
+        Where words, thoughts or arguments have the name of a function too, other names are written in its place.
+        """
+        message = messages[turn]
+        if not message.get("tool_calls"):
+            return
+        for name, many in Counter(str(call["function"]["name"]) for call in message["tool_calls"]).items():
+            there = piece.count(name) >= many
+            if there and _says_so(message, name):
+                there = self._writes_calls(messages, tools, turn, name)
+            if not there:
+                raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
+
+    def _writes_calls(self, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int, name: str) -> bool:
+        """Whether the calls of the function ``name`` are all written, told by other names in their place."""
+        calls = list(messages[turn]["tool_calls"])
+        places = [n for n, call in enumerate(calls) if str(call["function"]["name"]) == name]
+        for n in places:
+            calls[n] = {**calls[n], "function": {**calls[n]["function"], "name": f"{STAND_IN}{n}x"}}
+        upto = [*messages[:turn], {**messages[turn], "tool_calls": calls}]
+        other = self._try(upto, tools, False) or self._try([*upto, *messages[turn + 1 :]], tools, False)
+        return other is None or all(f"{STAND_IN}{n}x" in other for n in places)
 
     def _assistant(self, text: str, messages: Sequence[Message], tools: Sequence[Any] | None, turn: int) -> Span:
         opened = self._opened(text, messages, tools, turn)
@@ -256,6 +286,22 @@ def _prefixes(messages: Sequence[Message], answers: Sequence[int], prompt: bool)
     return before if prompt else sorted({len(messages), *before, *(turn + 1 for turn in answers)})
 
 
+def _written(messages: Sequence[Message], tools: Sequence[Any] | None) -> Iterator[str]:
+    """All that a template may write of a conversation: the words of its turns, the rest as JSON."""
+    for message in messages:
+        yield message["content"]
+        if len(message) > 2:
+            rest = {key: value for key, value in message.items() if key not in ("role", "content", "loss")}
+            yield json.dumps(rest, ensure_ascii=False, default=str)
+    if tools:
+        yield json.dumps(tools, ensure_ascii=False, default=str)
+
+
+def _many(spellings: Iterable[str], texts: Iterable[str]) -> int:
+    """How often ``texts`` have any of ``spellings``."""
+    return sum(text.count(spelling) for text in texts for spelling in spellings)
+
+
 def _has_last_words(piece: str, message: Message) -> bool:
     """Whether a turn as written ends with the row's words: a template that wants another kind of content drops them."""
     said = message["content"]
@@ -278,19 +324,11 @@ def _solid(text: str) -> str:
     return "".join(text.split())
 
 
-def _check_calls(piece: str, message: Message, turn: int) -> None:
-    """Raises Unrenderable where a call is not in a turn as written: it would be trained to say nothing.
-
-    Words and thoughts beside it may well speak of the function, so they are left aside.
-    """
-    calls = message.get("tool_calls")
-    if not calls:
-        return
-    for words in filter(str.strip, THINK.split(message["content"])):
-        piece = piece.replace(words.strip(), "", 1)
-    for name, many in Counter(str(call["function"]["name"]) for call in calls).items():
-        if piece.count(name) < many:
-            raise Unrenderable(f"the chat template does not write the tool call {name} of turn {turn + 1}")
+def _says_so(message: Message, name: str) -> bool:
+    """Whether words or thoughts of a turn, or the arguments of its calls, have ``name`` in them."""
+    rest = {key: value for key, value in message.items() if key not in ("role", "tool_calls")}
+    arguments = [call["function"].get("arguments") for call in message["tool_calls"]]
+    return name in json.dumps([rest, arguments], ensure_ascii=False, default=str)
 
 
 def _unprompted(before: str, opened: str | None) -> int:

@@ -163,6 +163,10 @@ def _notes(audit: Mapping[str, Any]) -> list[str]:
         notes.append(f"note: {control:,} rows spell a special token in their own words; it is read as that token")
     if unwritten := rows["tools_unwritten"]:
         notes.append(f"warning: {unwritten:,} rows have tools, which the template does not write: no model sees them")
+    if texts := rows["arguments_text"]:
+        notes.append(
+            f"warning: in {texts:,} rows the arguments of a call are no JSON object: they are learned as they are"
+        )
     notes += [note for note in (_length_bias(audit["kinds"]), _one_sided(audit["kinds"])) if note]
     if audit["fixed_date"]:
         notes.append(f"note: the template writes the date; {audit['fixed_date']} stands in all rows")

@@ -156,10 +156,22 @@ def _shown(key: str, value: Any, row: Row) -> bool:
 
     A single one may be a column like any other, unless its place is in the words: they would be learned without it.
     """
-    if key not in MEDIA or not value or value == "[]":
+    counted = isinstance(value, int | float)  # how many there are
+    if key not in MEDIA or counted or not _holds_something(value):
         return False
     texts = [row.text or "", *(turn["content"] for turn in (*row.messages, *row.rejected))]
     return key.endswith("s") or any(f"<{key}>" in text for text in texts)
+
+
+def _holds_something(value: Any) -> bool:
+    """Whether there is a picture or a sound in ``value``: not in nulls, empty texts, and lists and objects of such."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null")
+    if isinstance(value, Mapping):
+        return any(map(_holds_something, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_something, value))
+    return bool(value)
 
 
 @cache

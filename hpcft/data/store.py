@@ -24,7 +24,7 @@ from hpcft import disk
 from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, data_key
 
-FORMAT = 4  # raised whenever the same input would give other bytes
+FORMAT = 5  # raised whenever the same input would give other bytes
 SCHEMA = 3  # of the manifest, of a portion and of what is counted of it; that of another release is made anew
 ABSENT = -1
 SHARED = 0o666  # less the umask

@@ -40,6 +40,7 @@ FILES = re.compile(
 )
 
 
+PROBE = ("hpcft0words", "hpcft0first", "hpcft0second")  # of a turn that tries out what a template writes
 OVERRIDING = ("chat_template.jinja", "chat_template.json", "added_tokens.json", "special_tokens_map.json")
 
 
@@ -117,6 +118,7 @@ class Template:
         self.writes_tools = re.search(r"\btools\b", code) is not None
         self.knows_developers = re.search(r"['\"]developer['\"]", code) is not None  # not just in its own words
         self.doubted = True
+        self.joining: dict[bool, tuple[bool, bool]] = {}
         self.plain = _plain(tokenizer, self.text) if self.exists else None
 
     @property
@@ -135,6 +137,38 @@ class Template:
             with contextlib.suppress(Unrenderable):
                 return str(self._applied(_joinable(turns), schemas, prompt))
             raise
+
+    def joins(self, with_tools: bool) -> tuple[bool, bool]:
+        """Whether the template writes words and a call in one turn of the assistant, and whether two calls.
+
+        Many write only the one or the other, some refuse a second call: this is tried out, once.
+        """
+        if with_tools not in self.joining:
+            self.joining[with_tools] = (
+                self._writes(PROBE[0], PROBE[1:2], with_tools),
+                self._writes("", PROBE[1:], with_tools),
+            )
+        return self.joining[with_tools]
+
+    def _writes(self, words: str, said: Sequence[str], with_tools: bool) -> bool:
+        """Whether a turn of ``words`` and calls, ``said`` among their arguments, is written with all of them."""
+        calls = [
+            {"id": f"hpcftcal{n}", "type": "function", "function": {"name": "probe", "arguments": {"said": text}}}
+            for n, text in enumerate(said)
+        ]
+        results = [{"role": "tool", "name": "probe", "content": "r", "tool_call_id": call["id"]} for call in calls]
+        turns: list[Message] = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": words, "tool_calls": calls},
+            *results,
+            {"role": "assistant", "content": "a"},
+        ]
+        schema = {"name": "probe", "description": "probe", "parameters": {"type": "object", "properties": {}}}
+        try:
+            text = self(turns, [{"type": "function", "function": schema}] if with_tools else None, False)
+        except Unrenderable:
+            return False
+        return all(part in text for part in (words, *said))
 
     def many(self, asked: Sequence[tuple[Sequence[Message], int]], prompt: bool) -> list[str]:
         """The first so many turns of each conversation, without tools, as text. Raises Unrenderable at a fault."""
@@ -190,7 +224,8 @@ def _joinable(messages: Sequence[Message]) -> list[Message]:
     """``messages`` with the arguments of calls as JSON text: some templates (DeepSeek's) join them to other text."""
 
     def call(given: dict[str, Any]) -> dict[str, Any]:
-        arguments = json.dumps(given["function"].get("arguments"), ensure_ascii=False)
+        arguments = given["function"].get("arguments")
+        arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         return {**given, "function": {**given["function"], "arguments": arguments}}
 
     return [

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcft.catalog import BESIDE_QUERY
-from hpcft.data.calls import CALL_KEYS, called, calls, joined, schema
+from hpcft.data.calls import CALL_KEYS, CONTINUES, called, calls, schema
 from hpcft.data.rows import Message, Row, opened
-from hpcft.data.values import Unusable, kind_of, listing, objects, parsed, readable, text
+from hpcft.data.values import Unusable, glimpsed, kind_of, listing, objects, readable, text
 from hpcft.errors import near
 
 ROLES: dict[str, str] = {
@@ -27,8 +27,9 @@ ROLES: dict[str, str] = {
 
 PLAIN_ROLES = ("user", "assistant", "system")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+INSTRUCTIONS = ("instruction",)  # the name of a question of which the input is a part
 FLAG_KEYS = ("loss", "loss_scale", "train", "weight")
-HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS))
+HANDLED = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *FLAG_KEYS, *CALL_KEYS, CONTINUES))
 
 
 def words(record: Mapping[str, Any], key: str) -> str:
@@ -64,7 +65,7 @@ def conversation(value: Any, key: str) -> tuple[Message, ...]:
     if not items:
         raise Unusable(f"`{key}` holds no turns")
     turns = [message(item, number) for number, item in enumerate(items, 1)]
-    return tuple(_joined(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
+    return tuple(_continued(turns, items) if any("tool_calls" in turn for turn in turns) else turns)
 
 
 def dialogue(record: Mapping[str, Any], question: Sequence[Message], response: str) -> Row:
@@ -86,13 +87,23 @@ def history(record: Mapping[str, Any]) -> list[Message]:
 def asked(record: Mapping[str, Any], choices: Sequence[str]) -> tuple[Message, ...]:
     """The question under the first of ``choices`` that the record has: its turns, or its text as one of the user.
 
-    Below a text stands the record's input (Alpaca) or context (Dolly). Raises Unusable.
+    Below its words stands the record's input (Alpaca) or context (Dolly). Beside a question those may be anything, the
+    facts of a search for example, which is then left unread; beside an instruction they are its text. Raises Unusable.
     """
     key = next(word for word in choices if word in record)
-    if isinstance(parsed(record[key]), list | tuple | Mapping):
-        return half(record, key, "user")
-    said = [words(record, word) for word in (key, *(beside for beside in BESIDE_QUERY if beside != key))]
-    return ({"role": "user", "content": "\n".join(part for part in said if part)},)
+    beside: list[str] = []
+    for word in BESIDE_QUERY:
+        if word != key and (_may_be_text(glimpsed(record, word)) or (key in INSTRUCTIONS and not beside)):
+            beside += filter(None, [words(record, word)])
+    if not isinstance(parsed(record[key]), list | tuple | Mapping):
+        return ({"role": "user", "content": "\n".join(filter(None, (words(record, key), *beside)))},)
+    turns = half(record, key, "user")
+    if not beside:
+        return turns
+    if turns[-1]["role"] != "user":
+        return (*turns, {"role": "user", "content": "\n".join(beside)})
+    content = "\n".join(filter(None, (turns[-1]["content"], *beside)))
+    return (*turns[:-1], {**turns[-1], "content": content})
 
 
 def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
@@ -101,6 +112,22 @@ def half(record: Mapping[str, Any], key: str, role: str) -> tuple[Message, ...]:
     if isinstance(value, list | tuple):
         return conversation(value, key)
     return (message(value, 1) if isinstance(value, Mapping) else {"role": role, "content": words(record, key)},)
+
+
+def parsed(value: Any) -> Any:
+    """A text that is the JSON of turns, as CSV files have them, as those turns; anything else as it is.
+
+    What has other keys, or roles that nobody has, is a text that happens to be JSON.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    listed = turns if isinstance(turns, list) else [turns]
+    known = [_known_role(turn) for turn in listed if _like_turn(turn)]
+    return turns if len(known) == len(listed) and any(known) else value
 
 
 def untrained(turns: Sequence[Message]) -> tuple[Message, ...]:
@@ -134,16 +161,33 @@ def tools(record: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return tuple(schema(tool) for tool in objects(record.get("tools"), "tools")) or None
 
 
-def _joined(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """``turns``, made of ``items``, each tool_call of which is part of the assistant's turn right before it."""
+def _continued(turns: Sequence[Message], items: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """``turns``, made of ``items``, each tool_call of which says so that comes right after a turn of the assistant."""
     result: list[Message] = []
-    for number, (turn, item) in enumerate(zip(turns, items, strict=True), 1):
+    for turn, item in zip(turns, items, strict=True):
         role = next(item[key] for key in ROLE_KEYS if key in item)
-        if result and result[-1]["role"] == "assistant" and ROLES[role.lower()] == "tool_call":
-            result[-1] = joined(result[-1], turn, number)
-        else:
-            result.append(turn)
+        continues = result and result[-1]["role"] == "assistant" and ROLES[role.lower()] == "tool_call"
+        result.append({**turn, CONTINUES: True} if continues else turn)
     return result
+
+
+def _may_be_text(value: Any) -> bool:
+    """Whether ``value`` is text, a number as a table may have it, or nothing."""
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
+
+
+def _like_turn(value: Any) -> bool:
+    """Whether a value of JSON has the keys of a turn: a role and what is said."""
+    return (
+        isinstance(value, Mapping)
+        and any(key in value for key in ROLE_KEYS)
+        and any(key in value for key in (*CONTENT_KEYS, *CALL_KEYS))
+    )
+
+
+def _known_role(turn: Mapping[str, Any]) -> bool:
+    role = next(turn[key] for key in ROLE_KEYS if key in turn)
+    return isinstance(role, str) and role.lower() in ROLES
 
 
 def _role(value: Any, number: int) -> str:

@@ -71,17 +71,9 @@ def unpacked(value: str, key: str) -> Any:
         raise Unusable(f"`{key}` is a text that is not JSON: {error}") from error
 
 
-def parsed(value: Any) -> Any:
-    """A text that is the JSON of turns, as CSV files have them, as those turns; anything else as it is."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        turns = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    listed = turns if isinstance(turns, list) else [turns]
-    are_turns = listed and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in listed)
-    return turns if are_turns else value
+def glimpsed(record: Mapping[str, Any], key: str) -> Any:
+    """The value under ``key``, of which it is yet to be seen whether it is read: it is not noted as read."""
+    return getattr(record, "record", record).get(key)
 
 
 def kind_of(value: Any) -> str:

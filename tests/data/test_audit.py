@@ -16,6 +16,7 @@ from hpcft.data.prepare import prepare
 from hpcft.data.report import reported, table
 from hpcft.data.shards import Prepared
 from hpcft.data.statistics import spread
+from hpcft.data.tokenizer import load
 from hpcft.plan.plan import Source
 from tests.data.conftest import Preparing, Tokenizers
 from tests.data.small import chat, request, write_lines, write_tokenizer
@@ -135,6 +136,29 @@ def test_a_pair_is_one_record_and_a_repeated_one_counts_each_time(tmp_path: Path
     facts = manifest["statistics"]["train"]
     assert (facts["records"], facts["tokens"]["sum"]) == (3, manifest["splits"]["train"]["tokens"])
     assert facts["tokens"]["max"] * 3 == facts["tokens"]["sum"]
+
+
+def test_rows_with_arguments_that_are_no_object_are_kept_counted_and_warned_of_once(
+    prepared: Preparing, tokenizer: Tokenizers
+) -> None:
+    texts = ["{'a': 1}", '{"a": 1', '{"a": 1}']
+    rows = [
+        {
+            "tools": [{"type": "function", "function": {"name": "add"}}],
+            "messages": [
+                {"role": "user", "content": f"what {n} ?"},
+                {"role": "assistant", "tool_calls": [{"name": "add", "arguments": text}]},
+            ],
+        }
+        for n, text in enumerate(texts)
+    ]
+    shards = prepared(rows, "tools")
+    counts = shards.manifest["audit"]["rows"]
+    assert (counts["kept"], counts["arguments_text"]) == (3, 2)
+    assert shown(shards).count("warning: in 2 rows the arguments of a call are no JSON object") == 1
+    decode = load(request(tokenizer=tokenizer("tools")), tokenizer("tools")).decode
+    assert "{'a': 1}" in "".join(decode(window.tokens) for window in shards.train)
+    assert "arguments of a call" not in shown(prepared(rows[2:], "tools"))
 
 
 def test_no_numbers_at_all_have_no_quantiles() -> None:

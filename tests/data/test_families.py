@@ -85,6 +85,26 @@ def test_a_form_that_knows_no_tools_refuses_calls_instead_of_training_silence(wo
     assert "does not write the tool call add of turn 2" in said
 
 
+@pytest.mark.parametrize("words", ["add", '{"name": "add", "arguments": {"a": 2, "b": 3}}', "I add.\nadd"])
+@pytest.mark.parametrize("name", ["hermes", "mistral", "qwen3"])
+def test_words_that_are_the_call_itself_are_no_reason_to_refuse_it(name: str, words: str) -> None:
+    turns = [{**turn, "content": words} if "tool_calls" in turn else turn for turn in TURNS]
+    *called, answer = runs(name, turns)
+    assert '"add"' in "".join(called)
+    assert "Five." in answer
+    encoder, _ = masked.encoder("phi4")  # which writes the words alone
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
+    assert "does not write the tool call add of turn 2" in str(said)
+
+
+def test_a_second_call_that_is_left_out_is_refused_though_the_first_has_its_name_in_the_arguments() -> None:
+    call = {"name": "add", "arguments": {"a": "add"}}
+    encoder, _ = masked.encoder("llama3")
+    turns = [TURNS[0], {"role": "assistant", "tool_calls": [call, call]}]
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
+    assert "does not write the tool call add of turn 2" in str(said)
+
+
 @pytest.mark.parametrize("name", ["hermes", "llama3", "mistral", "qwen3"])
 def test_arguments_that_came_as_text_are_written_as_those_that_came_as_an_object(name: str) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
@@ -100,10 +120,41 @@ def test_calls_of_two_turns_in_a_row_are_trained_as_one_turn_that_ends_once(name
     assert "Five." in answer
 
 
-def test_a_second_call_that_the_form_does_not_write_is_refused() -> None:
+def test_calls_of_two_turns_stay_two_turns_where_the_form_writes_one_call_a_turn() -> None:
     call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    first, second, answer = runs("llama3", [TURNS[0], call, call, *TURNS[2:]])
+    assert first == second == '{"name": "add", "parameters": {"a": 2}}<|eot_id|>'
+    assert "Five." in answer
+
+
+@pytest.mark.parametrize(("name", "apart"), [("qwen3", 0), ("hermes", 1), ("llama3", 1), ("mistral", 1)])
+def test_words_and_the_call_after_them_are_one_turn_where_the_form_writes_both_and_else_two(
+    name: str, apart: int
+) -> None:
+    said = {"role": "assistant", "content": "I look it up."}
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    for words in ("I look it up.", "add"):  # the latter stands in the call too
+        *turns, _ = "".join(runs(name, [TURNS[0], {**said, "content": words}, call, *TURNS[2:]])).split(FORMS[name].end)
+        assert len(turns) == 2 + apart
+        assert turns[0].lstrip().startswith(words)
+        assert '"add"' in turns[apart]
+
+
+def test_a_call_and_words_of_unlike_loss_are_refused_where_the_form_makes_one_turn_of_them() -> None:
+    said = {"role": "assistant", "content": "I look it up.", "loss": False}
+    call = {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2}}'}
+    record = {"messages": [TURNS[0], said, call, *TURNS[2:]]}
+    one, two = (masked.encoder(name)[0].documents([Shaped("chats").row(1, record)])[0] for name in ("qwen3", "hermes"))
+    assert "give both the same loss" in str(one)
+    assert isinstance(two, Document)
+    assert two.turns[Turn.SILENT] == 1
+
+
+def test_a_second_call_of_one_turn_that_the_form_does_not_write_is_refused() -> None:
+    call = {"name": "add", "arguments": {"a": 2}}
     encoder, _ = masked.encoder("llama3")
-    [said] = encoder.documents([Shaped("chats").row(1, {"messages": [TURNS[0], call, call]})])
+    turns = [TURNS[0], {"role": "assistant", "tool_calls": [call, call]}]
+    [said] = encoder.documents([Shaped("chats").row(1, {"messages": turns})])
     assert "does not write the tool call add of turn 2" in str(said)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from hpcft.catalog import FORMATS
+from hpcft.data.calls import CONTINUES, joined
 from hpcft.data.rows import Row, filled, opened
 from hpcft.data.shapes import Shaped, shape_of
 from hpcft.data.turns import ROLES
+from hpcft.data.values import Unusable
 from hpcft.errors import Refusal
 
 ASKED, SAID = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
@@ -93,6 +95,50 @@ def test_the_input_beside_a_question_is_part_of_it_in_every_kind_of_record() -> 
     assert row(pair, "pair").messages[0] == asked
 
 
+@pytest.mark.parametrize("beside", [{"title": ["a"], "sentences": [["b"]]}, ["a", "b"], 1.5, True])
+def test_what_is_beside_a_question_and_no_text_is_left_unread(beside: Any) -> None:
+    shaped = Shaped("a.jsonl")
+    asked = {"question": "2 + 2?", "answer": "4", "context": beside}
+    assert shaped.row(1, asked).messages == (ASKED, SAID)
+    assert dict(shaped.unread) == {"context": 1}
+    both = {"instruction": "2", "input": "+ 2?", "output": "4", "context": beside}
+    assert row(both).messages == ({**ASKED, "content": "2\n+ 2?"}, SAID)
+    for context in (None, "", "2"):
+        instruction = {"instruction": "2", "input": beside, "context": context, "output": "4"}
+        assert "`input` is " in refused(instruction), "it would be trained without"
+    empty = Shaped("a.jsonl")
+    empty.row(1, {"question": "2 + 2?", "answer": "4", "context": None})
+    assert not empty.unread
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{"from": "Paris", "to": "Rome"}',
+        '[{"from": "Paris", "to": "Rome"}]',
+        '{"role": "admin", "age": 3}',
+        '{"role": "admin", "content": "all"}',
+        '{"role": "user", "age": 3}',
+    ],
+)
+def test_words_that_are_json_but_no_turns_are_words(words: str) -> None:
+    for record in ({"query": words, "response": "4"}, {"instruction": words, "output": "4"}):
+        assert row(record).messages == ({**ASKED, "content": words}, SAID)
+    for record in ({"prompt": words, "completion": "4"}, {"prompt": words, "chosen": "4", "rejected": "5"}):
+        assert row(record, "pair" if "chosen" in record else "chat").messages[0]["content"] == words
+    typo = json.dumps([{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}])
+    assert "did you mean assistant?" in refused({"query": typo, "response": "4"})
+
+
+def test_the_input_beside_turns_is_part_of_the_last_of_the_users() -> None:
+    asked, beside = {"role": "user", "content": "2"}, {"input": "+ 2?", "output": "4"}
+    for turns in ([asked], [SYSTEM, asked]):
+        made = row({"instruction": json.dumps(turns), **beside}).messages
+        assert made == (*turns[:-1], {**ASKED, "content": "2\n+ 2?"}, SAID)
+    made = row({"instruction": json.dumps([SYSTEM]), "input": "2 + 2?", "output": "4"}).messages
+    assert made == (SYSTEM, ASKED, SAID)
+
+
 def test_a_pairs_prompt_may_be_the_json_text_of_turns_as_its_answers_may() -> None:
     answers = {"chosen": json.dumps([SAID]), "rejected": json.dumps([{**SAID, "content": "5"}])}
     assert row({"prompt": json.dumps([SYSTEM, ASKED]), **answers}, "pair").messages == (SYSTEM, ASKED, SAID)
@@ -140,9 +186,18 @@ def test_a_call_in_any_spelling_has_an_object_for_its_arguments(turn: dict[str, 
 
 
 def test_arguments_that_are_no_object_stay_what_they_are_and_none_are_none() -> None:
-    said = {"role": "assistant", "tool_calls": [{"name": "run", "arguments": text} for text in ("print(1)", "")]}
+    texts = ("print(1)", "{'a': 1}", '{"a": 2', '{"a": "x\ny"}', "")
+    said = {"role": "assistant", "tool_calls": [{"name": "run", "arguments": text} for text in texts]}
     (turn,) = row({"messages": [said]}).messages
-    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == ["print(1)", {}]
+    assert [call["function"]["arguments"] for call in turn["tool_calls"]] == [*texts[:3], {"a": "x\ny"}, {}]
+    call = {"role": "function_call", "content": json.dumps({"name": "run", "arguments": "{'a': 1}"})}
+    (turn,) = row({"messages": [call]}).messages
+    assert turn["tool_calls"][0]["function"]["arguments"] == "{'a': 1}"
+
+
+@pytest.mark.parametrize("none", ["none", "auto", "", None])
+def test_a_turn_that_says_that_it_calls_nothing_calls_nothing(none: str | None) -> None:
+    assert row({"messages": [ASKED, {**SAID, "function_call": none}]}).messages == (ASKED, SAID)
 
 
 def test_tools_may_be_texts_of_their_schemas() -> None:
@@ -159,13 +214,36 @@ def test_tools_may_be_texts_of_their_schemas() -> None:
 def test_calls_right_after_the_assistants_words_or_another_call_are_one_turn_with_them() -> None:
     call, words = {"role": "tool_call", "content": json.dumps(CALL)}, {"role": "assistant", "content": "I add."}
     result = {"role": "tool_response", "content": "4"}
-    turns = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    apart = row({"messages": [ASKED, call, call, result, result, words, call, result, SAID]}).messages
+    assert len(apart) == 9
+    turns = joined(apart, words=True, calls=True)
+    assert not any(CONTINUES in turn for turn in turns)
     assert [turn["role"] for turn in turns] == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
     assert [len(turn.get("tool_calls", ())) for turn in turns] == [0, 2, 0, 0, 1, 0, 0]
     assert (turns[1]["content"], turns[4]["content"]) == ("", "I add.")
     silent = row({"messages": [{**words, "loss": False}, {**call, "loss": False}]}).messages
-    assert [turn["loss"] for turn in silent] == [False]
-    assert "give both the same loss" in refused({"messages": [ASKED, {**words, "loss": False}, call]})
+    assert [turn["loss"] for turn in joined(silent, words=True, calls=True)] == [False]
+    unlike = row({"messages": [ASKED, {**words, "loss": False}, call]}).messages
+    assert len(joined(unlike, words=False, calls=True)) == 3
+    with pytest.raises(Unusable, match=r"turn 3 .*give both the same loss"):
+        joined(unlike, words=True, calls=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "calls", "many"),
+    [(True, True, [0, 2, 3]), (False, True, [0, 2, 0, 3]), (True, False, [0, 1, 1, 1, 1, 1])],
+)
+def test_calls_stay_turns_of_their_own_where_a_template_does_not_write_them_in_one(
+    words: bool, calls: bool, many: list[int]
+) -> None:
+    call = {"role": "tool_call", "content": json.dumps(CALL)}
+    said = {"role": "assistant", "content": "I add."}
+    turns = row({"messages": [ASKED, call, call, said, call, call, call]}).messages
+    made = joined(turns, words, calls)
+    assert [len(turn.get("tool_calls", ())) for turn in made] == many
+    assert not any(CONTINUES in turn for turn in made)
+    silent = row({"messages": [ASKED, {**said, "content": " "}, call]}).messages
+    assert len(joined(silent, words=False, calls=False)) == 2, "no words are lost"
 
 
 def test_text_parts_are_joined_and_pictures_refused() -> None:
@@ -196,6 +274,9 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         ({"messages": [ASKED, {**SAID, "loss": "no"}]}, ["`loss` of turn 2 is 'no'"]),
         ({"messages": [ASKED, {**SAID, "loss_scale": 2.0}]}, ["`loss_scale` of turn 2 is 2.0", "true or false"]),
         ({"messages": [ASKED, SAID], "images": ["a.png"]}, ["has `images`", "trains on text only", "value: ['a.png']"]),
+        ({"messages": [ASKED, SAID], "images": [None, {"bytes": b"PNG", "path": None}]}, ["has `images`"]),
+        ({"messages": [ASKED, SAID], "images": [[], ["a.png"]]}, ["has `images`"]),
+        ({"messages": [ASKED, SAID], "audios": [{"array": [0.0, 0.5], "path": None}]}, ["has `audios`"]),
         ({"query": "2 + 2?", "response": "4", "audios": "a.wav"}, ["has `audios`"]),
         ({"conversations": [{**ASKED, "content": "<image>?"}, SAID], "image": "a.png"}, ["has `image`"]),
         ({"messages": [{"role": "tool_call", "content": "add"}]}, ["whose content is not JSON"]),
@@ -204,10 +285,6 @@ def test_text_parts_are_joined_and_pictures_refused() -> None:
         (
             {"messages": [{"role": "assistant", "tool_calls": "add()"}]},
             ["`tool_calls of turn 1` is a text"],
-        ),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"name": "add", "arguments": '{"a": 2'}]}]},
-            ["`arguments of add in turn 1` is a text that is not JSON"],
         ),
         ({"instruction": "a", "output": ["b"]}, ["`output` is a list, not text"]),
         ({"instruction": "a", "output": 1.5}, ["`output` is a number, not text", "in quotes"]),
@@ -227,7 +304,18 @@ def test_a_file_of_mixed_shapes_is_refused_where_the_second_shape_begins() -> No
         shaped.row(2, {"messages": [ASKED, SAID]})
 
 
-@pytest.mark.parametrize("more", [{"images": []}, {"images": None, "videos": "[]"}, {"image": "https://a.b/c.png"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"images": []},
+        {"images": None, "videos": "[]"},
+        {"image": "https://a.b/c.png"},
+        {"images": [None], "audios": [[]]},
+        {"images": ["", " "], "videos": 2},
+        {"images": [{"bytes": None, "path": None}], "audios": 0.5},
+        {"images": "null", "videos": [0]},
+    ],
+)
 def test_columns_for_pictures_that_show_none_are_no_reason_to_refuse_a_record(more: dict[str, Any]) -> None:
     assert row({"messages": [ASKED, SAID], **more}).messages == (ASKED, SAID)
 

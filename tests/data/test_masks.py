@@ -116,11 +116,10 @@ def test_a_template_that_joins_arguments_to_text_gets_them_as_text(
     template = tmp_path / "joining.jinja"
     template.write_text(f"{{% for m in messages %}}{said}{calls}{{% endfor %}}<|im_end|>{{% endfor %}}{opening}")
     asked = chat("two and two?")["messages"]
-    record = {
-        "messages": [*asked, {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 2, "b": "四"}}'}]
-    }
-    shards = prepared([record], chat_template=str(template))
-    assert trained_texts(shards, tokenizer()) == ['!add{"a": 2, "b": "四"}<|im_end|>']
+    for arguments, written in ({"a": 2, "b": "四"}, '{"a": 2, "b": "四"}'), ("{'a': 2}", "{'a': 2}"):
+        turn = {"role": "assistant", "tool_calls": [{"name": "add", "arguments": arguments}]}
+        shards = prepared([{"messages": [*asked, turn]}], chat_template=str(template))
+        assert trained_texts(shards, tokenizer()) == [f"!add{written}<|im_end|>"]
 
 
 def test_only_what_follows_the_users_last_words_is_trained_with_last_turn(
@@ -199,6 +198,46 @@ def test_a_turn_whose_words_the_template_leaves_out_is_refused_whoevers_it_is(
             prepared(records, **changes)
     others = [turn for turn in turns if turn["role"] != role]
     prepared([{"messages": others, "label": label} for label in (0, 1)], **changes)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "turns"),
+    [
+        ("tool", [("user", "Weather in Rome?"), ("tool", "22 degrees"), ("assistant", "It is 22 degrees.")]),
+        ("tool", [("user", "Weather in Rome?"), ("tool", "Rome"), ("assistant", "Fine.")]),
+        ("tool", [("user", "a"), ("tool", 'say "x"'), ("assistant", 'They say "x", "x"')]),
+        ("system", [("system", "Rome"), ("user", "Weather in Rome, Rome?"), ("assistant", "Fine.")]),
+    ],
+)
+def test_a_turn_that_is_left_out_is_refused_though_another_has_its_words(
+    dropped: str, turns: list[tuple[str, str]], prepared: Preparing, tokenizer: Tokenizers, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jinja").write_text(WRITES.replace("WORDS", f"m.content if m.role != '{dropped}'") + OPENING)
+    (tmp_path / "b.jinja").write_text(WRITES.replace("WORDS", "m.content") + OPENING)
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    number = [role for role, _ in turns].index(dropped) + 1
+    with pytest.raises(Refusal, match=rf"does not write turn {number} \({dropped}\)"):
+        prepared([record], chat_template=str(tmp_path / "a.jinja"))
+    shards = prepared([record], chat_template=str(tmp_path / "b.jinja"))
+    assert [text.strip() for text in trained_texts(shards, tokenizer())] == [f"{turns[-1][1]}<|im_end|>"]
+
+
+def test_a_result_that_is_left_out_is_refused_though_the_call_has_its_words(
+    prepared: Preparing, tmp_path: Path
+) -> None:
+    called = "m.content ~ (m.tool_calls[0].function | tojson if m.tool_calls else '')"
+    for name, words in (("a", f"({called}) if m.role != 'tool'"), ("b", called)):
+        (tmp_path / f"{name}.jinja").write_text(WRITES.replace("WORDS", words) + OPENING)
+    call = {"role": "tool_call", "content": '{"name": "find", "arguments": {"city": "Rome"}}'}
+    turns = [
+        *chat("Where?")["messages"],
+        call,
+        {"role": "tool", "content": "Rome"},
+        *chat("", "There.")["messages"][1:],
+    ]
+    with pytest.raises(Refusal, match=r"does not write turn 3 \(tool\)"):
+        prepared([{"messages": turns}], chat_template=str(tmp_path / "a.jinja"))
+    prepared([{"messages": turns}], chat_template=str(tmp_path / "b.jinja"))
 
 
 @pytest.mark.parametrize(

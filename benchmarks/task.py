@@ -104,6 +104,6 @@ def make(words: Sequence[str], model: Path, gpus: int, cpu: bool, save_steps: in
     kind = None if cpu else device.kind_of(device.gpus()[1])
     profile = ClusterProfile(
         name="here", scheduler="none", accelerator="cpu" if cpu else "cuda", gpu_type=kind,
-        gpus_per_node=0 if cpu else gpus, cores_per_node=os.cpu_count() or 1, node_memory=device.host_gib(),
+        gpus_per_node=0 if cpu else gpus, cores_per_node=max(gpus, os.cpu_count() or 1), node_memory=device.host_gib(),
     )  # fmt: skip
     return make_plan(load_run(given).run, profile, {}, read_shape(str(model)))

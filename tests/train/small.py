@@ -126,8 +126,8 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, attempt: int 
 
 
 def _answer(receiver: Any) -> dict[str, Any]:
-    if not receiver.poll(60):
-        return {"error": "a rank did not answer in 60 s"}
+    if not receiver.poll(180):
+        return {"error": "a rank did not answer in 180 s"}
     try:
         return json.loads(receiver.recv_bytes())
     except EOFError:

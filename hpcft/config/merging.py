@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcft.config.aliases import ALIASES, NEEDS, REFUSED, SET_ASIDE, SHARDING, denied, rename, says_nothing, switch
+from hpcft.config.aliases import ALIASES, NEEDS, SHARDING, denied, rename, says_nothing, switch
+from hpcft.config.declined import REFUSED, SET_ASIDE
 from hpcft.config.leaves import leaf_sections
 from hpcft.config.source import Given, spoken
 from hpcft.config.unknown import meant, unknown

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hpcft.catalog import FORMATS, KINDS_OF_ROWS, LATER_OBJECTIVES, OBJECTIVES, STRATEGIES, Format
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
+from hpcft.config.aliases import ALIASES, SHARDING, SWITCHES
 from hpcft.config.cluster import ClusterProfile, Partition, PrepareJob
+from hpcft.config.declined import REFUSED, SET_ASIDE
 from hpcft.config.run import RunConfig, Section
 
 GENERATED = "<!-- made by `make golden`; change the sentences in the code -->\n\n"

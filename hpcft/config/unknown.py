@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
+from hpcft.config.aliases import ALIASES, SHARDING, SWITCHES
+from hpcft.config.declined import REFUSED, SET_ASIDE
 from hpcft.config.leaves import leaf_sections, sections
 from hpcft.config.run import RunConfig, Section
 from hpcft.config.source import Given, spoken

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcft import disk
-from hpcft.data.files import Records, is_lines, records, stretch
+from hpcft.data.files import is_lines, records, stretch
 from hpcft.data.shapes import Shaped
 from hpcft.data.sources import DataFile
 from hpcft.errors import Refusal, refuse
 
+T = TypeVar("T")
 LARGEST, SMALLEST = 4 * 2**20, 64 * 2**10  # bytes of a portion
 MANY = 64  # portions that a file of no great size is cut into
 ROWS = 1024  # records of a portion, at most, where records can only be found one after another
@@ -105,19 +106,20 @@ def pieces(cut: Cut, rows: str, shape: str, first: int) -> Iterator[Piece]:
     if cut.portions is not None:
         yield from (Piece(cut, portion, rows, shape, first) for portion in cut.portions)
         return
-    for number, some in enumerate(_some(records(cut.file.path, cut.file.shown))):
+    found = records(cut.file.path, cut.file.shown)
+    for number, some in enumerate(heaps(found, lambda item: _characters(item[1]), ROWS, LARGEST)):
         yield Piece(cut, Portion(number), rows, shape, first, some)
 
 
-def _some(stream: Records) -> Iterator[list[tuple[int, Any]]]:
-    """Records that are read one after another, ``ROWS`` or, where they are long, ``LARGEST`` characters at a time."""
-    some, size = list[tuple[int, Any]](), 0
-    for line, record in stream:
-        some.append((line, record))
-        size += _characters(record)
-        if len(some) == ROWS or size >= LARGEST:
+def heaps(items: Iterable[T], size: Callable[[T], int], most: int, largest: int) -> Iterator[list[T]]:
+    """``most`` items at a time or, where they are large, as many as come to ``largest``."""
+    some, total = list[T](), 0
+    for item in items:
+        some.append(item)
+        total += size(item)
+        if len(some) == most or total >= largest:
             yield some
-            some, size = [], 0
+            some, total = [], 0
     if some:
         yield some
 

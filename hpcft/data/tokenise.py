@@ -13,7 +13,7 @@ from hpcft.data.audit import Audit
 from hpcft.data.classes import Classes
 from hpcft.data.documents import KEPT, Document
 from hpcft.data.pool import Desk
-from hpcft.data.portions import Piece
+from hpcft.data.portions import Piece, heaps
 from hpcft.data.refused import found
 from hpcft.data.rows import Row
 from hpcft.data.shapes import Shaped
@@ -113,15 +113,7 @@ class TokeniseTask:
 
 def together(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
     """What is encoded at a time: so many rows as keep a worker busy and its memory small."""
-    some, size = list[Chosen](), 0
-    for item in chosen:
-        some.append(item)
-        size += rendered_size(item[3])
-        if len(some) == TOGETHER or size >= LARGEST:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
+    return heaps(chosen, lambda item: rendered_size(item[3]), TOGETHER, LARGEST)
 
 
 def rendered_size(row: Row) -> int:

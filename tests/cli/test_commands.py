@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from hpcft.plan.plan import Plan
 from hpcft.run import lease
 from hpcft.run.ledger import Ledger
 from hpcft.run.paths import RunPaths
+from tests.cli.rights import by_mode
 from tests.plans import plan
 from tests.words import LEAST, PROFILES, ROOT, SEED, STARTERS
 
@@ -85,25 +85,6 @@ def test_a_script_that_was_rendered_is_rendered_anew(tmp_path: Path) -> None:
     assert hpcft(f"render {LEAST} --seed 2 --cluster loopback --check job.sbatch", tmp_path).returncode == 0
     (tmp_path / "job.sbatch").write_text("")  # as mktemp makes it
     assert hpcft(f"render {LEAST} --cluster loopback -o job.sbatch", tmp_path).returncode == 0
-
-
-def by_mode(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The same by somebody to whom a closed folder is closed: root's process gives up its right to look into it."""
-
-    def drop() -> None:
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP
-
-    return subprocess.run(
-        [sys.executable, "-m", "hpcft.cli.main", *shlex.split(line)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=drop,
-    )
 
 
 @pytest.fixture

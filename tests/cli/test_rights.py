@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.words import ROOT
-
-DROP_FROM_BOUNDS, PAST_RIGHTS = 24, (1, 2)  # prctl's word, and what lets root read and write everything
-LIBC = ctypes.CDLL(None)
-
-
-def bound_by_rights() -> None:
-    """After the next exec root has no more rights to files than their owner; of no effect for others."""
-    for capability in PAST_RIGHTS:
-        LIBC.prctl(DROP_FROM_BOUNDS, capability, 0, 0, 0)
+from tests.cli.rights import by_mode
 
 
 def said(line: str, folder: Path) -> str:
     """What ``hpcft`` said when it refused."""
-    result = subprocess.run(
-        [sys.executable, "-m", "hpcft.cli.main", *line.split()],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        preexec_fn=bound_by_rights,
-    )
+    result = by_mode(line, folder)
     assert "Traceback" not in result.stderr
     assert result.returncode == 2, result
     return result.stderr

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hpcft.config.aliases import ALIASES, NEEDS, REFUSED, SET_ASIDE, SWITCHES, VALUES
+from hpcft.config.aliases import ALIASES, NEEDS, SWITCHES, VALUES
+from hpcft.config.declined import REFUSED, SET_ASIDE
 from hpcft.config.leaves import leaf_sections, sections
 from hpcft.config.load import load_run
 from hpcft.config.run import RunConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.config.aliases import ALIASES, REFUSED, SET_ASIDE, SHARDING, SWITCHES
+from hpcft.config.aliases import ALIASES, SHARDING, SWITCHES
+from hpcft.config.declined import REFUSED, SET_ASIDE
 from hpcft.config.leaves import leaf_sections
 from hpcft.config.load import load_run
 from hpcft.errors import Refusal

@@ -217,12 +217,18 @@ def test_a_controller_that_is_away_for_long_does_not_end_the_run(
     assert calls()[-1] == "requeue 7"
 
 
+def killed(folder: Path) -> RunPaths:
+    """A run of whose first attempt srun says that a rank was killed."""
+    paths = RunPaths(folder / "run")
+    paths.attempt(1).mkdir(parents=True)
+    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    return paths
+
+
 def test_a_rank_that_dies_near_the_time_limit_is_named_and_the_job_requeued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = RunPaths(tmp_path / "run")
-    paths.attempt(1).mkdir(parents=True)
-    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    paths = killed(tmp_path)
     job = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
     calls = scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
     decision = after(plan(), paths, IN_SLURM, 137)
@@ -234,9 +240,7 @@ def test_a_rank_that_dies_near_the_time_limit_is_named_and_the_job_requeued(
 def test_a_scancel_between_the_decision_and_its_requeue_is_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = RunPaths(tmp_path / "run")
-    paths.attempt(1).mkdir(parents=True)
-    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    paths = killed(tmp_path)
     near = JOB.format(state="RUNNING", preempted="None") + f" EndTime={at(100)}"
     cancelled = JOB.format(state="COMPLETING", preempted="None") + " Reason=None"
     says = f'[ "$(grep -c "show job" {tmp_path}/calls)" -gt 2 ] && echo "{cancelled}" || echo "{near}"'
@@ -249,9 +253,7 @@ def test_a_scancel_between_the_decision_and_its_requeue_is_the_end(
 def test_ranks_that_slurm_ended_at_the_time_limit_are_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = RunPaths(tmp_path / "run")
-    paths.attempt(1).mkdir(parents=True)
-    (paths.attempt(1) / "srun.log").write_text(KILLED)
+    paths = killed(tmp_path)
     job = JOB.format(state="COMPLETING", preempted="None") + f" Reason=TimeLimit EndTime={at(-1)}"
     scontrol(tmp_path, monkeypatch, f'[[ "$*" != requeue* ]] || exit 0\necho "{job}"')
     decision = after(plan(), paths, IN_SLURM, 137)

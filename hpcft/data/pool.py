@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import connection
@@ -105,20 +106,27 @@ class Workers:
             return None
         if self.pool is None:
             self.pool = ProcessPoolExecutor(self.desk.data.workers, _processes(), _start, (self.desk,))
-        return self.pool.submit(_perform, task)
+        with self._told():
+            return self.pool.submit(_perform, task)
 
     def _ended(self, task: T, future: Future[None] | None, made: bool) -> tuple[T, Result, bool]:
-        try:
-            if future is not None:
+        if future is not None:
+            with self._told():
                 future.result()
-        except BrokenProcessPool as error:
-            raise _killed(self.desk.data.workers) from error
         if (result := self.desk.work.load(task.name)) is None:  # damaged
             perform(self.desk, task)
             result = self.desk.work.load(task.name)
         if result is None:
             raise OSError(f"a result in {self.desk.work.folder} cannot be read back: {task.name}")
         return task, result, made
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """A killed worker fails whatever waits for it, and whatever is handed out after it."""
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise _killed(self.desk.data.workers) from error
 
 
 def perform(desk: Desk, task: Task) -> None:

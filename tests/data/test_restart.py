@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ import psutil
 import pytest
 
 from hpcft.data import portions
+from hpcft.data.pool import Desk, Workers
 from hpcft.data.prepare import main, prepare
-from hpcft.data.work import Work
+from hpcft.data.work import Killed, Result, Work
 from hpcft.errors import Refusal
 from hpcft.plan.plan import DataPlan
 from tests.data.conftest import Tokenizers
@@ -154,6 +158,46 @@ def test_a_worker_killed_from_outside_is_told_as_such_and_its_work_is_kept(data:
     assert results(store)
 
 
+@dataclass(frozen=True)
+class Empty:
+    """A task without work. It is its own piece and cut, of a file that stays as it is."""
+
+    name: str
+
+    @property
+    def piece(self) -> Any:
+        return self
+
+    cut = piece
+
+    def still(self) -> None: ...
+
+    def do(self, desk: Desk) -> Result:
+        return {}, {}
+
+
+def test_a_worker_killed_between_two_portions_is_told_when_the_next_one_is_handed_out(
+    data: DataPlan, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    work = Work(tmp_path / "store", "content")
+    before = threading.active_count()
+
+    def tasks() -> Iterator[Empty]:
+        yield Empty("first")
+        for process in multiprocessing.active_children():
+            process.kill()
+        end = time.monotonic() + 60
+        while threading.active_count() > before:  # the pool has not noticed it yet
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield Empty("second")
+
+    workers = Workers(Desk(dataclasses.replace(data, workers=2), tmp_path, work))
+    with work.kept(), workers, pytest.raises(Killed, match="killed from outside"):
+        list(workers.results(tasks()))
+
+
 def test_the_first_fault_in_the_file_is_told_whatever_portion_it_is_in(data: DataPlan, tmp_path: Path) -> None:
     rows = [*ROWS]
     for at in (1200, 2400):
@@ -165,8 +209,6 @@ def test_the_first_fault_in_the_file_is_told_whatever_portion_it_is_in(data: Dat
 
 
 def main_with(data: DataPlan, folder: Path, workers: int) -> None:
-    import dataclasses
-
     prepare(dataclasses.replace(data, workers=workers), folder / f"store-{workers}")
 
 

@@ -37,23 +37,26 @@ def settings(optim: OptimPlan) -> dict[str, Any]:
     return {"lr": optim.learning_rate, "betas": (optim.beta1, optim.beta2), "eps": optim.epsilon}
 
 
-def adamw(
-    masters: Iterable[torch.Tensor], optim: OptimPlan, device: torch.device, resting: Iterable[torch.Tensor] = ()
-) -> torch.optim.AdamW:
-    """torch's AdamW: fused on GPUs, one launch for many tensors on CPUs. resting: as for ``groups``.
-
-    In bfloat16 fused there, too: it computes in float32 and rounds once, the other rounds after each operation.
-    """
-    every = list(masters)
-    fused = device.type == "cuda" or any(m.dtype is torch.bfloat16 for m in every)
-    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
-    return torch.optim.AdamW(groups(every, optim, resting=resting), **settings(optim), **how)
+def build(masters: Iterable[torch.Tensor], optim: OptimPlan, resting: Iterable[torch.Tensor] = ()) -> torch.optim.AdamW:
+    """torch's fused AdamW: it computes in float32 and rounds once, whatever the masters' type. resting: as above."""
+    return torch.optim.AdamW(groups(masters, optim, resting=resting), **settings(optim), fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """The rate of the next step, for every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def step(optimizer: torch.optim.AdamW, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+    """One step with the gradients over ``divisor``; masters, moments and their count stay where ``good`` is 0.
+
+    The kernel looks at both where it runs, so a device goes on while the host still waits for the step's numbers.
+    """
+    set_rate(optimizer, learning_rate)
+    where = optimizer.param_groups[0]["params"][0].device
+    optimizer.grad_scale, optimizer.found_inf = divisor.to(where), (1 - good).to(where)  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def part_of(optimizer: torch.optim.Optimizer, master: torch.Tensor, part: str) -> torch.Tensor:
@@ -69,9 +72,12 @@ def set_moments(
 ) -> None:
     """Moments after ``updates`` steps. A state that AdamW has not made yet is left for it to make."""
     if updates:
-        # AdamW counts in a tensor; its fused form wants it on the device.
-        where = master.device if optimizer.defaults.get("fused") else "cpu"
-        optimizer.state[master] = {**moments, "step": torch.tensor(float(updates), device=where)}
+        optimizer.state[master] = {**moments, "step": count(updates, master.device)}
+
+
+def count(updates: int, device: torch.device) -> torch.Tensor:
+    """The steps done, as the fused AdamW keeps them: a tensor beside the masters."""
+    return torch.tensor(float(updates), device=device)
 
 
 MOMENTS = PARTS[1:]

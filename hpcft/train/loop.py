@@ -78,13 +78,13 @@ def train(run: Run, stepped: Callable[[], None] | None = None) -> bool:
 def optimizer_step(run: Run, step: Step) -> Report:
     """Forward and backward over this rank's micro batches, one sum over the ranks, one update. Raises NotFinite."""
     rate = learning_rate(run.plan.optim, run.progress.step, run.total_steps)
-    report = accumulate(run, step, rate)
+    report = accumulate_and_step(run, step, rate)
     if report.save_failed:
         run.saving.settle()  # now and not at the next save: it may have to be the run's end
     report.check_clipping(run.plan.optim.max_grad_norm)
     started = time.perf_counter()
+    run.sharded.end_step(report.finite)
     if report.finite:
-        run.sharded.step(rate)
         run.sharded.scale.grow()
     else:
         give_up_or_skip(run, report)
@@ -93,8 +93,11 @@ def optimizer_step(run: Run, step: Step) -> Report:
     return report
 
 
-def accumulate(run: Run, step: Step, rate: float) -> Report:
-    """The gradients of the step's mean loss per unit, reduced and clipped; the ranks' numbers exchanged, once."""
+def accumulate_and_step(run: Run, step: Step, rate: float) -> Report:
+    """The gradients of the step's mean loss per unit, reduced, clipped and stepped with; the ranks' numbers exchanged.
+
+    The update is queued before the host waits for the step's numbers, so that the device has work meanwhile.
+    """
     started, waited, trained, tokens = time.perf_counter(), 0.0, 0, 0
     divisor = sum(run.objective.units(run.windows, window) for window in step.windows)
     totals, (looked_at, micros) = Totals(run.world.device), tee(step.micros)
@@ -113,8 +116,11 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
         trained += batch.trained.numel()
         tokens += micro.tokens
     run.sharded.reduce()
-    norm = run.sharded.clip(run.plan.optim.max_grad_norm)
-    total, measured, norms = totals.read(norm)  # the one place where the host waits for the device
+    norm = run.sharded.norm()
+    good = run.world.least((torch.isfinite(norm) & torch.isfinite(totals.loss)).float())
+    read = totals.asked(norm, good)
+    run.sharded.step(rate, clipping(norm, run.plan.optim.max_grad_norm), good)
+    total, measured, norms = read()  # the one place where the host waits for the device
     counted: list[float] = [total, totals.units, tokens, trained, *measured]
     counted = counted if run.world.speaks else [0.0] * len(counted)
     seconds, memory = run.updating + time.perf_counter() - started, peak_memory(run.world.device)
@@ -127,6 +133,11 @@ def accumulate(run: Run, step: Step, rate: float) -> Report:
     return Report(run.progress.step + 1, step.windows, rows, rate, asked, run.plan.layout, sums)
 
 
+def clipping(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """What gradients of this norm are divided by: so that it becomes ``max_norm`` where it is more; 0 is no bound."""
+    return torch.clamp((norm + 1e-6) / max_norm, min=1.0) if max_norm > 0 else torch.ones_like(norm)
+
+
 def give_up_or_skip(run: Run, report: Report) -> None:
     """A step without finite numbers changes nothing; whether the run survives it is the plan's word."""
     scale = run.sharded.scale
@@ -137,7 +148,6 @@ def give_up_or_skip(run: Run, report: Report) -> None:
         raise NotFinite(report, run.plan.batch.micro_windows)
     else:
         run.console.say(f"WARNING: skipped {NotFinite(report, run.plan.batch.micro_windows)}")
-    run.sharded.discard()
     run.progress.skipped += 1
 
 

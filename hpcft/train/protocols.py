@@ -171,14 +171,17 @@ class Sharded(Protocol):
     def reduce(self) -> None:
         """Finish the reduction; a rank that had no window in this step calls it too."""
 
-    def clip(self, max_norm: float) -> torch.Tensor:
-        """Global gradient norm as a scalar tensor; gradients are scaled when max_norm > 0 and the norm exceeds it."""
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of all gradients of all ranks: a float32 scalar on the device, for which nothing waits."""
 
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step on the masters; gradients are empty afterwards."""
+    def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+        """Queue one AdamW step on the masters, with the gradients over ``divisor``; the host does not wait for it.
 
-    def discard(self) -> None:
-        """Throw the gradients away without a step."""
+        divisor, good: float32 scalars on the device, the same on all ranks; where ``good`` is 0, nothing changes.
+        """
+
+    def end_step(self, good: bool) -> None:
+        """What ``good`` was, now that the host knows it; the gradients are empty afterwards."""
 
     def shards(self) -> Iterator[Shard]:
         """This rank's part of masters and moments, every element of the global state on exactly one rank."""

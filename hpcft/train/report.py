@@ -20,7 +20,7 @@ from hpcft.train.totals import add, means
 
 # What each rank puts into a step's one exchange, in this order; total and count
 # of every metric of the objective and the two flags of ``stopping`` follow.
-ROW = ("loss", "units", "tokens", "trained", "seconds", "waited", "memory", "save_failed", "norm")
+ROW = ("loss", "units", "tokens", "trained", "seconds", "waited", "memory", "save_failed", "norm", "good")
 
 
 class NotFinite(Exception):
@@ -85,7 +85,8 @@ class Report:
 
     @property
     def finite(self) -> bool:
-        return self.loss_finite and math.isfinite(self.norm)
+        """What the devices went by: losses and norm are numbers on all ranks, or none of them was updated."""
+        return all(self._column("good"))
 
     @property
     def loss_finite(self) -> bool:

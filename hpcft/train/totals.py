@@ -6,7 +6,7 @@ What is shown is a sum over a count; so it is the same for every accumulation an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ Sums = dict[str, list[float]]  # name → [total, count]
 
 
 class Totals:
-    """Of this rank. Nothing waits for the device before ``read``."""
+    """Of this rank. Nothing waits for the device before what ``asked`` gave is called."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -32,15 +32,43 @@ class Totals:
             self._totals[name] = self._totals.get(name, 0.0) + total.detach().double()
             self._counts[name] = self._counts.get(name, 0) + count
 
-    def read(self, *more: torch.Tensor) -> tuple[float, list[float], list[float]]:
-        """The loss, every metric's total and count in one row, and ``more``: the one wait for the device."""
-        loss, *rest = torch.stack([self.loss, *self._totals.values(), *(m.double() for m in more)]).tolist()
-        own, others = rest[: len(self._totals)], rest[len(self._totals) :]
-        return loss, [n for pair in zip(own, self._counts.values(), strict=True) for n in pair], others
+    def asked(self, *more: torch.Tensor) -> Callable[[], tuple[float, list[float], list[float]]]:
+        """Ask the device for the loss, every metric's total and count in one row, and ``more``.
+
+        What is given back waits for them alone, not for what was queued after the question.
+        """
+        answer = on_host(torch.stack([self.loss, *self._totals.values(), *(m.double() for m in more)]))
+
+        def read() -> tuple[float, list[float], list[float]]:
+            loss, *rest = answer()
+            own, others = rest[: len(self._totals)], rest[len(self._totals) :]
+            return loss, [n for pair in zip(own, self._counts.values(), strict=True) for n in pair], others
+
+        return read
+
+    def read(self) -> tuple[float, list[float], list[float]]:
+        """Ask, and wait for the answer."""
+        return self.asked()()
 
     def named(self, row: Sequence[float]) -> Sums:
         """The metrics of a row of ``read``, or of a sum of such rows, by name."""
         return {name: [row[2 * i], row[2 * i + 1]] for i, name in enumerate(self._totals)}
+
+
+def on_host(numbers: torch.Tensor) -> Callable[[], list[float]]:
+    """Begin to copy numbers to the host; what is given back waits for that copy."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    copy = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    copy.copy_(numbers, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def add(sums: Sums, more: Mapping[str, Sequence[float]]) -> None:

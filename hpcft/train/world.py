@@ -95,6 +95,12 @@ class World:
         """Column maxima over ranks."""
         return [max(column) for column in zip(*self.exchange(row), strict=True)]
 
+    def least(self, number: torch.Tensor) -> torch.Tensor:
+        """The least of a number on the device over the ranks; it is overwritten, and the host does not wait."""
+        if self.size > 1:
+            dist.all_reduce(number, dist.ReduceOp.MIN)
+        return number
+
     def add_up(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks of a tensor on the CPU, which is overwritten."""
         if self.control is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
+from hpcft.train import loop, totals
 from hpcft.train import model as models
 from hpcft.train.metrics import read_metrics
 from hpcft.train.precision import LossScale
@@ -87,7 +90,7 @@ def test_masters_keep_updates_that_the_compute_type_would_round_away(model: Path
     before = {name: (slot.master.clone(), slot.parameter.detach().clone()) for name, slot in sharded.slots.items()}
     sharded.backward(sharded.model(input_ids=torch.arange(8)[None]).logits.float().square().mean(), last=True)
     sharded.reduce()
-    sharded.step(1e-6)
+    small.step(sharded, 1e-6)
     norm = sharded.slots["model.norm.weight"]  # ones: bfloat16 next to one is 1.0078
     assert torch.equal(norm.parameter, before["model.norm.weight"][1])
     assert not torch.equal(norm.master, before["model.norm.weight"][0])
@@ -131,7 +134,57 @@ def test_the_loss_scale_is_gone_from_the_gradients_and_from_the_norm(model: Path
     for sharded in (plain, scaled):
         sharded.backward(sharded.model(input_ids=tokens).logits.square().mean(), last=True)
         sharded.reduce()
-    assert float(scaled.clip(0.0)) == pytest.approx(float(plain.clip(0.0)), rel=1e-6)
+    assert float(scaled.norm()) == pytest.approx(float(plain.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "max_norm", "divisor"), [(4.0, 2.0, 2.0), (1.5, 2.0, 1.0), (4.0, 0.0, 1.0)])
+def test_gradients_above_the_greatest_norm_are_divided_down_to_it(norm: float, max_norm: float, divisor: float) -> None:
+    assert float(loop.clipping(torch.tensor(norm), max_norm)) == pytest.approx(divisor, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_with_divided_gradients_is_that_with_smaller_ones(dtype: str, model: Path) -> None:
+    whole, halved = (built(model, model={"dtype": dtype}) for _ in range(2))
+    for sharded, times in ((whole, 1.0), (halved, 0.5)):
+        sharded.backward(sharded.model(input_ids=torch.arange(8)[None]).logits.float().square().mean(), last=True)
+        sharded.reduce()
+        for bucket in sharded.buckets:
+            bucket.grad.mul_(times)
+    small.step(halved, 1e-2)
+    whole.step(1e-2, torch.tensor(2.0), torch.ones(()))
+    whole.end_step(True)
+    for name, slot in whole.slots.items():
+        assert torch.equal(slot.master, halved.slots[name].master), name
+        assert torch.equal(slot.parameter, halved.slots[name].parameter), name
+
+
+def test_the_update_is_queued_before_the_host_waits_for_the_numbers_of_the_step(model: Path, tmp_path: Path) -> None:
+    plan = small.tiny(model, 1, optim={"max_steps": 1})
+    assert small.on_ranks(1, order_of_a_step, plan, tmp_path) == [["asked", "queued", "waited"]]
+
+
+def order_of_a_step(plan: Plan, root: Path) -> list[str]:
+    order, on_host, step = list[str](), totals.on_host, ddp.DataParallel.step
+
+    def asked(numbers: torch.Tensor) -> Callable[[], list[float]]:
+        order.append("asked")
+        answer = on_host(numbers)
+
+        def waited() -> list[float]:
+            order.append("waited")
+            return answer()
+
+        return waited
+
+    def queued(*arguments: Any) -> None:
+        order.append("queued")
+        step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(totals, "on_host", asked)
+        patch.setattr(ddp.DataParallel, "step", queued)
+        small.train_here(plan, root, small.Prepared(small.windows(4)))
+    return order
 
 
 def test_a_scale_halves_on_overflow_and_doubles_after_good_steps() -> None:
@@ -194,6 +247,6 @@ def norms_of_an_unreached_weight(plan: Any, root: Path) -> list[float]:
         loss = torch.stack(parameters).sum() if reached else torch.zeros((), requires_grad=True)
         sharded.backward(loss, last=True)
         sharded.reduce()
-        found.append(float(sharded.clip(0.0)))
-        sharded.discard()
+        found.append(float(sharded.norm()))
+        sharded.end_step(False)
     return found

@@ -65,16 +65,18 @@ def test_a_finished_run_started_again_is_finished_at_once(root: Path) -> None:
 
 
 def test_the_time_of_a_step_is_also_that_of_the_update_before_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = ddp.DataParallel.step
+    end_step = ddp.DataParallel.end_step
 
-    def slow(sharded: Any, rate: float) -> None:
+    def slow(sharded: Any, good: bool) -> None:
         time.sleep(0.5)
-        step(sharded, rate)
+        end_step(sharded, good)
 
-    monkeypatch.setattr(ddp.DataParallel, "step", slow)
+    monkeypatch.setattr(ddp.DataParallel, "end_step", slow)
     assert codes(root) == [0, 0]
     seconds = [line["step_seconds"] for line in read_metrics(RunPaths(root).metrics) if "loss" in line]
-    assert min(seconds[1:]) > 0.5, "where the host makes the update, nothing else would wait for it"
+    assert min(seconds[1:]) > 0.5, (
+        "an engine steps when the numbers are known, and nothing else would wait for it"
+    )
 
 
 def test_a_stopped_run_exits_75(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hpcft.plan.plan import Plan
+from hpcft.run.manifest import PARTS
 from hpcft.run.paths import RunPaths
+from hpcft.train import assemble, loop, world
 from hpcft.train.metrics import read_metrics
 from hpcft.train.objectives import sft
 from hpcft.train.protocols import Batch, Loss
+from hpcft.train.signals import Signals
 from hpcft.train.strategies.ddp import DataParallel
 from tests.train import small
 
@@ -20,15 +26,21 @@ PREPARED = small.Prepared(small.windows(8))
 BAD = 5  # the window whose loss is spoilt
 
 
-@pytest.fixture(params=["loss", "gradient"])
+@pytest.fixture(params=["loss", "gradient", "loss alone"])
 def spoilt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     loss = sft.Supervised.loss
 
     def bad(self: Any, model: torch.nn.Module, batch: Batch, known: Any) -> Loss:
         value = loss(self, model, batch).value
         if BAD in batch.windows:
-            value = value * math.nan if request.param == "loss" else value + (value - value.detach()).sqrt()
+            value = spoil[request.param](value)
         return Loss(value)
+
+    spoil = {
+        "loss": lambda value: value * math.nan,
+        "gradient": lambda value: value + (value - value.detach()).sqrt(),
+        "loss alone": lambda value: value + math.inf,  # on one rank of two, and every gradient is a number
+    }
 
     monkeypatch.setattr(sft.Supervised, "loss", bad)
     return str(request.param)
@@ -58,21 +70,51 @@ def test_skip_discards_the_step_everywhere_counts_it_and_shows_it(spoilt: str, t
     assert all(math.isfinite(w) for weights in results[0]["weights"].values() for w in weights)
     [line] = [line for line in read_metrics(RunPaths(tmp_path).metrics) if line.get("finite") is False]
     assert line["skipped"] == 1
-    assert line["grad_norm"] is None
-    assert (line["loss"] is None) == (spoilt == "loss")
+    assert (line["grad_norm"] is None) == (spoilt != "loss alone")
+    assert (line["loss"] is None) == (spoilt != "gradient")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
+def test_a_skipped_step_leaves_masters_moments_and_their_count_to_the_bit(
+    strategy: str, tmp_path: Path, model: Path
+) -> None:
+    plan = small.tiny(model, 2, train={"nonfinite": "skip", "strategy": strategy})
+    for first, skipped, third in small.on_ranks(2, states, plan, tmp_path, PREPARED):
+        assert skipped == first
+        assert (first["updates"], third["updates"]) == (1, 2)
+        assert all(third[part] != first[part] for part in PARTS)
+
+
+def states(plan: Plan, root: Path, prepared: Any) -> list[dict[str, int]]:
+    """After each of three steps, the second of them bad: checksums of this rank's parts, and AdamW's count."""
+    here, loss, found = world.join(plan, os.environ), sft.Supervised.loss, []
+    run = assemble.assemble(plan, RunPaths(root), here, Signals(), os.environ, prepared=prepared)
+
+    def bad(self: Any, model: torch.nn.Module, batch: Batch, known: Any) -> Loss:
+        return Loss(loss(self, model, batch, known).value * math.nan)
+
+    for spoil in (loss, bad, loss):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sft.Supervised, "loss", spoil)
+            loop.optimizer_step(run, next(run.steps))
+        sums = dict.fromkeys(PARTS, 0)
+        for shard in run.sharded.shards():
+            sums[shard.part] = zlib.crc32(shard.tensor.contiguous().numpy().tobytes(), sums[shard.part])
+        found.append({**sums, "updates": run.sharded.updates})
+    return found
 
 
 @pytest.mark.parametrize(("max_norm", "stops"), [(1e-3, True), (0.0, False), (1e3, False)])
 def test_ranks_that_would_clip_the_same_gradients_differently_stop(
     max_norm: float, stops: bool, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = DataParallel.clip
+    norm = DataParallel.norm
 
-    def off_by_a_bit(sharded: DataParallel, max_norm: float) -> torch.Tensor:
-        norm = clip(sharded, max_norm)
-        return torch.nextafter(norm, 2 * norm) if sharded.world.rank == 1 else norm
+    def off_by_a_bit(sharded: DataParallel) -> torch.Tensor:
+        right = norm(sharded)
+        return torch.nextafter(right, 2 * right) if sharded.world.rank == 1 else right
 
-    monkeypatch.setattr(DataParallel, "clip", off_by_a_bit)
+    monkeypatch.setattr(DataParallel, "norm", off_by_a_bit)
     plan = small.tiny(model, 2, optim={"max_steps": 1, "max_grad_norm": max_norm})
     if not stops:
         assert all(r["finished"] for r in small.on_ranks(2, small.train_here, plan, tmp_path, PREPARED))

@@ -207,7 +207,7 @@ def test_evaluation_between_steps_leaves_gradients_as_they_are(base: Path) -> No
     sharded, ids = built(plan_for(base, model={"dtype": "bfloat16"})), torch.arange(30)[None]
 
     def gradients() -> list[torch.Tensor]:
-        sharded.discard()
+        sharded.end_step(False)
         sharded.backward(sharded.model(input_ids=ids).logits.float().square().mean(), last=True)
         return [slot.grad.clone() for slot in sharded.slots.values()]
 

@@ -24,7 +24,7 @@ def test_micro_batches_add_up_to_one_row() -> None:
     totals = Totals(torch.device("cpu"))
     totals.add(loss(2.0, 3.0, 2), 2)
     totals.add(loss(0.5, 1.0, 1), 1)
-    assert totals.read(torch.tensor(7.0)) == (2.5, [4.0, 3], [7.0])
+    assert totals.asked(torch.tensor(7.0))() == (2.5, [4.0, 3], [7.0])
     assert totals.units == 3
     assert totals.named([8.0, 6.0]) == {"kl": [8.0, 6.0]}
 

@@ -26,7 +26,7 @@ from torch import nn
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
 from hpcft.run.regions import Region
-from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
+from hpcft.train import adamw
 from hpcft.train.model import check_same
 from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
@@ -114,7 +114,7 @@ class DataParallel:
         self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
         resting = [slot.master for slot in self.slots.values() if slot.name in skeleton.unread]
-        self.optimizer = adamw([slot.master for slot in self.slots.values()], plan.optim, world.device, resting)
+        self.optimizer = adamw.build([slot.master for slot in self.slots.values()], plan.optim, resting)
         self._last = False
         for bucket in self.buckets:
             for slot in bucket.slots:
@@ -159,16 +159,10 @@ class DataParallel:
             bucket.work, bucket.launched = None, False
         self._last = False
 
-    def clip(self, max_norm: float) -> torch.Tensor:
-        """The 2-norm of all gradients, before clipping; a float32 scalar on the device, nothing waits for it."""
-        norm = self._norm() if self.tensor_group is None else self._norm_of_parts()
-        if max_norm > 0:
-            factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            gradients = [bucket.grad for bucket in self.buckets]
-            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))  # of another type it is a kernel for each
-        return norm
-
-    def _norm(self) -> torch.Tensor:
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of all gradients; a float32 scalar on the device, nothing waits for it."""
+        if self.tensor_group is not None:
+            return self._norm_of_parts()
         return torch.linalg.vector_norm(torch.stack([_norm_of(bucket.grad) for bucket in self.buckets]))
 
     def _norm_of_parts(self) -> torch.Tensor:
@@ -178,16 +172,14 @@ class DataParallel:
 
         return global_norm(self.world, squares(True), squares(False), once="dp")
 
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step on the masters; the working copies follow."""
-        set_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.updates += 1
+    def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+        """Queue one AdamW step on the masters; the working copies follow."""
+        adamw.step(self.optimizer, learning_rate, divisor, good)
         self._refresh()
-        self.discard()
 
-    def discard(self) -> None:
-        """Forget the gradients."""
+    def end_step(self, good: bool) -> None:
+        """Count the step; the next gradients take the place of these."""
+        self.updates += good
         for slot in self.slots.values():
             slot.fresh = True
 
@@ -209,7 +201,7 @@ class DataParallel:
                 size = slot.master.numel()
                 first, last = max(start - at, 0), min(end - at, size)
                 if first < last:
-                    piece = part_of(self.optimizer, slot.master, part).flatten()[first:last]
+                    piece = adamw.part_of(self.optimizer, slot.master, part).flatten()[first:last]
                     yield Shard(slot.name, part, slot.shape, first, piece, slot.region)
                 at += size
 
@@ -221,10 +213,10 @@ class DataParallel:
             size, shape = slot.master.numel(), slot.master.shape
             slot.master.copy_(read(slot.name, "master", 0, size, slot.region).view(shape))
             moments = {}
-            for part in MOMENTS if updates else ():
+            for part in adamw.MOMENTS if updates else ():
                 moments[part] = torch.empty_like(slot.master)
                 moments[part].copy_(read(slot.name, part, 0, size, slot.region).view(shape))
-            set_moments(self.optimizer, slot.master, moments, updates)
+            adamw.set_moments(self.optimizer, slot.master, moments, updates)
         self._refresh()
 
 

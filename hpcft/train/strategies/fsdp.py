@@ -20,7 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
-from hpcft.train.adamw import MOMENTS, adamw, part_of, set_moments, set_rate
+from hpcft.train import adamw
 from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
@@ -92,9 +92,8 @@ class FullyShardedDataParallel:
         self.updates = 0
         self.whole = plan.tuner.kind == "full"
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        where = torch.device("cpu") if offload else world.device
         resting = [p for name, p in self.trained.items() if name in skeleton.unread]
-        self.optimizer = adamw(self.trained.values(), plan.optim, where, resting)
+        self.optimizer = adamw.build(self.trained.values(), plan.optim, resting)
         self.tensor_group = world.group("tp") if skeleton.regions else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -121,6 +120,7 @@ class FullyShardedDataParallel:
         for gradient, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
+    @torch.no_grad()  # or each view of a gradient costs the host several times as much
     def _gradients(self) -> dict[str, torch.Tensor]:
         """This rank's part of every gradient; zeros where a parameter took no part."""
         found = {}
@@ -130,18 +130,12 @@ class FullyShardedDataParallel:
             found[name] = _local(parameter.grad)
         return found
 
-    def clip(self, max_norm: float) -> torch.Tensor:
-        """The 2-norm of all gradients, before clipping; a float32 scalar, the same on every rank."""
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of all gradients; a float32 scalar, the same on every rank."""
         gradients, regions = self._gradients(), self.skeleton.regions
         cut = self._squares([g for name, g in gradients.items() if name in regions])
         whole = self._squares([g for name, g in gradients.items() if name not in regions])
-        norm = global_norm(self.world, cut, whole, once="dp_replicate")
-        if max_norm > 0:
-            factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-            every = list(gradients.values())
-            # Of another type it would be a kernel for each.
-            torch._foreach_mul_(every, factor.to("cpu" if self.offload else self.world.device, every[0].dtype))
-        return norm
+        return global_norm(self.world, cut, whole, once="dp_replicate")
 
     def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:
         """The sum of squares of this rank's parts."""
@@ -150,15 +144,13 @@ class FullyShardedDataParallel:
             return torch.zeros((), device=self.world.device)
         return torch.stack(list(torch._foreach_norm(parts, dtype=torch.float32))).square().sum().to(self.world.device)
 
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step on the sharded masters."""
-        set_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.updates += 1
-        self.discard()
+    def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+        """Queue one AdamW step on the sharded masters; on the host, where they are offloaded, it is made now."""
+        adamw.step(self.optimizer, learning_rate, divisor, good)
 
-    def discard(self) -> None:
-        """Empty the gradients."""
+    def end_step(self, good: bool) -> None:
+        """Count the step and empty the gradients."""
+        self.updates += good
         for parameter in self.trained.values():
             parameter.grad = None
 
@@ -171,7 +163,7 @@ class FullyShardedDataParallel:
             if region is None and not self.world.speaks:
                 continue
             for part in PARTS:
-                local = _local(part_of(self.optimizer, parameter, part)).flatten()
+                local = _local(adamw.part_of(self.optimizer, parameter, part)).flatten()
                 if local.numel():
                     shape, offset = self.skeleton.shapes[name], _offset(parameter, self.world)
                     yield Shard(name, part, shape, offset, local, region)
@@ -185,10 +177,10 @@ class FullyShardedDataParallel:
                 unit.reshard()  # a forward pass without a backward pass has left its weights gathered
         for name, parameter in self.trained.items():
             self._read(read, name, "master", parameter, parameter)
-            moments = {part: torch.zeros_like(parameter) for part in MOMENTS} if updates else {}
+            moments = {part: torch.zeros_like(parameter) for part in adamw.MOMENTS} if updates else {}
             for part, tensor in moments.items():
                 self._read(read, name, part, tensor, parameter)
-            set_moments(self.optimizer, parameter, moments, updates)
+            adamw.set_moments(self.optimizer, parameter, moments, updates)
 
     def _read(self, read: ReadShard, name: str, part: str, into: torch.Tensor, parameter: torch.Tensor) -> None:
         local = _local(into)

@@ -21,7 +21,7 @@ from hpcft.catalog import STRATEGIES
 from hpcft.plan.memory import ZERO_BUCKET
 from hpcft.plan.plan import Plan
 from hpcft.run.manifest import PARTS
-from hpcft.train.adamw import MOMENTS, groups, set_rate, settings
+from hpcft.train.adamw import MOMENTS, count, groups, set_rate, settings
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
@@ -48,7 +48,7 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> Zero:
     resting = [parameter for name, parameter in skeleton.model.named_parameters() if name in skeleton.unread]
     engine, *_ = deepspeed.initialize(
         model=skeleton.model,
-        optimizer=_optimizer(trained, resting, plan, world),
+        optimizer=_optimizer(trained, resting, plan),
         config=config,
         dist_init_required=False,
     )
@@ -93,12 +93,8 @@ def _over(ours: Any, theirs: Any) -> Any:
     return {**theirs, **{key: _over(value, theirs.get(key)) for key, value in ours.items()}}
 
 
-def _optimizer(
-    trained: list[torch.nn.Parameter], resting: list[torch.nn.Parameter], plan: Plan, world: World
-) -> torch.optim.AdamW:
-    on_host = bool(STRATEGIES[plan.train.strategy].offload)
-    how: dict[str, Any] = {"fused": True} if on_host or world.device.type == "cuda" else {"foreach": True}
-    return torch.optim.AdamW(groups(trained, plan.optim, _matrix, resting), **settings(plan.optim), **how)
+def _optimizer(trained: list[torch.nn.Parameter], resting: list[torch.nn.Parameter], plan: Plan) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups(trained, plan.optim, _matrix, resting), **settings(plan.optim), fused=True)
 
 
 def _matrix(parameter: Any) -> bool:
@@ -154,8 +150,8 @@ class Zero:
     def reduce(self) -> None:
         """Done by the engine during the last backward pass."""
 
-    def clip(self, max_norm: float) -> torch.Tensor:
-        """The 2-norm of all gradients. The engine clips by it in its step; an invalid one, -1 there, is NaN here."""
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of all gradients; what the engine calls invalid, -1, is NaN here."""
         if self.stage == 3:
             from deepspeed.runtime.utils import combine_grad_norm_groups
 
@@ -165,13 +161,19 @@ class Zero:
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self.world.device)
         return torch.where(norm < 0, torch.nan, norm)
 
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step on the float32 partitions; the working weights follow."""
+    def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+        """Nothing but the rate: the engine clips and steps at once, and must be told by the host whether to."""
         set_rate(self.zero.optimizer, learning_rate)
-        self.engine.step()
-        self.updates += 1
 
-    def discard(self) -> None:
+    def end_step(self, good: bool) -> None:
+        """One AdamW step on the float32 partitions, after which the working weights follow, or none."""
+        if good:
+            self.engine.step()
+            self.updates += 1
+        else:
+            self._discard()
+
+    def _discard(self) -> None:
         """Empty the gradients, as the engine does after an overflow."""
         if self.stage == 3:
             self.zero._overflow_clean_up(1.0)
@@ -218,16 +220,12 @@ class Zero:
             self.engine.empty_partition_cache()  # what a forward pass without a backward pass has left gathered
         for flat in {id(piece.flat): piece.flat for piece in self.pieces}.values() if updates else ():
             moments = {part: torch.zeros_like(flat.data) for part in MOMENTS}
-            self.zero.optimizer.state[flat] = {**moments, "step": self._count(updates, flat)}
+            self.zero.optimizer.state[flat] = {**moments, "step": count(updates, flat.device)}
         for piece in self.pieces:
             for part in PARTS if updates else PARTS[:1]:
                 beside = piece.flat if part == "master" else self.zero.optimizer.state[piece.flat][part]
                 piece.of(beside.data).copy_(read(piece.name, part, piece.offset, piece.length))
         self._refresh()
-
-    def _count(self, updates: int, flat: torch.Tensor) -> torch.Tensor:
-        """AdamW counts in a tensor; its fused form wants it on the device."""
-        return torch.tensor(float(updates), device=flat.device if self.zero.optimizer.defaults["fused"] else "cpu")
 
     def _refresh(self) -> None:
         if self.stage < 3:

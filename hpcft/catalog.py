@@ -29,6 +29,11 @@ class Strategy:
     needs: str = ""
     main_params: tuple[str, ...] = ("float32",)
 
+    @property
+    def gathers_by_module(self) -> bool:
+        """Are weights whole only while the very module runs that has them?"""
+        return self.module == _ZERO and "weights" in self.shards
+
 
 @dataclass(frozen=True)
 class Objective:

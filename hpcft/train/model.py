@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.basefiles import lacking, unusable
 from hpcft.plan.modules import unmatched
@@ -42,6 +43,7 @@ from hpcft.train.score import (
     head_of_score,
     said_of_scores,
 )
+from hpcft.train.shared_inputs import share_inputs
 from hpcft.train.skeleton import Skeleton, beyond_text, let_in, parts_beyond_text
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
@@ -83,9 +85,17 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     if plan.layout.degree("tp") > 1:
         skeleton.regions = cut(model, world.group("tp"))
     recompute(model, plan.train.recomputation)
+    if shares_inputs(plan):
+        share_inputs(model)
     model.train()
     let_in(model)
     return skeleton
+
+
+def shares_inputs(plan: Plan) -> bool:
+    """May an adapter meet the weights of another? Compiled layers that are recomputed know no memory between them."""
+    apart = STRATEGIES[plan.train.strategy].gathers_by_module or plan.layout.degree("tp") > 1
+    return plan.tuner.kind == "lora" and plan.train.recomputation == "none" and not apart
 
 
 def weights_dtype(plan: Plan) -> torch.dtype:

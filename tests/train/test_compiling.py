@@ -17,9 +17,12 @@ from hpcft.train import compiling
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
 from hpcft.train.compiling import compile_layers
+from hpcft.train.model import prepare_model
 from hpcft.train.modes import give_factors, repeats_itself
 from hpcft.train.scores import document_scores
+from hpcft.train.shared_inputs import Member
 from hpcft.train.skeleton import layers_of
+from hpcft.train.strategies import ddp
 from hpcft.train.world import World
 from tests.train import families, small
 from tests.train import test_objectives as objectives
@@ -111,6 +114,23 @@ def test_all_layers_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
         model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.sum().backward()
     assert len(layers_of(model)) == 6
     assert counter.frame_count == 2, "the smallest one, by which it is seen that programs can be made, and theirs"
+
+
+def test_layers_whose_adapters_share_inputs_share_a_program_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend(TRACED)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    plan = small.tiny(model, 1, tuner={"kind": "lora", "rank": 4, "alpha": 8.0})
+    here = World(plan.layout.place(0), plan.layout, torch.device("cpu"), 0, 1)
+    adapted = ddp.build(prepare_model(plan, here), plan, here).model
+    joined = {module.joined for module in adapted.modules() if isinstance(module, Member)}
+    assert compile_layers(adapted, here)
+    for step in range(3):
+        batch = batch_of(2 * step, 2 * step + 1)
+        adapted(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.sum().backward()
+    assert counter.frame_count == 3, "the smallest one, the first layer's, whose input learns nothing, and the others'"
+    assert all(sum("linear" in str(node.target) for node in g.graph.nodes) == 7 + 4 + 7 for g in counter.graphs[1:])
+    assert len(joined) == 4
+    assert all(j.input is None for j in joined)
 
 
 def test_other_documents_need_no_other_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,7 @@ def test_the_time_of_a_step_is_also_that_of_the_update_before_it(root: Path, mon
     monkeypatch.setattr(ddp.DataParallel, "end_step", slow)
     assert codes(root) == [0, 0]
     seconds = [line["step_seconds"] for line in read_metrics(RunPaths(root).metrics) if "loss" in line]
-    assert min(seconds[1:]) > 0.5, (
-        "an engine steps when the numbers are known, and nothing else would wait for it"
-    )
+    assert min(seconds[1:]) > 0.5, "an engine steps when the numbers are known, and nothing else would wait for it"
 
 
 def test_a_stopped_run_exits_75(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

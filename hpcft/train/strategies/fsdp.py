@@ -92,8 +92,10 @@ class FullyShardedDataParallel:
         self.updates = 0
         self.whole = plan.tuner.kind == "full"
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        resting = [p for name, p in self.trained.items() if name in skeleton.unread]
-        self.optimizer = adamw.build(self.trained.values(), plan.optim, resting)
+        # What AdamW steps on: this rank's parts as plain tensors. Of DTensors it takes the host five times as long.
+        self.masters = {name: _local(p).detach() for name, p in self.trained.items()}
+        resting = [master for name, master in self.masters.items() if name in skeleton.unread]
+        self.optimizer = adamw.build(self.masters.values(), plan.optim, resting)
         self.tensor_group = world.group("tp") if skeleton.regions else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -107,34 +109,32 @@ class FullyShardedDataParallel:
         # FSDP averages over the data ranks; ours is a sum.
         (loss * (self.world.data_size * self.scale.value)).backward()
 
+    @torch.no_grad()
     def reduce(self) -> None:
-        """Gradients without the loss scale; of what tensor parallelism has not cut, their sum over its ranks."""
-        gradients = self._gradients()
+        """Gradients without the loss scale, zeros where a parameter took no part; of what tensor parallelism has not
+        cut, their sum over its ranks.
+        """
+        for name, parameter in self.trained.items():
+            master = self.masters[name]
+            master.grad = torch.zeros_like(master) if parameter.grad is None else _local(parameter.grad)
         if self.scale.value != 1.0:
-            torch._foreach_div_(list(gradients.values()), self.scale.value)
+            torch._foreach_div_(self._gradients(cut=True) + self._gradients(cut=False), self.scale.value)
         if self.tensor_group is None:
             return
-        whole = [g for name, g in gradients.items() if name not in self.skeleton.regions]
+        whole = self._gradients(cut=False)
         flat = torch.cat([g.flatten() for g in whole]).to(self.world.device, torch.float32)
         dist.all_reduce(flat, group=self.tensor_group)
         for gradient, part in zip(whole, flat.split([g.numel() for g in whole]), strict=True):
             gradient.copy_(part.view(gradient.shape))
 
-    @torch.no_grad()  # or each view of a gradient costs the host several times as much
-    def _gradients(self) -> dict[str, torch.Tensor]:
-        """This rank's part of every gradient; zeros where a parameter took no part."""
-        found = {}
-        for name, parameter in self.trained.items():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            found[name] = _local(parameter.grad)
-        return found
+    def _gradients(self, cut: bool) -> list[torch.Tensor]:
+        """This rank's parts, of parameters that tensor parallelism has cut or of the others."""
+        regions = self.skeleton.regions
+        return [m.grad for name, m in self.masters.items() if m.grad is not None and (name in regions) is cut]
 
     def norm(self) -> torch.Tensor:
         """The 2-norm of all gradients; a float32 scalar, the same on every rank."""
-        gradients, regions = self._gradients(), self.skeleton.regions
-        cut = self._squares([g for name, g in gradients.items() if name in regions])
-        whole = self._squares([g for name, g in gradients.items() if name not in regions])
+        cut, whole = (self._squares(self._gradients(cut)) for cut in (True, False))
         return global_norm(self.world, cut, whole, once="dp_replicate")
 
     def _squares(self, gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -144,15 +144,18 @@ class FullyShardedDataParallel:
             return torch.zeros((), device=self.world.device)
         return torch.stack(list(torch._foreach_norm(parts, dtype=torch.float32))).square().sum().to(self.world.device)
 
+    @torch.no_grad()
     def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
         """Queue one AdamW step on the sharded masters; on the host, where they are offloaded, it is made now."""
+        for name, parameter in self.trained.items():
+            self.masters[name].data = _local(parameter)  # FSDP may have moved it, to memory that is locked
         adamw.step(self.optimizer, learning_rate, divisor, good)
 
     def end_step(self, good: bool) -> None:
         """Count the step and empty the gradients."""
         self.updates += good
-        for parameter in self.trained.values():
-            parameter.grad = None
+        for name, parameter in self.trained.items():
+            parameter.grad = self.masters[name].grad = None
 
     def shards(self) -> Iterator[Shard]:
         """This rank's shards; of replicas the first writes, of what is not cut the first tensor rank."""
@@ -163,10 +166,11 @@ class FullyShardedDataParallel:
             if region is None and not self.world.speaks:
                 continue
             for part in PARTS:
-                local = _local(adamw.part_of(self.optimizer, parameter, part)).flatten()
+                beside = None if part == "master" else adamw.part_of(self.optimizer, self.masters[name], part)
+                local = _local(parameter) if beside is None else beside
                 if local.numel():
                     shape, offset = self.skeleton.shapes[name], _offset(parameter, self.world)
-                    yield Shard(name, part, shape, offset, local, region)
+                    yield Shard(name, part, shape, offset, local.flatten(), region)
 
     @torch.no_grad()
     def load(self, read: ReadShard, updates: int) -> None:
@@ -176,14 +180,10 @@ class FullyShardedDataParallel:
             if isinstance(unit, FSDPModule):
                 unit.reshard()  # a forward pass without a backward pass has left its weights gathered
         for name, parameter in self.trained.items():
-            self._read(read, name, "master", parameter, parameter)
-            moments = {part: torch.zeros_like(parameter) for part in adamw.MOMENTS} if updates else {}
-            for part, tensor in moments.items():
-                self._read(read, name, part, tensor, parameter)
-            adamw.set_moments(self.optimizer, parameter, moments, updates)
-
-    def _read(self, read: ReadShard, name: str, part: str, into: torch.Tensor, parameter: torch.Tensor) -> None:
-        local = _local(into)
-        if local.numel():
-            numbers = read(name, part, _offset(parameter, self.world), local.numel(), self.skeleton.regions.get(name))
-            local.copy_(numbers.view(local.shape))
+            local = _local(parameter)
+            moments = {part: torch.zeros_like(local) for part in adamw.MOMENTS} if updates else {}
+            for part, into in {"master": local, **moments}.items():
+                if into.numel():
+                    at, region = _offset(parameter, self.world), self.skeleton.regions.get(name)
+                    into.copy_(read(name, part, at, into.numel(), region).view(into.shape))
+            adamw.set_moments(self.optimizer, self.masters[name], moments, updates)

@@ -148,8 +148,8 @@ def test_a_step_with_divided_gradients_is_that_with_smaller_ones(dtype: str, mod
     for sharded, times in ((whole, 1.0), (halved, 0.5)):
         sharded.backward(sharded.model(input_ids=torch.arange(8)[None]).logits.float().square().mean(), last=True)
         sharded.reduce()
-        for bucket in sharded.buckets:
-            bucket.grad.mul_(times)
+        for slot in sharded.slots.values():
+            slot.grad.mul_(times)
     small.step(halved, 1e-2)
     whole.step(1e-2, torch.tensor(2.0), torch.ones(()))
     whole.end_step(True)
@@ -221,6 +221,20 @@ def test_a_gradient_takes_the_place_of_the_last_step_s_and_later_ones_are_added(
     torch.testing.assert_close(slot.grad, first.float() / scale + second.float() / scale)
     slot.add(second.t().contiguous().t(), scale)
     torch.testing.assert_close(slot.grad, first.float() / scale + 2 * second.float() / scale)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("float32", True), ("bfloat16", False)])
+def test_gradients_of_one_rank_alone_stay_where_they_were_made_if_they_have_their_masters_type(
+    dtype: str, apart: bool, model: Path
+) -> None:
+    sharded = built(model, model={"dtype": dtype})
+    for _ in range(2):  # micro batches
+        sharded.backward(sharded.model(input_ids=torch.arange(8)[None]).logits.float().square().mean(), last=True)
+    sharded.reduce()
+    assert all((bucket.grad is None) is apart for bucket in sharded.buckets)
+    assert all(slot.master.grad is slot.grad for slot in sharded.slots.values())
+    small.step(sharded, 1e-3)
+    assert all((slot.grad is None) is apart for slot in sharded.slots.values())
 
 
 def test_a_weight_that_no_loss_reaches_any_more_has_no_gradient_of_an_earlier_step(tmp_path: Path, model: Path) -> None:

@@ -181,9 +181,9 @@ def test_under_ddp_the_parameter_is_its_master(folder: Path) -> None:
 def test_the_norm_of_gradients_is_not_rounded_to_their_type(folder: Path) -> None:
     sharded = built(folder)
     torch.manual_seed(0)
-    for bucket in sharded.buckets:
-        bucket.grad.normal_()
-    exact = torch.stack([bucket.grad.double().square().sum() for bucket in sharded.buckets]).sum().sqrt()
+    sharded.reduce()
+    gradients = [slot.grad.normal_() for slot in sharded.slots.values()]
+    exact = torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt()
     assert float(sharded.norm()) == pytest.approx(float(exact), rel=1e-5)
 
 

@@ -3,7 +3,8 @@
 torch's own DDP rebuilds its buckets after the first backward pass, which changes the order of summation, so a resumed
 run would differ from an undisturbed one. Here the buckets follow from the parameter list alone. Each is a few flat
 float32 buffers (gradient, master); its sum over the ranks starts as soon as its last gradient is there, while the
-backward pass goes on, and always in the same order on all ranks. Frozen weights cost nothing.
+backward pass goes on, and always in the same order on all ranks. Frozen weights cost nothing. One rank alone sums
+nothing over ranks: gradients that have their masters' type stay where the backward pass made them.
 
 Where the plan keeps weights in bfloat16 (``main_params_dtype``), a master is the parameter itself, and gradients are of
 its type too, since torch's fused AdamW knows one type only: each sum, over micro batches and over ranks, is rounded to
@@ -15,7 +16,7 @@ the data ranks, what is not over all ranks (``tensor_parallel`` says why).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -45,13 +46,13 @@ class Slot:
     """One trainable parameter inside its bucket: ``master`` and ``grad`` are views of the bucket's buffers.
 
     shape: of the whole parameter; region: what of it is here, None for all. fresh: ``grad`` is an earlier step's, and
-    this one's first gradient takes its place.
+    this one's first gradient takes its place. grad is None between steps where there is no buffer for it.
     """
 
     name: str
     parameter: nn.Parameter
     master: torch.Tensor
-    grad: torch.Tensor
+    grad: torch.Tensor | None
     shape: tuple[int, ...]
     region: Region | None
     fresh: bool = True
@@ -61,7 +62,9 @@ class Slot:
         """In the bucket's type and without the loss scale. Copies of lists, and sums of one type, run at the memory's
         speed; a sum of two types takes three times as long.
         """
-        if self.fresh:
+        if self.grad is None:
+            self.grad = gradient if scale == 1.0 else gradient.mul_(1.0 / scale)
+        elif self.fresh:
             torch._foreach_copy_([self.grad], [gradient])
             if scale != 1.0:
                 self.grad.mul_(1.0 / scale)
@@ -82,7 +85,7 @@ class Bucket:
     group: the ranks of the sum, None for all. cut: these are tensor-parallel parts.
     """
 
-    grad: torch.Tensor
+    grad: torch.Tensor | None
     group: dist.ProcessGroup | None = None
     cut: bool = False
     slots: list[Slot] = field(default_factory=list)
@@ -111,7 +114,8 @@ class DataParallel:
         self.scale = LossScale.for_dtype(self.dtype)
         self.updates = 0
         types = DTYPES[plan.model.main_params_dtype], self.dtype
-        self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None)
+        self.apart = world.size == 1 and types[0] is types[1]  # gradients lie where they were made
+        self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None, self.apart)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
         resting = [slot.master for slot in self.slots.values() if slot.name in skeleton.unread]
         self.optimizer = adamw.build([slot.master for slot in self.slots.values()], plan.optim, resting)
@@ -149,8 +153,11 @@ class DataParallel:
     def reduce(self) -> None:
         """Finish the sums; where no gradient came in this step, zeros are added."""
         for slot in self.slots.values():
-            if slot.fresh:
+            if slot.grad is None:
+                slot.grad = torch.zeros_like(slot.master)
+            elif slot.fresh:
                 slot.grad.zero_()
+            slot.master.grad = slot.grad
         if self.world.size > 1:
             self._launch(whole_only=False)
         for bucket in self.buckets:
@@ -163,12 +170,12 @@ class DataParallel:
         """The 2-norm of all gradients; a float32 scalar on the device, nothing waits for it."""
         if self.tensor_group is not None:
             return self._norm_of_parts()
-        return torch.linalg.vector_norm(torch.stack([_norm_of(bucket.grad) for bucket in self.buckets]))
+        return torch.linalg.vector_norm(_norms(self.buckets))
 
     def _norm_of_parts(self) -> torch.Tensor:
         def squares(cut: bool) -> torch.Tensor:
-            found = [_norm_of(bucket.grad).square() for bucket in self.buckets if bucket.cut is cut]
-            return torch.stack(found).sum() if found else torch.zeros((), device=self.world.device)
+            found = [bucket for bucket in self.buckets if bucket.cut is cut]
+            return _norms(found).square().sum() if found else torch.zeros((), device=self.world.device)
 
         return global_norm(self.world, squares(True), squares(False), once="dp")
 
@@ -182,6 +189,8 @@ class DataParallel:
         self.updates += good
         for slot in self.slots.values():
             slot.fresh = True
+            if self.apart:
+                slot.grad = slot.master.grad = None
 
     @torch.no_grad()
     def _refresh(self) -> None:
@@ -220,12 +229,13 @@ class DataParallel:
         self._refresh()
 
 
-def _norm_of(gradient: torch.Tensor) -> torch.Tensor:
-    """float32, whatever the type of the gradient: in bfloat16 it would have three digits."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.float32)
+def _norms(buckets: Iterable[Bucket]) -> torch.Tensor:
+    """Of the gradients as they lie; float32, whatever their type: in bfloat16 they would have three digits."""
+    lying = [g for b in buckets for g in ([slot.grad for slot in b.slots] if b.grad is None else [b.grad])]
+    return torch.stack(list(torch._foreach_norm([g for g in lying if g is not None], dtype=torch.float32)))
 
 
-def _buckets(skeleton: Skeleton, types: Types, data_group: dist.ProcessGroup | None) -> list[Bucket]:
+def _buckets(skeleton: Skeleton, types: Types, group: dist.ProcessGroup | None, apart: bool) -> list[Bucket]:
     """Trainable parameters in reverse order (about the order in which their gradients come), cut by size."""
     each = types[0].itemsize
     trained = [(name, parameter) for name, parameter in skeleton.model.named_parameters() if parameter.requires_grad]
@@ -241,22 +251,29 @@ def _buckets(skeleton: Skeleton, types: Types, data_group: dist.ProcessGroup | N
             room[cut] = bucket_bytes
         open_group[cut].append((name, parameter))
         room[cut] -= parameter.numel() * each
-    return [_bucket(skeleton, group, types, data_group) for group in groups]
+    return [_bucket(skeleton, parameters, types, group, apart) for parameters in groups]
 
 
 @torch.no_grad()
 def _bucket(
-    skeleton: Skeleton, group: list[tuple[str, nn.Parameter]], types: Types, data_group: dist.ProcessGroup | None
+    skeleton: Skeleton,
+    parameters: list[tuple[str, nn.Parameter]],
+    types: Types,
+    group: dist.ProcessGroup | None,
+    apart: bool,
 ) -> Bucket:
+    """Buffers for some parameters: of their masters, and of their gradients unless those lie apart."""
     kept, computed = types
-    device, size = group[0][1].device, sum(p.numel() for _, p in group)
-    masters, grads = (torch.zeros(size, dtype=kept, device=device) for _ in range(2))
-    cut = group[0][0] in skeleton.regions
-    bucket, at = Bucket(grads, data_group if cut else None, cut), 0
-    for name, parameter in group:
-        master, grad = (flat[at : at + parameter.numel()].view(parameter.shape) for flat in (masters, grads))
+    device, size = parameters[0][1].device, sum(p.numel() for _, p in parameters)
+    masters = torch.zeros(size, dtype=kept, device=device)
+    grads = None if apart else torch.zeros_like(masters)
+    cut = parameters[0][0] in skeleton.regions
+    bucket, at = Bucket(grads, group if cut else None, cut), 0
+    for name, parameter in parameters:
+        stretch = slice(at, at + parameter.numel())
+        master = masters[stretch].view(parameter.shape)
+        grad = None if grads is None else grads[stretch].view(parameter.shape)
         master.copy_(parameter)
-        master.grad = grad
         parameter.data = master if computed is kept else parameter.data.to(computed)
         bucket.slots.append(Slot(name, parameter, master, grad, skeleton.shapes[name], skeleton.regions.get(name)))
         at += parameter.numel()

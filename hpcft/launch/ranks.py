@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -132,9 +133,10 @@ def record_death(paths: RunPaths, environ: Mapping[str, str], node: str) -> Call
     def died(rank: Rank, code: int) -> None:
         log = paths.rank_log(attempt_of(environ), rank.rank)
         say(f"rank {rank.rank} on {node} {describe(code)}; its log: {log}")
-        Ledger(paths, f"node-{node}", environ).write(
-            "failed", rank=rank.rank, node=node, error=describe(code), where=str(log), code=code
-        )
+        with suppress(OSError):  # what ended the rank may be a full disk; its peers have to be told to end all the same
+            Ledger(paths, f"node-{node}", environ).write(
+                "failed", rank=rank.rank, node=node, error=describe(code), where=str(log), code=code
+            )
 
     return died
 

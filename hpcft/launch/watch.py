@@ -140,12 +140,20 @@ def runs(folder: Path) -> list[RunStatus]:
     """The runs in ``folder``, newest first; what begins with a dot is a verification's or an array's."""
     there = folder.absolute().iterdir() if folder.is_dir() else ()
     places = [path for path in there if not path.name.startswith(".") and is_run(path)]
-    newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = sorted(places, key=_changed, reverse=True)
     read = [_readable(RunPaths(path)) for path in newest]
     # A sweep has a thousand runs, and Slurm is asked once.
     states = job_states({job for run in read if isinstance(run, _Read) for job in run.slurm_jobs})
     ask = functools.partial(_known, states)
     return [_status(run, ask) if isinstance(run, _Read) else run for run in read]
+
+
+def _changed(folder: Path) -> float:
+    """When something last came to ``folder``; 0 of one that was removed meanwhile, as by a submission that failed."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _known(states: Mapping[str, State], job: str) -> State:
@@ -287,7 +295,10 @@ def _cancel_local(paths: RunPaths, now: RunStatus) -> str:
     holder = lease.holder(paths)
     if holder is None or not lease.alive(holder):
         return f"run {now.name} has ended meanwhile"
-    os.kill(holder.pid, signal.SIGTERM)
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return f"run {now.name} has ended meanwhile"
     return f"asked process {holder.pid} to stop; its ranks save before they end"
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcft.errors import Refusal
 from hpcft.launch import transport, watch
 from hpcft.run import lease
-from hpcft.run.ledger import JOB_VARIABLE, Ledger
+from hpcft.run.folder import is_run
+from hpcft.run.ledger import JOB_VARIABLE, Ledger, read_events
 from hpcft.run.paths import RunPaths
 from tests.plans import plan
 
@@ -48,3 +53,43 @@ def test_a_run_that_is_being_cancelled_says_when_it_can_be_resumed(held: tuple[R
     with pytest.raises(Refusal, match="has this run already") as refused:
         transport.refuse_unsubmittable(plan(), paths)
     assert "try again when this says so: hpcft status" in str(refused.value)
+
+
+def test_a_run_that_ends_in_the_moment_in_which_it_is_cancelled_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, alive = RunPaths(tmp_path), lease.alive
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as run:
+        with monkeypatch.context() as held:
+            held.setattr("os.getpid", lambda: run.pid)
+            environ = {JOB_VARIABLE: lease.local_job()}
+            lease.take(paths, environ)
+        Ledger(paths, "batch", environ).write("attempt_began", restart=0)
+
+        def ended(*about: Any) -> bool:
+            was = alive(*about)
+            if any(event["event"] == "cancelled" for event in read_events(paths)):
+                run.kill()
+                run.wait()
+            return was
+
+        monkeypatch.setattr(lease, "alive", ended)
+        assert "has ended meanwhile" in watch.cancel(tmp_path)
+
+
+def test_a_run_that_is_removed_while_the_runs_are_listed_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("stays", "goes"):
+        paths = RunPaths(tmp_path / name)
+        paths.root.mkdir()
+        paths.script.write_text("")
+    found = is_run
+
+    def removed(folder: Path) -> bool:
+        was = found(folder)
+        shutil.rmtree(tmp_path / "goes", ignore_errors=True)
+        return was
+
+    monkeypatch.setattr(watch, "is_run", removed)
+    assert "stays" in [run.name for run in watch.runs(tmp_path)]

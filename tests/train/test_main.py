@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from hpcft.errors import refuse
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
-from hpcft.train import assemble, loop, main
+from hpcft.train import assemble, loop, main, metrics
+from hpcft.train.console import Console
 from hpcft.train.metrics import Metrics, read_metrics
 from hpcft.train.objectives import sft
 from hpcft.train.strategies import ddp
@@ -180,6 +182,39 @@ def test_a_lost_attempt_that_still_writes_gives_no_step_twice(tmp_path: Path) ->
     lost.close()
     mine.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(paths.metrics)] == [(1, 1), (2, 2), (3, 2)]
+
+
+def full_disk(*about: Any) -> Any:
+    return os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", encoding="utf-8")
+
+
+def test_a_disk_that_a_save_has_filled_ends_no_run_where_it_only_writes_its_metrics(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        def add_scalar(self, *about: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = add_scalar
+
+    monkeypatch.setattr(metrics, "_open", full_disk)
+    monkeypatch.setattr(metrics, "_board", lambda *about: Full())
+    [result] = small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
+    assert result["finished"]
+    assert capfd.readouterr().err.count("metrics cannot be written, the run goes on") == 1
+
+
+def test_a_console_on_a_full_disk_is_silent() -> None:
+    stream = full_disk()
+    Console(True, 0, 9, stream).say("a line")
+    with suppress(OSError):
+        stream.close()
+
+
+def test_what_two_attempts_wrote_into_each_other_is_no_line_of_metrics(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.metrics.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n1\n{"step": 3, "loss": 3.0}\n')
+    assert [line["step"] for line in read_metrics(paths.metrics)] == [1, 3]
 
 
 def test_a_torn_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:

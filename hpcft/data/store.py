@@ -242,8 +242,12 @@ def _created(lock: Path, text: str) -> bool:
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:  # one that says nothing would be waited for
+        lock.unlink(missing_ok=True)
+        raise
     return True
 
 

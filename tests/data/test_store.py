@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -126,6 +127,18 @@ def test_a_lock_given_back_while_it_is_looked_at_is_not_taken_from_who_has_it_th
 
     with one_writer(tmp_path, data_key(DATA), told):
         assert found == ["a third"]
+
+
+def test_a_lock_that_a_full_disk_has_no_room_for_is_not_left_behind(tmp_path: Path) -> None:
+    common(tmp_path, "locks")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), one_writer(tmp_path, data_key(DATA), lambda _: None):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "locks").iterdir()) == []
 
 
 def test_work_begins_where_that_of_another_content_ends_at_the_same_moment(

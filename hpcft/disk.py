@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PRIVATE = 0o600
@@ -45,8 +45,13 @@ def named(path: Path) -> Iterator[None]:
 def replace(path: Path, text: str, mode: int = PRIVATE) -> None:
     """``text`` into ``path`` in one piece: a reader sees the old text or the new one, on every node."""
     aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    write(aside, text, mode)
-    os.replace(aside, path)
+    try:
+        write(aside, text, mode)
+        os.replace(aside, path)
+    except OSError:  # what found no room must not take any, nor keep its folder from being removed
+        with suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def read(path: Path) -> str:

@@ -82,7 +82,16 @@ def status(folder: Path) -> RunStatus:
     found = _Read.of(paths)
     if not is_run(folder) and not found.events and found.job is None:
         raise refuse("no run is here", where=str(folder), hint="hpcft list shows the runs of this folder")
-    return _status(found, job_state)
+    return _settled(found, job_state)
+
+
+def _settled(found: _Read, ask: Callable[[str], State]) -> RunStatus:
+    """The status by what the disk says and Slurm after it; a run that ended between the two may have said how."""
+    now = _status(found, ask)
+    if now.state not in ("stopped", "cancelled", "unknown"):
+        return now
+    again = _Read.of(found.paths)
+    return now if again.events == found.events else _status(again, ask)
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def runs(folder: Path) -> list[RunStatus]:
     # A sweep has a thousand runs, and Slurm is asked once.
     states = job_states({job for run in read if isinstance(run, _Read) for job in run.slurm_jobs})
     ask = functools.partial(_known, states)
-    return [_status(run, ask) if isinstance(run, _Read) else run for run in read]
+    return [_settled(run, ask) if isinstance(run, _Read) else run for run in read]
 
 
 def _changed(folder: Path) -> float:

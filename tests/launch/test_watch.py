@@ -16,6 +16,7 @@ from hpcft.run import lease
 from hpcft.run.folder import is_run
 from hpcft.run.ledger import JOB_VARIABLE, Ledger, read_events
 from hpcft.run.paths import RunPaths
+from hpcft.slurm.states import State
 from tests.plans import plan
 
 
@@ -75,6 +76,25 @@ def test_a_run_that_ends_in_the_moment_in_which_it_is_cancelled_has_ended(
 
         monkeypatch.setattr(lease, "alive", ended)
         assert "has ended meanwhile" in watch.cancel(tmp_path)
+
+
+@pytest.mark.parametrize("looks", ["status", "runs"])
+def test_a_run_that_finishes_between_the_look_into_its_ledger_and_the_question_to_slurm_is_finished(
+    looks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, environ = RunPaths(tmp_path / "run"), {JOB_VARIABLE: "7"}
+    paths.root.mkdir()
+    paths.script.write_text("")
+    Ledger(paths, "batch", environ).write("attempt_began", restart=0)
+
+    def ended(job: str) -> State:
+        Ledger(paths, "rank-0000", environ).write("finished", step=4)
+        return State.COMPLETED
+
+    monkeypatch.setattr(watch, "job_state", ended)
+    monkeypatch.setattr(watch, "job_states", lambda jobs: {job: ended(job) for job in jobs})
+    (now,) = [watch.status(paths.root)] if looks == "status" else watch.runs(tmp_path)
+    assert now.state == "finished"
 
 
 def test_a_run_that_is_removed_while_the_runs_are_listed_does_not_hide_the_others(

@@ -185,7 +185,8 @@ def state_of(
     if any(event["event"] == "finished" for event in events):
         return "finished", ""
     mine = [event for event in events if event["job"] == job]
-    ended = next((event for event in reversed(mine) if event["event"] == "attempt_ended"), None)
+    # The last by its number: attempts of one job may be made on nodes with other clocks.
+    ended = max((e for e in mine if e["event"] == "attempt_ended"), key=lambda e: int(e["attempt"]), default=None)
     cancelled = any(event["event"] == "cancelled" for event in mine)
     if ended is not None and ended["decision"] == "stop" and not _begun_since(mine, ended):
         cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value

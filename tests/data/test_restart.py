@@ -141,6 +141,17 @@ def test_a_prepare_that_is_asked_to_end_gives_its_lock_back_and_keeps_its_work(d
     assert results(store)
 
 
+def test_data_is_prepared_though_the_disk_of_the_log_is_full(data: DataPlan, tmp_path: Path) -> None:
+    process = started(data, tmp_path, tmp_path / "store")
+    process.kill()
+    process.communicate()  # so that there is something to say
+    words = ["--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "hpcft.data.prepare", *words]
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=full).returncode == 0
+
+
 def test_what_was_refused_leaves_no_work_behind(data: DataPlan, tmp_path: Path) -> None:
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{broken\n")

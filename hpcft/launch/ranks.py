@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from hpcft.launch.entry import run, say
@@ -80,7 +81,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(_die_with, os.getpid()),
             )
         finally:
             os.close(file)
@@ -156,10 +157,12 @@ def _send(ranks: Sequence[Rank], number: int) -> None:
         rank.send(number)
 
 
-def _die_with_parent() -> None:
-    """Linux only: a rank must not hold its GPU when the process that watches over it was killed."""
+def _die_with(parent: int) -> None:
+    """Linux only: a rank must not hold its GPU when the process that watches over it was killed, be it just before."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,13 @@ def test_a_rank_that_dies_of_a_full_disk_takes_the_others_along_though_nobody_ca
     found = started(tmp_path, f"if rank == 1:\n    {dies}\n{waits}")
     assert watch(found, ranks.record_death(RunPaths(tmp_path), {"HPCFT_ATTEMPT": "1"}, "n1")) == 1
     assert [rank.code() for rank in found] == [75, 1, 75]
+
+
+def test_a_rank_whose_watcher_was_killed_before_it_could_ask_to_die_with_it_ends() -> None:
+    begins = "import sys; from hpcft.launch import ranks; ranks._die_with(int(sys.argv[1]))"
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    for parent, code in ((os.getpid(), 0), (os.getppid(), 137)):
+        assert subprocess.run([sys.executable, "-c", begins, str(parent)], env=environ).returncode == code
 
 
 def test_a_rank_that_ignores_the_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

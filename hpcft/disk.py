@@ -5,15 +5,18 @@ Standard library only: a login node, the batch shell's helpers and the ranks wri
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PRIVATE = 0o600
 BLOCK = 4 * 2**20  # bytes read at a time while hashing
+READ_AGAIN = (0.0, 0.1, 0.5)  # seconds before another look at a file that was taken away
 
 
 def write(path: Path, text: str, mode: int = PRIVATE, durable: bool = True) -> None:
@@ -42,8 +45,28 @@ def named(path: Path) -> Iterator[None]:
 def replace(path: Path, text: str, mode: int = PRIVATE) -> None:
     """``text`` into ``path`` in one piece: a reader sees the old text or the new one, on every node."""
     aside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    write(aside, text, mode)
-    os.replace(aside, path)
+    try:
+        write(aside, text, mode)
+        os.replace(aside, path)
+    except OSError:  # what found no room must not take any, nor keep its folder from being removed
+        with suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def read(path: Path) -> str:
+    """The text of a file that another node may ``replace`` meanwhile.
+
+    NFS takes the old text away from who has just opened it (ESTALE); who opens it again finds the new one.
+    """
+    for pause in READ_AGAIN:
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            time.sleep(pause)
+    return path.read_text(encoding="utf-8")
 
 
 def sync(path: Path) -> None:

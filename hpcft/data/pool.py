@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from hpcft.errors import Problem, Refusal
 from hpcft.plan.plan import DataPlan
 
 AHEAD = 3  # portions waiting per worker, so that memory stays flat however fast the files are read
+LOOK_SECONDS = 5.0  # between looks whether there still are workers that a result could come from
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Workers:
         self.desk = desk
         self.pool: ProcessPoolExecutor | None = None
         self.found = self.portions = 0  # results that were there, of how many in all
+        self.others = multiprocessing.active_children()  # processes that are none of ours
 
     def __enter__(self) -> Workers:
         return self
@@ -71,8 +73,17 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.pool is None:
+            return
+        if self.pool._broken:  # it ends the workers that it knew then, and waits for one that was just being started
+            self._kill()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self._kill()  # one that was being started when a signal came would be waited for at this process's end
+
+    def _kill(self) -> None:
+        for process in multiprocessing.active_children():
+            if process not in self.others:
+                process.kill()
 
     def results(self, tasks: Iterable[T], here: bool = False) -> Iterator[tuple[T, Result, bool]]:
         """Each task with its result and whether that was made now, in order. here: in this process.
@@ -112,6 +123,7 @@ class Workers:
     def _ended(self, task: T, future: Future[None] | None, made: bool) -> tuple[T, Result, bool]:
         if future is not None:
             with self._told():
+                self._wait_for(future)
                 future.result()
         if (result := self.desk.work.load(task.name)) is None:  # damaged
             perform(self.desk, task)
@@ -120,12 +132,26 @@ class Workers:
             raise OSError(f"a result in {self.desk.work.folder} cannot be read back: {task.name}")
         return task, result, made
 
+    def _wait_for(self, future: Future[None]) -> None:
+        """Until it is done. What was handed out in the moment in which the pool broke is done by nobody."""
+        while not wait([future], LOOK_SECONDS).done:
+            if self.pool is None or self.pool._broken:
+                raise BrokenProcessPool
+
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """A killed worker fails whatever waits for it, and whatever is handed out after it."""
+        """A killed worker fails whatever waits for it, and whatever is handed out after it.
+
+        So does a killed server that workers are forked from; and one that is killed while others are being started
+        breaks off their start.
+        """
         try:
             yield
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, EOFError, ConnectionError) as error:
+            raise _killed(self.desk.data.workers) from error
+        except OSError as error:
+            if self.pool is None or not self.pool._broken:
+                raise
             raise _killed(self.desk.data.workers) from error
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 EVERY = 5.0  # seconds between two lines
 
 
 def tell(sentence: str) -> None:
-    """One line to the person, on stderr: stdout is for data."""
-    print(sentence, file=sys.stderr, flush=True)
+    """One line to the person, on stderr: stdout is for data. A log on a full disk is no reason to prepare nothing."""
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class Progress:

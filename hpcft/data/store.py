@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft import disk
+from hpcft.alive import born
 from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, data_key
 
@@ -202,7 +203,7 @@ def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[C
     takeover that goes wrong in some rare order of events costs minutes and nothing else.
     """
     lock = common(store, "locks") / f"{name}.lock"
-    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "born": born(os.getpid())})
     try:
         _wait(lock, mine, say)
     except PermissionError:
@@ -210,7 +211,7 @@ def one_writer(store: Path, name: str, say: Callable[[str], None]) -> Iterator[C
         yield lambda: None
         return
     try:
-        yield lambda: os.utime(lock) if lock.exists() else None
+        yield lambda: _touch(lock)
     finally:
         if (holder := _read(lock)) is not None and holder == json.loads(mine):
             lock.unlink(missing_ok=True)
@@ -230,26 +231,37 @@ def _wait(lock: Path, mine: str, say: Callable[[str], None]) -> None:
             time.sleep(0.3)
 
 
+def _touch(lock: Path) -> None:
+    """Show that its holder lives. One that another took over meanwhile may be gone, or that other's alone to touch."""
+    with contextlib.suppress(OSError):
+        os.utime(lock)
+
+
 def _created(lock: Path, text: str) -> bool:
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:  # one that says nothing would be waited for
+        lock.unlink(missing_ok=True)
+        raise
     return True
 
 
 def _stale(lock: Path, holder: dict[str, Any] | None) -> bool:
     try:
         age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return True
+    except FileNotFoundError:  # given back just now; by the time that it were taken away it may be another's
+        return False
     if holder is None:  # between creation and writing, or torn by a crash
         return age > 10
     if holder.get("host") != socket.gethostname():
         return age > STALE_AFTER
-    return not _running(int(holder["pid"]))
+    pid, then = int(holder["pid"]), holder.get("born")  # which earlier releases did not write
+    return born(pid) != then if then else not _running(pid)
 
 
 def _left(folder: Path) -> bool:
@@ -259,7 +271,7 @@ def _left(folder: Path) -> bool:
         return int(pid) == os.getpid() or not _running(int(pid))
     try:
         last = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    except FileNotFoundError:
+    except OSError:  # it goes away while it is looked at
         return False
     return time.time() - last > LEFT_AFTER
 
@@ -278,13 +290,16 @@ def _running(pid: int) -> bool:
 def _renewed(entry: Input) -> Input:
     if not entry.changed:
         return entry
-    now = os.stat(entry.path)
-    return Input(entry.path, now.st_size, now.st_mtime_ns, disk.sha256(Path(entry.path)), entry.kind, entry.pinned)
+    try:
+        now = os.stat(entry.path)
+        return Input(entry.path, now.st_size, now.st_mtime_ns, disk.sha256(Path(entry.path)), entry.kind, entry.pinned)
+    except FileNotFoundError:  # replaced by being removed first; gone, it has not changed
+        return entry
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(disk.read(path))
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

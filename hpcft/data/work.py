@@ -59,8 +59,7 @@ class Work:
 
     def _begin(self) -> None:
         """Make the folder; remove what another writer was writing when it died, and what nobody came back to."""
-        common(self.store, self.all.name)
-        self.folder.mkdir(exist_ok=True)
+        self._make()
         for torn in self.folder.glob(".*"):
             with contextlib.suppress(OSError):
                 if time.time() - torn.stat().st_mtime > 60:  # a live writer takes no minute for a result
@@ -69,6 +68,16 @@ class Work:
             with contextlib.suppress(OSError):
                 if time.time() - other.stat().st_mtime > FORGOTTEN and other != self.folder:
                     shutil.rmtree(other, ignore_errors=True)
+
+    def _make(self) -> None:
+        """Another content's ``end`` takes the folder of all away where it is empty, between these two steps too."""
+        while True:
+            common(self.store, self.all.name)
+            try:
+                self.folder.mkdir(exist_ok=True)
+            except FileNotFoundError:
+                continue
+            return
 
     def has(self, name: str) -> bool:
         """Whether there is a result of that name; whether it is whole, ``load`` says."""

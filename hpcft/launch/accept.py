@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpcft.errors import Refusal
 from hpcft.launch import batchlog
 from hpcft.launch.array import element
 from hpcft.launch.entry import EXIT_OUT_OF_REACH, run, say
@@ -32,14 +33,27 @@ def accept(text: str, paths: RunPaths, environ: Mapping[str, str]) -> int:
     plan = Plan.from_json(text, where="the plan in the script")
     make_folder(paths.root)
     refuse_other_plan(plan, paths)
-    if is_finished(paths):
-        say(f"run {plan.name} is finished: {paths.root}")
+    if _finished(plan, paths):
         return EXIT_FINISHED
     _take(paths, environ, plan)
+    try:  # once more: the job that had the run until now may have brought another plan, or finished
+        refuse_other_plan(plan, paths)
+        if _finished(plan, paths):
+            lease.release(paths, environ)
+            return EXIT_FINISHED
+    except Refusal:
+        lease.release(paths, environ)
+        raise
     keep_plan(text, paths)
     ledger, store = Ledger(paths, "batch", environ), environ.get(STORE_VARIABLE)
     ledger.write("accepted", plan=plan.fingerprint, store=store, batch_log=batchlog.own())
     return EXIT_GO_ON
+
+
+def _finished(plan: Plan, paths: RunPaths) -> bool:
+    if finished := is_finished(paths):
+        say(f"run {plan.name} is finished: {paths.root}")
+    return finished
 
 
 def _take(paths: RunPaths, environ: Mapping[str, str], plan: Plan) -> None:

@@ -13,6 +13,7 @@ from hpcft.errors import refuse
 from hpcft.slurm.commands import SlurmAway, away, call, pauses
 
 PATIENCE_SECONDS = 30.0  # a job may come into the queue later than its client gave up
+INTERRUPTED_SECONDS = 2.0  # the same, while somebody waits for Ctrl-C to end the command
 
 
 def alike(script: str) -> frozenset[str] | None:
@@ -61,6 +62,14 @@ def adopt(script: str, before: frozenset[str] | None, words: str) -> str:
         value=", ".join(jobs),
         hint=f"look at them: {look}; end what is not wanted: scancel {' '.join(jobs)}",
     )
+
+
+def came(script: str, before: frozenset[str] | None) -> str | None:
+    """The one job that came since ``before``, of a submission that was interrupted; None where nobody can say."""
+    for _ in pauses(INTERRUPTED_SECONDS if before is not None else 0):
+        if found := (alike(script) or frozenset()) - (before or frozenset()):
+            return next(iter(found)) if before is not None and len(found) == 1 else None
+    return None
 
 
 def _name(script: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from submitit.local.local import LocalExecutor
 
 from hpcft import disk
+from hpcft.alive import born, descends
 from hpcft.errors import refuse
 from hpcft.launch.entry import run
 from hpcft.launch.processes import safe
@@ -63,19 +64,22 @@ def submit_here(plan: Plan, script: str, run: Path | None = None) -> Submitted:
 def _wait_until_begun(paths: RunPaths, controller: int) -> None:
     """The run is ours once it holds its lease and has said so. Raises Refusal with the words of one that ended."""
     end = time.monotonic() + BEGIN_SECONDS
-    while not _begun(paths) and not is_finished(paths) and time.monotonic() < end:
-        if not Path(f"/proc/{controller}").exists():
+    while not _begun(paths, controller) and not is_finished(paths) and time.monotonic() < end:
+        if not born(controller) and not is_finished(paths):
             log = paths.jobs / f"{controller}_0_log.out"
             words = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
             raise refuse(f"the run ended at once: {' '.join(words[-5:])}", where=str(log))
         time.sleep(0.1)
 
 
-def _begun(paths: RunPaths) -> bool:
-    """Whether the holder of the lease has told the ledger: before that, status would not know its job."""
+def _begun(paths: RunPaths, controller: int) -> bool:
+    """Whether the holder of the lease has told the ledger: before that, status would not know its job.
+
+    It has to be a process of ``controller``: where the run is submitted twice at once, one of the two is refused.
+    """
     holder = lease.holder(paths)
     told = [event["job"] for event in read_events(paths) if event["event"] == "accepted"]
-    return holder is not None and holder.job in told
+    return holder is not None and holder.job in told and descends(holder.pid, controller)
 
 
 def start(folder: Path) -> str:

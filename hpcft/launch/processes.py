@@ -65,7 +65,20 @@ def run_module(module: str, plan: Plan, *words: str, aside: bool = False) -> int
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
     environment = safe(exported_home(plan, os.environ) | {"PYTHONPATH": path})
     command = [sys.executable, "-m", module, *words]
-    return subprocess.run(command, check=False, env=environment, stdout=sys.stderr if aside else None).returncode
+    with subprocess.Popen(command, env=environment, stdout=sys.stderr if aside else None) as process:
+        return _ended(process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit code. Ctrl-C reaches both: this one waits for what the other still has to give back, until the next."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+        raise
 
 
 def safe(environ: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from hpcft.launch.entry import run, say
@@ -79,7 +81,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
+                preexec_fn=partial(_die_with, os.getpid()),
             )
         finally:
             os.close(file)
@@ -132,9 +134,10 @@ def record_death(paths: RunPaths, environ: Mapping[str, str], node: str) -> Call
     def died(rank: Rank, code: int) -> None:
         log = paths.rank_log(attempt_of(environ), rank.rank)
         say(f"rank {rank.rank} on {node} {describe(code)}; its log: {log}")
-        Ledger(paths, f"node-{node}", environ).write(
-            "failed", rank=rank.rank, node=node, error=describe(code), where=str(log), code=code
-        )
+        with suppress(OSError):  # what ended the rank may be a full disk; its peers have to be told to end all the same
+            Ledger(paths, f"node-{node}", environ).write(
+                "failed", rank=rank.rank, node=node, error=describe(code), where=str(log), code=code
+            )
 
     return died
 
@@ -154,10 +157,12 @@ def _send(ranks: Sequence[Rank], number: int) -> None:
         rank.send(number)
 
 
-def _die_with_parent() -> None:
-    """Linux only: a rank must not hold its GPU when the process that watches over it was killed."""
+def _die_with(parent: int) -> None:
+    """Linux only: a rank must not hold its GPU when the process that watches over it was killed, be it just before."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
 
 
 def main() -> int:

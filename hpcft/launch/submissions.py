@@ -12,7 +12,7 @@ from hpcft.slurm.job import job_state
 from hpcft.slurm.states import State
 
 LIVES = ("accepted", "attempt_began")
-
+SKEW_SECONDS = 900.0  # by which the clocks of nodes and file server may differ
 
 SUBMITTED = "_submission.sh"  # submitit's own ending; before it stands the job's id
 
@@ -39,9 +39,21 @@ def newest_job(events: Sequence[Event], paths: RunPaths) -> str | None:
     """The job that was submitted or began last."""
     submitted = next(reversed(handed_over(paths)), None)
     began = next((event for event in reversed(events) if event["event"] in LIVES), None)
-    if submitted is not None and (began is None or submitted.stat().st_mtime > began["time"]):
+    if submitted is not None and (began is None or _after(submitted, began, events)):
         return job_in(submitted)
     return began["job"] if began else None
+
+
+def _after(submitted: Path, began: Event, events: Sequence[Event]) -> bool:
+    """Whether a job was handed over after another one began, whose node may have a clock that is ahead.
+
+    Within that the later one is the one of which the ledger has no word yet, where the other has ended.
+    """
+    job, ahead = job_in(submitted), began["time"] - submitted.stat().st_mtime
+    if ahead < 0:
+        return True
+    known = any(event["job"] == job and event["event"] in (*LIVES, "cancelled") for event in events)
+    return ahead < SKEW_SECONDS and not known and _ended(events, began["job"])
 
 
 def unended(paths: RunPaths) -> list[str]:

@@ -76,6 +76,7 @@ class ScriptExecutor(SlurmExecutor):
         """options: of sbatch, for what only the machine that submits can know."""
         super().__init__(folder)
         self.script, self.options = script, options
+        self.file: Path | None = None  # ours; a submission of the same run beside this one has another
         r = plan.resources
         self.parameters.update(time=r.time_minutes, nodes=r.nodes, ntasks_per_node=r.tasks_per_node)
 
@@ -83,6 +84,7 @@ class ScriptExecutor(SlurmExecutor):
         return self.script
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        self.file = submission_file_path
         return ["sbatch", "--kill-on-invalid-dep=yes", *self.options, str(submission_file_path)]
 
     @staticmethod
@@ -96,16 +98,16 @@ class ScriptExecutor(SlurmExecutor):
 
     def remember(self, job: str) -> None:
         """Keep the script as that of ``job``, as submitit does where sbatch says the id."""
-        for file in self._unnamed():
+        if (file := self._unnamed()) is not None:
             file.rename(self.folder / f"{job}{SUBMITTED}")
 
     def forget(self) -> None:
         """Nothing came of the script."""
-        for file in self._unnamed():
+        if (file := self._unnamed()) is not None:
             file.unlink()
 
-    def _unnamed(self) -> list[Path]:
-        return [file for file in Path(self.folder).glob(".submission_file_*.sh") if not file.is_symlink()]
+    def _unnamed(self) -> Path | None:
+        return self.file if self.file is not None and self.file.exists() and not self.file.is_symlink() else None
 
 
 def slurm_here() -> bool:
@@ -245,6 +247,11 @@ def hand_over(executor: ScriptExecutor) -> str:
             raise
         executor.remember(job)
         return job
+    except KeyboardInterrupt as error:
+        if (taken := adoption.came(executor.script, before)) is None:
+            raise
+        executor.remember(taken)
+        raise refuse(f"interrupted, and job {taken} is in the queue all the same", hint=f"scancel {taken}") from error
 
 
 def try_out(script: Path) -> str:

@@ -82,7 +82,16 @@ def status(folder: Path) -> RunStatus:
     found = _Read.of(paths)
     if not is_run(folder) and not found.events and found.job is None:
         raise refuse("no run is here", where=str(folder), hint="hpcft list shows the runs of this folder")
-    return _status(found, job_state)
+    return _settled(found, job_state)
+
+
+def _settled(found: _Read, ask: Callable[[str], State]) -> RunStatus:
+    """The status by what the disk says and Slurm after it; a run that ended between the two may have said how."""
+    now = _status(found, ask)
+    if now.state not in ("stopped", "cancelled", "unknown"):
+        return now
+    again = _Read.of(found.paths)
+    return now if again.events == found.events else _status(again, ask)
 
 
 @dataclass(frozen=True)
@@ -140,12 +149,20 @@ def runs(folder: Path) -> list[RunStatus]:
     """The runs in ``folder``, newest first; what begins with a dot is a verification's or an array's."""
     there = folder.absolute().iterdir() if folder.is_dir() else ()
     places = [path for path in there if not path.name.startswith(".") and is_run(path)]
-    newest = sorted(places, key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = sorted(places, key=_changed, reverse=True)
     read = [_readable(RunPaths(path)) for path in newest]
     # A sweep has a thousand runs, and Slurm is asked once.
     states = job_states({job for run in read if isinstance(run, _Read) for job in run.slurm_jobs})
     ask = functools.partial(_known, states)
-    return [_status(run, ask) if isinstance(run, _Read) else run for run in read]
+    return [_settled(run, ask) if isinstance(run, _Read) else run for run in read]
+
+
+def _changed(folder: Path) -> float:
+    """When something last came to ``folder``; 0 of one that was removed meanwhile, as by a submission that failed."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _known(states: Mapping[str, State], job: str) -> State:
@@ -168,7 +185,8 @@ def state_of(
     if any(event["event"] == "finished" for event in events):
         return "finished", ""
     mine = [event for event in events if event["job"] == job]
-    ended = next((event for event in reversed(mine) if event["event"] == "attempt_ended"), None)
+    # The last by its number: attempts of one job may be made on nodes with other clocks.
+    ended = max((e for e in mine if e["event"] == "attempt_ended"), key=lambda e: int(e["attempt"]), default=None)
     cancelled = any(event["event"] == "cancelled" for event in mine)
     if ended is not None and ended["decision"] == "stop" and not _begun_since(mine, ended):
         cancelled = cancelled or ended.get("ending") == Ending.CANCELLED.value
@@ -287,7 +305,10 @@ def _cancel_local(paths: RunPaths, now: RunStatus) -> str:
     holder = lease.holder(paths)
     if holder is None or not lease.alive(holder):
         return f"run {now.name} has ended meanwhile"
-    os.kill(holder.pid, signal.SIGTERM)
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return f"run {now.name} has ended meanwhile"
     return f"asked process {holder.pid} to stop; its ranks save before they end"
 
 

@@ -27,7 +27,7 @@ def read_plan(paths: RunPaths) -> Plan:
     """
     file = paths.handed_over if paths.handed_over.exists() and not paths.plan.exists() else paths.plan
     try:
-        return Plan.from_json(file.read_text(encoding="utf-8"), where=str(file))
+        return Plan.from_json(disk.read(file), where=str(file))
     except OSError as error:
         if paths.root.is_dir():
             raise refuse(f"the run has no plan: {error.strerror}", where=str(paths.plan)) from error

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 from hpcft import disk
+from hpcft.alive import born
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.run.ledger import JOB_VARIABLE, attempt_of, job_of
 from hpcft.run.paths import RunPaths
@@ -202,7 +202,7 @@ def _me(environ: Mapping[str, str], plan: str) -> Holder:
     node = environ.get("SLURMD_NODENAME") or socket.gethostname()
     pid = os.getpid() if job.startswith(LOCAL) else 0
     return Holder(
-        job, restart_count(environ), attempt_of(environ), node, plan, time.time(), pid, _born(pid) if pid else ""
+        job, restart_count(environ), attempt_of(environ), node, plan, time.time(), pid, born(pid) if pid else ""
     )
 
 
@@ -212,15 +212,7 @@ def _process_alive(who: Holder) -> bool:
             f"the run is held by process {who.pid} on {who.node}, which cannot be looked at from here",
             hint="go on on that machine, or remove lease.json when nothing runs there",
         )
-    return bool(_born(who.pid)) and _born(who.pid) == who.born
-
-
-def _born(pid: int) -> str:
-    """When a process started, in clock ticks since boot, or "": pids are used again, start times are not."""
-    with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    return ""
+    return bool(born(who.pid)) and born(who.pid) == who.born
 
 
 @contextmanager

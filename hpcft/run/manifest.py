@@ -233,7 +233,7 @@ def newest_verified(paths: RunPaths, on_broken: Callable[[Broken], None] = lambd
 def pointed(pointer: Path) -> Path | None:
     """The folder that ``latest`` or ``best`` names, if it is one beside it; None otherwise."""
     try:
-        name = pointer.read_text().strip()
+        name = disk.read(pointer).strip()
     except (OSError, ValueError):
         return None
     folder = pointer.parent / name

@@ -20,6 +20,7 @@ from hpcft.plan.steps import total_steps
 from hpcft.plan.ways import HEADROOM
 from hpcft.run.ledger import Ledger, attempt_of
 from hpcft.run.paths import STORE_VARIABLE, RunPaths
+from hpcft.slurm.commands import pauses
 from hpcft.train.attention import check_packing
 from hpcft.train.batches import steps
 from hpcft.train.checkpoint import Store
@@ -40,6 +41,8 @@ from hpcft.train.saving import NOTHING, Saving
 from hpcft.train.signals import Signals
 from hpcft.train.stopping import Stopping
 from hpcft.train.world import World
+
+SEEN_WITHIN_SECONDS = 90.0  # NFS remembers for up to a minute that a name is not there
 
 
 class Phase(Protocol):
@@ -99,10 +102,19 @@ def assemble(
 
 
 def open_data(plan: Plan, environ: Mapping[str, str]) -> Any:
-    """The prepared shards. Raises Refusal with the ``prepare`` command where they are absent or stale."""
-    from hpcft.data.shards import open_prepared
+    """The prepared shards. Raises Refusal with the ``prepare`` command where they are absent or stale.
 
-    return open_prepared(Path(environ.get(STORE_VARIABLE) or plan.folders.store), plan.data)
+    The first node of this very job may have prepared them: another one that had looked for the store before, as the
+    preflight does, is told by NFS for a while that it is not there.
+    """
+    from hpcft.data.shards import open_prepared
+    from hpcft.data.store import request_file
+
+    store = Path(environ.get(STORE_VARIABLE) or plan.folders.store)
+    for _ in pauses(SEEN_WITHIN_SECONDS if plan.layout.nodes > 1 else 0.0):
+        if os.path.isfile(request_file(store, plan.data)):
+            break
+    return open_prepared(store, plan.data)
 
 
 def spare_memory(plan: Plan, model: Any, world: World) -> None:

@@ -152,7 +152,8 @@ class Store:
                 shutil.rmtree(temporary, ignore_errors=True)
                 return "fenced"
             self._replace(temporary, target)
-            point(self.paths.latest, target)
+            with suppress(OSError):  # a hint; the checkpoint is there, and readers find it without
+                point(self.paths.latest, target)
             if snapshot.best:
                 point(self.paths.best, target)
         except (OSError, Broken) as error:

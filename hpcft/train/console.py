@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TextIO
 
 EVERY = 5.0  # seconds between plain lines
@@ -50,13 +51,14 @@ class Console:
             self.say(f"step {line['step']}/{self.total}  epoch {line['epoch']:.2f}  {text}")
 
     def say(self, text: str) -> None:
-        """One line of its own."""
+        """One line of its own; lost where the log lies on a disk that is full, which must not end the run here."""
         if not self.speaks:
             return
-        if self._bar is not None:
-            self._bar.write(text, file=self.stream)
-        else:
-            print(text, file=self.stream, flush=True)
+        with suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=self.stream)
+            else:
+                print(text, file=self.stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -9,10 +9,12 @@ printed on stdout, everything else on stderr. Exit codes: 0 done, 2 refused, 1 f
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
 import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,8 +67,13 @@ def export(paths: RunPaths, wish: Wish, say: Say = lambda sentence: None) -> Pat
     if already_there(target, identity):
         say("it is there already, whole; nothing was written")
         return target
-    with published(target) as folder:
-        _write(folder, plan, paths, manifest, identity, wish, say)
+    try:
+        with published(target) as folder:
+            _write(folder, plan, paths, manifest, identity, wish, say)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not already_there(target, identity):
+            raise
+        say("another export has put the same there meanwhile; nothing was written")
     return target
 
 
@@ -174,7 +181,7 @@ def _found(target: Path) -> tuple[dict[str, Any], bool]:
 def published(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` that becomes it by one rename when the block ends well, else vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".tmp-{target.name}.{os.getpid()}")
+    folder = target.with_name(f".tmp-{target.name}.{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:

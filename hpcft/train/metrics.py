@@ -11,7 +11,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Metrics:
         # Opened with the first line of a step: its imports would keep all ranks from their first one.
         self._open_board = partial(_board, paths.tensorboard, step) if paths else None
         self._board: Any = None
-        self._attempt = attempt
+        self._attempt, self._told = attempt, False
         self.write({RESUMED: step})
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -37,21 +38,41 @@ class Metrics:
         if self._stream is None:
             return
         clean = {key: _finite(value) for key, value in {**line, "attempt": self._attempt}.items()}
-        self._stream.write(json.dumps(clean) + "\n")
-        self._stream.flush()
-        if "step" not in line:
-            return
+        with self._going_on():
+            self._stream.write(json.dumps(clean) + "\n")
+            self._stream.flush()
+        if "step" in line:
+            with self._going_on():
+                self._draw(line)
+
+    def _draw(self, line: Mapping[str, Any]) -> None:
         if self._open_board is not None:
-            self._board, self._open_board = self._open_board(), None
+            opened, self._open_board = self._open_board, None
+            self._board = opened()
         if self._board is not None:
             for key, value in line.items():
                 if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(_tag(key), value, line["step"])
 
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A disk that a save beside the training has filled for the moment must not end the run here.
+
+        The stream keeps some kilobytes of what it could not write, until it can.
+        """
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                with suppress(OSError):
+                    print(f"WARNING: metrics cannot be written, the run goes on: {error}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         for sink in (self._stream, self._board):
             if sink is not None:
-                sink.close()
+                with self._going_on():
+                    sink.close()
         self._stream = self._board = self._open_board = None
 
 
@@ -68,6 +89,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             continue  # cut short by a kill
+        if not isinstance(line, dict):
+            continue  # a piece of one, where two attempts wrote at the same moment
         attempt = line.get("attempt", current)
         if RESUMED in line:
             current = attempt

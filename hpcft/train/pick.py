@@ -43,6 +43,8 @@ def choose(paths: RunPaths, plan: Plan, words: str, fallback: bool, say: Say) ->
     try:
         return manifests.verify(folder)
     except Broken as broken:
+        if not folder.exists() and _asked(paths, plan, words) != folder:  # a run that goes on keeps only its newest
+            return choose(paths, plan, words, fallback, say)
         say(f"broken: {broken}")
         reason = broken
     step = next((step for step, other in manifests.folders(paths) if other == folder), 0)

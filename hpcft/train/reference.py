@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -112,12 +114,17 @@ def _beside(file: Path) -> Path:
 
 
 def _write(file: Path, numbers: np.ndarray, facts: dict[str, Any]) -> None:
-    """The numbers, then what says that they are whole."""
+    """The numbers in one piece, then what says that they are whole.
+
+    An attempt on a node that Slurm had given up may come here late, when the ranks of the next one read the file.
+    """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _beside(file).unlink(missing_ok=True)
-    np.save(file, numbers)
-    file.chmod(0o600)
-    disk.sync(file)
+    aside = file.with_name(f".{socket.gethostname()}-{os.getpid()}.{file.name}")
+    np.save(aside, numbers)
+    aside.chmod(0o600)
+    disk.sync(aside)
+    os.replace(aside, file)
     disk.replace(_beside(file), json.dumps(facts) + "\n")
 
 

@@ -32,6 +32,7 @@ class Signals:
         self.stop: str | None = None
         self.save = False
         self._stops = 0
+        self._last: str | None = None
         self._heard: str | None = None  # what the watchdog's clock runs for
         self._moved_at = 0.0
         self._busy = 0
@@ -47,8 +48,9 @@ class Signals:
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stops += 1
+        self._last = STOPS[number]
         if self.stop is None:
-            self.stop = STOPS[number]
+            self.stop = self._last
 
     def _on_save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
@@ -84,6 +86,8 @@ class Signals:
         """Training goes on after all; a stop that came after the first ``stops`` ones stays asked for."""
         if self._stops == stops:
             self.stop, self._heard = None, None
+            if self._stops != stops:  # one came between the look and the forgetting
+                self.stop = self._heard = self._last
 
     def watch(self, grace: float, warned: float | None = None) -> None:
         """End this process when a stop was asked for and nothing has moved for ``grace`` seconds.

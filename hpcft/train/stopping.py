@@ -6,8 +6,10 @@ after a scancel nothing may bring the job back. The requeue is the last thing, c
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hpcft.run.ledger import Ledger
@@ -70,12 +72,13 @@ class Stopping:
         if not self.world.first or time.monotonic() - self._looked_at < LOOK_EVERY:
             return False
         self._looked_at = time.monotonic()
-        return self.paths.save_now.exists()
+        return os.path.exists(self.paths.save_now)  # Path's own raises where the file server fails for a moment
 
     def saved(self) -> None:
         """A save that was asked for is done."""
         if self.world.first:
-            self.paths.save_now.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.paths.save_now.unlink()
 
     def why(self, stop: str, step: int) -> Cause:
         """The cause, as rank 0 hears it from Slurm; the same on all ranks."""
@@ -83,7 +86,8 @@ class Stopping:
         with self.signals.busy():
             if self.world.first:
                 cause = why_signalled(self.environ, stop, self.lead, ASK_SECONDS).name
-                self.ledger.write("stopping", cause=cause.lower(), step=step)
+                with suppress(OSError):  # the others wait for the cause, and the save may find what the ledger does not
+                    self.ledger.write("stopping", cause=cause.lower(), step=step)
             return Cause[self.world.broadcast_text(cause)]
 
     def go_on(self) -> None:
@@ -96,7 +100,8 @@ class Stopping:
             self.world.barrier()
             # Slurm may end this process together with its answer; `after` asks Slurm too, and needs no line of ours.
             if self.world.first and cause.requeues and self._requeue(stop):
-                self.ledger.write("requeued", by="rank-0000")
+                with suppress(OSError):
+                    self.ledger.write("requeued", by="rank-0000")
             self.world.barrier()  # the others wait in here for rank 0, where no watchdog takes them for hung
 
     def _requeue(self, stop: str) -> bool:

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from hpcft.data import portions
+from hpcft.data import pool, portions
 from hpcft.data.pool import Desk, Workers
 from hpcft.data.prepare import main, prepare
 from hpcft.data.work import Killed, Result, Work
@@ -138,6 +141,17 @@ def test_a_prepare_that_is_asked_to_end_gives_its_lock_back_and_keeps_its_work(d
     assert results(store)
 
 
+def test_data_is_prepared_though_the_disk_of_the_log_is_full(data: DataPlan, tmp_path: Path) -> None:
+    process = started(data, tmp_path, tmp_path / "store")
+    process.kill()
+    process.communicate()  # so that there is something to say
+    words = ["--plan", str(tmp_path / "plan.json"), "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-m", "hpcft.data.prepare", *words]
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=full).returncode == 0
+
+
 def test_what_was_refused_leaves_no_work_behind(data: DataPlan, tmp_path: Path) -> None:
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write("{broken\n")
@@ -163,6 +177,7 @@ class Empty:
     """A task without work. It is its own piece and cut, of a file that stays as it is."""
 
     name: str
+    seconds: float = 0.0
 
     @property
     def piece(self) -> Any:
@@ -173,6 +188,7 @@ class Empty:
     def still(self) -> None: ...
 
     def do(self, desk: Desk) -> Result:
+        time.sleep(self.seconds)
         return {}, {}
 
 
@@ -196,6 +212,110 @@ def test_a_worker_killed_between_two_portions_is_told_when_the_next_one_is_hande
     workers = Workers(Desk(dataclasses.replace(data, workers=2), tmp_path, work))
     with work.kept(), workers, pytest.raises(Killed, match="killed from outside"):
         list(workers.results(tasks()))
+
+
+def while_a_second_is_started(before: bool) -> Callable[[ProcessPoolExecutor], None]:
+    """In place of what starts a worker: of two the first is killed, and the pool notices, before or after the start."""
+    spawn: Any = getattr(ProcessPoolExecutor, "_spawn_process")  # noqa: B009  typeshed does not know it
+
+    class Later:
+        """Takes a started worker to where the pool keeps them, when the pool has broken."""
+
+        def __init__(self, pool: ProcessPoolExecutor) -> None:
+            self.pool, self.kept = pool, pool._processes
+
+        def broken(self) -> None:
+            for process in self.kept.values():
+                process.kill()
+            end = time.monotonic() + 60
+            while not self.pool._broken:
+                assert time.monotonic() < end, "the pool never noticed"
+                time.sleep(0.01)
+            time.sleep(0.5)  # for what it does then
+
+        def __setitem__(self, number: int, process: Any) -> None:
+            self.broken()
+            self.kept[number] = process
+
+    def started(pool: ProcessPoolExecutor) -> None:
+        if not (kept := pool._processes):
+            return spawn(pool)
+        later = Later(pool)
+        if before:
+            later.broken()
+            return spawn(pool)
+        pool._processes = later  # type: ignore[assignment]
+        try:
+            return spawn(pool)
+        finally:
+            pool._processes = kept
+
+    return started
+
+
+def told_in_time(tasks: Iterable[Empty], data: DataPlan, folder: Path) -> str:
+    """What two workers' ``tasks`` came to, "hangs" where that is nothing in a minute."""
+    (folder / "store").mkdir()
+    workers, said = Workers(Desk(dataclasses.replace(data, workers=2), folder, Work(folder / "store", "content"))), []
+
+    def work() -> None:
+        try:
+            with workers.desk.work.kept(), workers:
+                list(workers.results(tasks))
+        except BaseException as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    for process in multiprocessing.active_children():
+        process.kill()
+    return said[0] if said else "hangs"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_worker_killed_while_another_is_started_is_told_as_such_and_nothing_waits_for_the_other(
+    before: bool, data: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProcessPoolExecutor, "_spawn_process", while_a_second_is_started(before))
+    said = told_in_time([Empty("first", 1), Empty("second", 1)], data, tmp_path)
+    assert said.startswith("Killed: a worker process was killed from outside"), said
+
+
+def test_a_portion_handed_out_in_the_moment_in_which_the_pool_breaks_is_not_waited_for(
+    data: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "LOOK_SECONDS", 0.1)
+    submit = ProcessPoolExecutor.submit
+
+    def lost(self: ProcessPoolExecutor, *words: Any) -> Future[Any]:
+        future = submit(self, *words)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(BrokenProcessPool):
+            future.result(60)
+        return Future()  # as one that the pool did not know of when it told the others
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lost)
+    said = told_in_time([Empty("first", 1)], data, tmp_path)
+    assert said.startswith("Killed: a worker process was killed from outside"), said
+
+
+def test_the_server_of_the_workers_killed_before_the_first_is_there_is_told_as_such(
+    data: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Any = forkserver._forkserver
+
+    def killed(descriptors: Any) -> Any:
+        server.ensure_running()
+        os.kill(server._forkserver_pid, signal.SIGSTOP)
+        answer = server.connect_to_new_process(descriptors)
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        return answer
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", killed)
+    said = told_in_time([Empty("first")], data, tmp_path)
+    assert said.startswith("Killed: a worker process was killed from outside"), said
 
 
 def test_the_first_fault_in_the_file_is_told_whatever_portion_it_is_in(data: DataPlan, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -14,7 +16,20 @@ from pathlib import Path
 
 import pytest
 
-from hpcft.data.store import SCHEMA, find, new_content, one_writer, readable, refuse_closed, remember, write_json
+from hpcft import disk
+from hpcft.data import store, work
+from hpcft.data.store import (
+    SCHEMA,
+    Input,
+    common,
+    find,
+    new_content,
+    one_writer,
+    readable,
+    refuse_closed,
+    remember,
+    write_json,
+)
 from hpcft.data.work import Work
 from hpcft.plan.plan import DataPlan, data_key
 from tests.plans import plan
@@ -60,6 +75,120 @@ def test_a_live_writer_is_waited_for_and_named(tmp_path: Path) -> None:
     with one_writer(tmp_path, data_key(DATA), said.append):
         assert time.monotonic() - start >= 0.4
     assert "4711" in said[0]
+
+
+def test_a_dead_writer_whose_number_another_process_has_by_now_is_not_waited_for(tmp_path: Path) -> None:
+    lock = lock_file(tmp_path, socket.gethostname(), os.getppid())
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "born": "1"}))
+    said: list[str] = []
+    threading.Timer(20, lambda: lock.unlink(missing_ok=True)).start()
+    with one_writer(tmp_path, data_key(DATA), said.append):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert said == []
+
+
+@pytest.mark.parametrize("taken", ["away", "by another account"])
+def test_a_writer_that_was_silent_for_long_goes_on_whoever_has_the_lock_now(
+    taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch = os.utime
+
+    def touched(lock: Path) -> None:
+        if taken == "away":
+            lock.unlink()
+            touch(lock)
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(lock))
+
+    with one_writer(tmp_path, data_key(DATA), lambda _: None) as keep:
+        monkeypatch.setattr(os, "utime", touched)
+        keep()
+
+
+def test_a_lock_given_back_while_it_is_looked_at_is_not_taken_from_who_has_it_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, read, others = lock_file(tmp_path, "elsewhere", 4711), Path.stat, list[Path]()
+
+    def looked(path: Path, **words: bool) -> os.stat_result:
+        if path == lock and not others:
+            lock.unlink()
+            try:
+                return read(path, **words)
+            finally:  # given back, and at once another's
+                others.append(lock_file(tmp_path, "a third", 4712))
+        return read(path, **words)
+
+    monkeypatch.setattr(Path, "stat", looked)
+    found: list[str] = []
+
+    def told(_: str) -> None:
+        found.append(json.loads(lock.read_text())["host"])
+        lock.unlink()
+
+    with one_writer(tmp_path, data_key(DATA), told):
+        assert found == ["a third"]
+
+
+def test_a_lock_that_a_full_disk_has_no_room_for_is_not_left_behind(tmp_path: Path) -> None:
+    common(tmp_path, "locks")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), one_writer(tmp_path, data_key(DATA), lambda _: None):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_work_begins_where_that_of_another_content_ends_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, times = common, list[Path]()
+
+    def ended(store: Path, name: str) -> Path:
+        folder = made(store, name)
+        if not times:
+            Work(store, "another").end()
+        times.append(folder)
+        return folder
+
+    monkeypatch.setattr(work, "common", ended)
+    with Work(tmp_path, "c").kept():
+        assert (tmp_path / "work/c").is_dir()
+    assert len(times) == 2
+
+
+def test_a_request_that_another_node_replaces_at_this_moment_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes(tmp_path)
+    read, lost = Path.read_text, list[Path]()
+
+    def stale(path: Path, **words: str) -> str:
+        if path.parent.name == "requests" and not lost:
+            lost.append(path)
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path, **words)
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert find(tmp_path, DATA) is not None
+    assert lost
+
+
+def test_a_file_removed_while_it_is_hashed_anew_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    entry = Input(str(rows), 1, 1, "0", "train:0")
+
+    def removed(path: Path) -> str:
+        path.unlink()
+        return path.read_text()
+
+    monkeypatch.setattr(disk, "sha256", removed)
+    assert store._renewed(entry) == entry
 
 
 @pytest.mark.parametrize(

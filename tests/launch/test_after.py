@@ -114,6 +114,31 @@ def test_a_job_waits_for_an_answer_whether_another_one_still_has_the_run(
         accept(plan().to_json(), paths, {"HPCFT_JOB": "8"})
 
 
+@pytest.mark.parametrize("brought", ["another plan", "the end"])
+def test_what_a_job_brought_that_was_waited_for_is_looked_at(
+    brought: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, states = RunPaths(tmp_path), [State.UNKNOWN, State.FAILED]
+    lease.take(paths, {"HPCFT_JOB": "5"})
+
+    def state(job: str) -> State:
+        if brought == "another plan":
+            paths.plan.write_text(plan(data={"seed": 8}).to_json())
+        elif len(states) == 2:
+            Ledger(paths, "rank-0000", {"HPCFT_JOB": "5"}).write("finished", step=4)
+        return states.pop(0)
+
+    monkeypatch.setattr(commands, "time", Clock())
+    monkeypatch.setattr(lease, "job_state", state)
+    if brought == "the end":
+        assert accept(plan().to_json(), paths, {"HPCFT_JOB": "7"}) == EXIT_FINISHED
+    else:
+        with pytest.raises(Refusal, match=r"holds another plan: data\.seed differ"):
+            accept(plan().to_json(), paths, {"HPCFT_JOB": "7"})
+        assert '"seed": 8' in paths.plan.read_text()
+    assert lease.holder(paths) is None
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 1}', "not json"])
 def test_a_script_whose_plan_is_none_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(Refusal):

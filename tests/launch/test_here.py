@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from hpcft.errors import Refusal
-from hpcft.launch import ranks, watch
+from hpcft.launch import background, ranks, watch
 from hpcft.launch.background import submit_here
 from hpcft.launch.decide import Action
 from hpcft.launch.local import Stop, run_here
@@ -136,3 +138,15 @@ def test_the_run_lives_in_a_session_of_its_own(here: Callable[..., Submitted]) -
     assert os.getsid(int(sent.job_id)) != os.getsid(0)
     watch.cancel(sent.run)
     watch.wait_until_ended(sent.run, 30)
+
+
+def test_a_run_that_another_submission_has_begun_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    paths, environ = RunPaths(tmp_path), {"HPCFT_JOB": lease.local_job()}
+    paths.jobs.mkdir()
+    lease.take(paths, environ)
+    ledger.Ledger(paths, "batch", environ).write("accepted")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"]) as controller:
+        (paths.jobs / f"{controller.pid}_0_log.out").write_text("the run is held by a process\n")
+        with pytest.raises(Refusal, match="the run ended at once: the run is held by a process"):
+            background._wait_until_begun(paths, controller.pid)
+    background._wait_until_begun(paths, os.getppid())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from hpcft.launch import ranks
 from hpcft.launch.ranks import Rank, describe, start, watch
+from hpcft.run import ledger
 from hpcft.run.paths import RunPaths
 from tests.plans import layout, plan
 
@@ -56,6 +59,28 @@ def test_the_first_rank_that_dies_is_blamed_and_takes_the_others_along(tmp_path:
     began = time.monotonic()
     assert ended(started(tmp_path, code)) == (137, [(1, 137)])
     assert time.monotonic() - began < 10
+
+
+def test_a_rank_that_dies_of_a_full_disk_takes_the_others_along_though_nobody_can_write_it_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*about: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ledger, "_append", full)
+    waits = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen(f'ready-{rank}', 'w')\ntime.sleep(60)"
+    dies = "while not all(os.path.exists(f'ready-{n}') for n in (0, 2)): time.sleep(0.05)\n    sys.exit(1)"
+    monkeypatch.chdir(tmp_path)
+    found = started(tmp_path, f"if rank == 1:\n    {dies}\n{waits}")
+    assert watch(found, ranks.record_death(RunPaths(tmp_path), {"HPCFT_ATTEMPT": "1"}, "n1")) == 1
+    assert [rank.code() for rank in found] == [75, 1, 75]
+
+
+def test_a_rank_whose_watcher_was_killed_before_it_could_ask_to_die_with_it_ends() -> None:
+    begins = "import sys; from hpcft.launch import ranks; ranks._die_with(int(sys.argv[1]))"
+    environ = {**os.environ, "PYTHONPATH": os.getcwd()}
+    for parent, code in ((os.getpid(), 0), (os.getppid(), 137)):
+        assert subprocess.run([sys.executable, "-c", begins, str(parent)], env=environ).returncode == code
 
 
 def test_a_rank_that_ignores_the_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

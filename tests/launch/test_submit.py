@@ -233,6 +233,31 @@ def loses_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str = "
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
 
+def test_a_submission_that_is_interrupted_before_it_hears_of_its_job_names_it(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScriptExecutor, "_get_job_id_from_submission_command", staticmethod(interrupted))
+    with pytest.raises(Refusal, match="interrupted, and job") as refused:
+        send(plan(resources=WAITING))
+    (job,) = queued(slurm)
+    assert f"scancel {job}" in str(refused.value)
+    assert watch.status(tmp_path / "runs/tiny").job == job
+
+
+def test_a_submission_that_fails_leaves_the_script_of_another_one_beside_it(
+    send: Callable[..., Submitted], slurm: LoopbackSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "PATIENCE_SECONDS", 0.0)
+    beside = tmp_path / "runs/tiny/jobs/.submission_file_beside.sh"
+    loses_answers(tmp_path, monkeypatch, f"echo > {beside}", takes=False)
+    with pytest.raises(Refusal, match="no job tiny of this folder has come"):
+        send(plan(resources=WAITING))
+    assert beside.exists()
+
+
 def queued(slurm: LoopbackSlurm) -> list[str]:
     return slurm.run(["squeue", "-h", "-o", "%i"]).stdout.split()
 

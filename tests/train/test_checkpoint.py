@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from hpcft.run.paths import RunPaths
 from hpcft.train import checkpoint, snapshot
 from hpcft.train.checkpoint import Store
 from hpcft.train.facts import check_facts
+from hpcft.train.pick import choose
 from hpcft.train.reader import Reader
 from hpcft.train.snapshot import Host
 from tests.train import small
@@ -128,6 +130,38 @@ def test_a_file_that_one_rank_cannot_read_back_gives_the_save_up_on_all(
     [event] = [e for e in read_events(RunPaths(tmp_path)) if e["event"] == "save_failed"]
     assert "rank 1 Broken" in event["error"]
     assert "Input/output error" in event["error"]
+
+
+def test_an_export_whose_checkpoint_the_run_removes_meanwhile_takes_the_one_that_is_there(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, paths = manifests.verify, RunPaths(root)
+
+    def gone_by_then(folder: Path, deep: bool = True) -> manifests.Manifest:
+        if newest(root).exists():  # the run saves, and keeps one
+            shutil.copytree(newest(root), paths.checkpoint(6))
+            newest(root).rename(paths.checkpoints / ".trash-step-000004.job-0-1")
+        return verify(folder, deep)
+
+    monkeypatch.setattr(manifests, "verify", gone_by_then)
+    said: list[str] = []
+    plan = small.tiny(model, 2, **OPTIONS)
+    assert choose(paths, plan, "latest", False, said.append).folder == paths.checkpoint(6)
+    with pytest.raises(Refusal, match="the run has no such checkpoint"):
+        choose(paths, plan, "4", False, said.append)
+    assert said == []
+
+
+def test_a_checkpoint_that_no_pointer_can_name_is_published_all_the_same(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*about: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "point", full)
+    [result] = small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
+    assert result["finished"]
+    assert [e["step"] for e in read_events(RunPaths(tmp_path)) if e["event"] == "saved"] == [2, 4]
 
 
 def test_leftovers_of_a_crash_are_removed_and_what_was_set_aside_comes_back(root: Path, model: Path) -> None:

@@ -541,6 +541,20 @@ def test_the_same_export_is_found_again_and_another_one_is_never_overwritten(sit
         run.export(output=site / "mine")
 
 
+def test_two_exports_of_the_same_at_once_are_one(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, said = trained(site, "lora-untied"), list[str]()
+    first = run.export(output=tmp_path / "first")
+
+    def written(folder: Path, *about: Any) -> None:
+        shutil.copytree(first, folder, dirs_exist_ok=True)
+        shutil.copytree(first, tmp_path / "both")  # by the other one, which was faster
+
+    monkeypatch.setattr(sys.modules[export.__module__], "_write", written)
+    assert export(run.paths, Wish(output=tmp_path / "both"), said.append) == tmp_path / "both"
+    assert "another export" in said[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "first"]
+
+
 def test_a_broken_checkpoint_is_refused_by_file_and_passed_over_only_when_told(site: Path, tmp_path: Path) -> None:
     shutil.copytree(trained(site, "lora-untied").paths.root, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
     said: list[str] = []

@@ -7,20 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hpcft.errors import refuse
+from hpcft.data import shards
+from hpcft.data.store import request_file
+from hpcft.errors import Refusal, refuse
 from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
-from hpcft.train import assemble, loop, main
+from hpcft.train import assemble, loop, main, metrics
+from hpcft.train.console import Console
 from hpcft.train.metrics import Metrics, read_metrics
 from hpcft.train.objectives import sft
 from hpcft.train.strategies import ddp
+from tests.plans import layout
 from tests.train import small
 
 OPTIONS: dict[str, Any] = {"optim": {"max_steps": 3}, "checkpoint": {"save_steps": 0}}
@@ -180,6 +186,60 @@ def test_a_lost_attempt_that_still_writes_gives_no_step_twice(tmp_path: Path) ->
     lost.close()
     mine.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(paths.metrics)] == [(1, 1), (2, 2), (3, 2)]
+
+
+def test_data_that_another_node_has_just_prepared_is_waited_for(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, plan = tmp_path / "store", small.tiny(model, layout=layout(2, 1))
+    request = request_file(store, plan.data)
+    request_file(tmp_path / "elsewhere", plan.data).parent.mkdir(parents=True)
+    request_file(tmp_path / "elsewhere", plan.data).write_text("{}")
+    monkeypatch.setattr(shards, "open_prepared", lambda *about: request.exists())
+    timer = threading.Timer(1.0, (tmp_path / "elsewhere").rename, [store])
+    timer.start()
+    assert assemble.open_data(plan, {"HPCFT_STORE": str(store)})
+    timer.join()
+
+
+def test_on_one_node_data_that_is_not_there_is_refused_at_once(tmp_path: Path, model: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(Refusal, match="is not prepared"):
+        assemble.open_data(small.tiny(model, 2), {"HPCFT_STORE": str(tmp_path)})
+    assert time.monotonic() - began < 10
+
+
+def full_disk(*about: Any) -> Any:
+    return os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", encoding="utf-8")
+
+
+def test_a_disk_that_a_save_has_filled_ends_no_run_where_it_only_writes_its_metrics(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        def add_scalar(self, *about: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        close = add_scalar
+
+    monkeypatch.setattr(metrics, "_open", full_disk)
+    monkeypatch.setattr(metrics, "_board", lambda *about: Full())
+    [result] = small.on_ranks(1, small.train_here, small.tiny(model, 1, **OPTIONS), tmp_path, PREPARED)
+    assert result["finished"]
+    assert capfd.readouterr().err.count("metrics cannot be written, the run goes on") == 1
+
+
+def test_a_console_on_a_full_disk_is_silent() -> None:
+    stream = full_disk()
+    Console(True, 0, 9, stream).say("a line")
+    with suppress(OSError):
+        stream.close()
+
+
+def test_what_two_attempts_wrote_into_each_other_is_no_line_of_metrics(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.metrics.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n1\n{"step": 3, "loss": 3.0}\n')
+    assert [line["step"] for line in read_metrics(paths.metrics)] == [1, 3]
 
 
 def test_a_torn_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:

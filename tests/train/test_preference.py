@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from hpcft.catalog import OBJECTIVES
 from hpcft.plan.plan import ObjectivePlan
+from hpcft.train import reference
 from hpcft.train.batches import collate, untrained
 from hpcft.train.modes import in_evaluation
 from hpcft.train.protocols import Batch, Loss
@@ -286,3 +289,21 @@ def test_switched_off_are_adapters_and_modules_to_save_and_dropout_and_nothing_e
     assert float((scores.policy.detach() - expected).abs().min()) > 0.01
     assert {name for name, parameter in adapted.named_parameters() if parameter.requires_grad} == trained
     assert all(module.training for module in adapted.modules())
+
+
+def test_numbers_that_the_ranks_read_are_not_touched_by_an_attempt_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, save = tmp_path / "train.npy", np.save
+    reference._write(file, np.ones((4, 2), np.float32), {"data": "a"})
+    read = np.load(file, mmap_mode="r")
+
+    def cut_short(file: Path, numbers: Any) -> None:
+        save(file, numbers[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", cut_short)
+    with pytest.raises(OSError, match="No space left"):
+        reference._write(file, np.zeros((4, 2), np.float32), {"data": "a"})
+    assert file.stat().st_size > read.nbytes, "what is mapped is no longer there"
+    assert read.tolist() == [[1.0, 1.0]] * 4

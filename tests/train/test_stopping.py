@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hpcft.run import ledger
 from hpcft.run.ledger import read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm.cause import Cause
@@ -53,6 +57,40 @@ def test_a_preempted_run_saves_and_is_requeued_once_by_rank_0(
     assert requeues == ["0"]
     events = [e["event"] for e in read_events(RunPaths(tmp_path))]
     assert events.index("stopping") < events.index("saved") < events.index("requeued")
+
+
+def test_a_preempted_run_whose_ledger_is_full_saves_and_is_requeued_all_the_same(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = ledger._append
+
+    def full(path: os.PathLike[str], text: str) -> None:
+        if json.loads(text)["event"] in ("stopping", "requeued"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(path, text)
+
+    monkeypatch.setattr(ledger, "_append", full)
+    results, requeues = stopped_by(Cause.PREEMPTED, tmp_path, model, monkeypatch)
+    assert [r["finished"] for r in results] == [False, False]
+    assert saved(tmp_path) == [(2, "stop")]
+    assert requeues == ["0"]
+
+
+def test_a_file_server_that_fails_for_a_moment_asks_for_no_save_and_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: Any = SimpleNamespace(first=True)
+    stops = stopping.Stopping(Signals(), first, RunPaths(tmp_path), ledger.Ledger(RunPaths(tmp_path), "x"), {}, 60)
+    look = os.stat
+
+    def failing(path: Any, **words: Any) -> os.stat_result:
+        if str(path).endswith("save-now"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return look(path, **words)
+
+    monkeypatch.setattr(os, "stat", failing)
+    assert stops.flags() == [0.0, 0.0]
+    stops.saved()
 
 
 @pytest.mark.parametrize("cause", [Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN, Cause.NOT_SLURM])
@@ -135,6 +173,29 @@ def test_a_second_signal_changes_nothing_but_is_not_forgotten() -> None:
     assert signals.stop == "USR2", "a stop that came meanwhile was forgotten"
     signals.forget_stop(signals.stops)
     assert signals.stop is None
+
+
+def test_a_signal_between_the_look_at_the_others_and_their_forgetting_is_heard() -> None:
+    class Interrupted(Signals):
+        """Signalled when it has looked how many signals came."""
+
+        came = 0
+
+        @property
+        def _stops(self) -> int:
+            seen = self.came
+            if self.stop == "USR2" and sys._getframe(1).f_code.co_name == "forget_stop":
+                self._on_stop(signal.SIGTERM, None)
+            return seen
+
+        @_stops.setter
+        def _stops(self, number: int) -> None:
+            self.came = number
+
+    signals = Interrupted()
+    signals._on_stop(signal.SIGUSR2, None)
+    signals.forget_stop(1)
+    assert signals.stop == "TERM"
 
 
 @pytest.mark.parametrize("slow", ["why_signalled", "save", "requeue"])

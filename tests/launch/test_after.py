@@ -27,6 +27,7 @@ from hpcft.run.ledger import Ledger, read_events
 from hpcft.run.paths import RunPaths
 from hpcft.slurm import commands
 from hpcft.slurm.states import State
+from tests.clock import Clock
 from tests.plans import plan
 
 KILLED = """\
@@ -207,19 +208,6 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> Callab
     return lambda: calls.read_text().splitlines() if calls.exists() else []
 
 
-class Clock:
-    """Time that passes while somebody sleeps, and at no other time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 IN_SLURM = {"SLURM_JOB_ID": "7", "HPCFT_ATTEMPT": "1"}
 
 
@@ -338,7 +326,7 @@ def test_a_term_while_slurm_is_asked_does_not_end_the_one_who_decides(
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     (tmp_path / "back").touch()
-    assert process.wait(30) == Action.STOP.value
+    assert process.wait(180) == Action.STOP.value
     assert [event["ending"] for event in read_events(paths) if event["event"] == "attempt_ended"] == ["cancelled"]
 
 

@@ -35,7 +35,7 @@ def loaded(code: str) -> set[str]:
     """The top-level modules that ``code`` brings into a fresh interpreter."""
     begin, end = "import sys; before = set(sys.modules)", "print('\\n' + ' '.join(set(sys.modules) - before))"
     program = f"{begin}\n{code}\n{end}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 

@@ -166,7 +166,7 @@ def test_a_prepare_that_is_asked_to_end_gives_its_lock_back_and_keeps_its_work(d
     process = started(data, tmp_path, store)
     process.terminate()
     (tmp_path / "held").unlink()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert "what is finished is kept" in said
     assert "Traceback" not in said
@@ -198,7 +198,7 @@ def test_a_worker_killed_from_outside_is_told_as_such_and_its_work_is_kept(data:
     process = started(data, tmp_path, store)
     server = next(p for p in psutil.Process(process.pid).children() if p.children())
     server.children()[0].kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "a worker process was killed from outside" in said
     assert "Traceback" not in said

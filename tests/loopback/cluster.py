@@ -82,7 +82,7 @@ class LoopbackSlurm:
             self._start("slurmctld", "slurmctld", ["slurmctld", "-f", str(self.folder / "slurm.conf")])
             for node in self.nodes:
                 self.start_node(node)
-            self._until(self._all_idle, 30, "every node idle")
+            self._until(self._all_idle, 120, "every node idle")
         except BaseException:
             self.down(keep=True)
             raise
@@ -103,7 +103,7 @@ class LoopbackSlurm:
         self,
         args: Sequence[str],
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 180,
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
@@ -133,21 +133,21 @@ class LoopbackSlurm:
         done = self.run(["squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T"], check=False)
         return State.parse(done.stdout) if done.stdout.strip() else State.FORGOTTEN
 
-    def wait_for(self, job_id: str, states: State | Collection[State], seconds: float = 60) -> State:
+    def wait_for(self, job_id: str, states: State | Collection[State], seconds: float = 180) -> State:
         """Wait until the job is in one of ``states``; returns it. Raises TimeoutError with the controller's log."""
         wanted = {states} if isinstance(states, State) else set(states)
         names = ", ".join(sorted(state.name for state in wanted))
         self._until(lambda: self.state(job_id) in wanted, seconds, f"job {job_id} to be {names}", job_id)
         return self.state(job_id)
 
-    def cancel_all(self, seconds: float = 25) -> None:
+    def cancel_all(self, seconds: float = 90) -> None:
         """End every job now, its ranks without grace, and wait until none is left."""
-        jobs = self.run(["squeue", "-h", "-o", "%A"], check=False, timeout=10).stdout.split() if self.is_up else []
+        jobs = self.run(["squeue", "-h", "-o", "%A"], check=False, timeout=60).stdout.split() if self.is_up else []
         if not jobs:
             return
         for job_id in set(jobs):
-            self.run(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], check=False, timeout=10)
-        self.run(["scancel", *set(jobs)], check=False, timeout=10)
+            self.run(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], check=False, timeout=60)
+        self.run(["scancel", *set(jobs)], check=False, timeout=60)
         for node in self.nodes:
             processes.kill(processes.ranks_of(self.folder, node))
         self._until(lambda: not self.run(["squeue", "-h"], check=False).stdout.strip(), seconds, "an empty queue")
@@ -174,7 +174,7 @@ class LoopbackSlurm:
     def start_controller(self) -> None:
         """Bring slurmctld back with its saved state."""
         self._start("slurmctld", "slurmctld", ["slurmctld", "-f", str(self.folder / "slurm.conf")])
-        self._until(lambda: "is UP" in self.run(["scontrol", "ping"], check=False).stdout, 30, "slurmctld to answer")
+        self._until(lambda: "is UP" in self.run(["scontrol", "ping"], check=False).stdout, 120, "slurmctld to answer")
 
     def _clear(self) -> None:
         """Nothing is deleted but what an earlier private Slurm left."""
@@ -195,7 +195,7 @@ class LoopbackSlurm:
             processes.kill(left)
             return not left
 
-        self._until(gone, 15, f"the processes of {node} to end")
+        self._until(gone, 60, f"the processes of {node} to end")
 
     def _runs(self, name: str, mark: str) -> bool:
         pid = processes.pid_in(self.folder / f"{name}.pid")
@@ -242,10 +242,10 @@ class LoopbackSlurm:
         pid_file.unlink(missing_ok=True)
         environ = self.environment | {processes.MARK: self._mark(mark)}
         with (self.folder / f"{name}.out").open("w") as output:
-            done = subprocess.run(args, env=environ, cwd=self.folder, stdout=output, stderr=output, timeout=30)
+            done = subprocess.run(args, env=environ, cwd=self.folder, stdout=output, stderr=output, timeout=120)
         if done.returncode != 0:
             raise RuntimeError(f"{name} did not start:\n{self._tail(name)}")
-        self._until(lambda: processes.pid_in(pid_file) is not None, 15, f"{name}'s pid file")
+        self._until(lambda: processes.pid_in(pid_file) is not None, 60, f"{name}'s pid file")
 
     def _all_idle(self) -> bool:
         states = self.run(["sinfo", "-h", "-N", "-p", "batch", "-o", "%T"], check=False).stdout.split()

@@ -43,6 +43,7 @@ class LoopbackSlurm:
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="hpcft-slurm-"))).resolve()
         self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
         self._own_folder = folder is None
+        self._claim: socket.socket | None = None  # on its ports
         self._gpus = _devices(self.folder, nodes, gpus, real_gpus)
         clean = {name: value for name, value in scrubbed(os.environ).items() if not name.startswith("SLURM_")}
         self._environ = clean | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
@@ -96,6 +97,8 @@ class LoopbackSlurm:
             processes.stop(self.folder / f"{name}.pid", self._mark(name.removeprefix("slurmd-")))
         for name in daemons:
             self._kill_all_of(name.removeprefix("slurmd-"))
+        if self._claim is not None:
+            self._claim.close()
         if self._own_folder and not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -203,13 +206,14 @@ class LoopbackSlurm:
 
     def _write_configuration(self) -> None:
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
+        ports, self._claim = _ports(1 + len(self.nodes))
         layout = Layout(
             folder=self.folder,
             devices=self._gpus,
             host=socket.gethostname(),
             user=getpass.getuser(),
             nodes=self.nodes,
-            ports=_ports(1 + len(self.nodes)),
+            ports=ports,
             socket=str(self.folder / "munge.socket"),
         )
         for name, text in {
@@ -286,14 +290,31 @@ def _devices(folder: Path, nodes: int, gpus: int, real: bool) -> tuple[tuple[str
     )
 
 
-def _ports(count: int) -> range:
-    """A block of free ports below the ephemeral range and above those that runs take for their rendezvous."""
+def _ports(count: int) -> tuple[range, socket.socket]:
+    """A block of free ports below the ephemeral range and above those that runs take for their rendezvous.
+
+    It is ours until the socket is closed: another cluster that looks before our daemons listen would find it free.
+    """
     starts = list(range(30100, 32700 - count, 16))
     first = os.getpid() % len(starts)
     for start in starts[first:] + starts[:first]:
+        if (claim := _claimed(start)) is None:
+            continue
         if all(_free(port) for port in range(start, start + count)):
-            return range(start, start + count)
+            return range(start, start + count), claim
+        claim.close()
     raise RuntimeError("no block of free ports between 30100 and 32700")
+
+
+def _claimed(start: int) -> socket.socket | None:
+    """A name in the kernel that one process has at a time, and none once that has ended; None where another has it."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0hpcft-loopback-{start}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
 
 
 def _free(port: int) -> bool:

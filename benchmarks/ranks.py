@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # As a run's script has it.
@@ -22,11 +23,18 @@ def run_ranks(
 
     Else the end of the log of the first that failed. Ends every rank after ``limit`` seconds, or as soon as one fails.
     """
+    with held_port() as port:
+        return _run_ranks(module, words, ranks, place, limit, {"MASTER_PORT": str(port), **(extra or {})})
+
+
+def _run_ranks(
+    module: str, words: Sequence[str], ranks: int, place: Path, limit: float, extra: Mapping[str, str]
+) -> str | None:
     logs = [place / f"rank-{n}.log" for n in range(ranks)]
     environ = {
-        **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
         "PYTORCH_ALLOC_CONF": ALLOCATOR, "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
-        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", STARTED: repr(time.time()), **(extra or {}),
+        "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", STARTED: repr(time.time()), **extra,
     }  # fmt: skip
     processes = [
         subprocess.Popen(
@@ -60,8 +68,10 @@ def visible(gpus: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(named[:gpus])}
 
 
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port to meet at. It stays bound, so that the system gives it to nobody else before the ranks listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store has it: they share it
+        holder.bind(("", 0))
+        yield int(holder.getsockname()[1])

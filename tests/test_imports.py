@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def loaded(code: str) -> set[str]:
     """The top-level modules that ``code`` brings into a fresh interpreter."""
     begin, end = "import sys; before = set(sys.modules)", "print('\\n' + ' '.join(set(sys.modules) - before))"
     program = f"{begin}\n{code}\n{end}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
@@ -73,17 +72,3 @@ def test_help_loads_click_and_nothing_else() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verbs_help_loads_a_heavy_module(verb: str) -> None:
     assert run_help(verb, "--help") & HEAVY == set()
-
-
-def test_help_takes_at_most_three_times_as_long_as_importing_click() -> None:
-    def fastest(*args: str) -> float:
-        return min(seconds([sys.executable, *args]) for _ in range(7))
-
-    run = "import sys; from hpcft.cli.main import main; sys.argv = ['hpcft', '--help']; main()"
-    assert fastest("-c", run) <= 3 * fastest("-c", "import click")
-
-
-def seconds(args: list[str]) -> float:
-    begin = time.perf_counter()
-    subprocess.run(args, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
-    return time.perf_counter() - begin

@@ -33,7 +33,7 @@ def hpcft(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

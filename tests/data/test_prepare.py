@@ -334,7 +334,7 @@ def writing(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
     (folder / "plan.json").write_text(plan(data=data).to_json())
     words = [sys.executable, "-c", SLOW, "--plan", str(folder / "plan.json"), "--store", str(store)]
     process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not list(store.glob(".*/train.tokens.bin")):
         assert time.monotonic() < deadline, "the writer never began"
         assert process.poll() is None, "the writer ended by itself"
@@ -363,7 +363,7 @@ def test_the_same_content_asked_for_by_another_name_waits_for_who_makes_it(
     process = writing(request(path, tokenizer=tokenizer()), tmp_path, store)
     monkeypatch.setattr("hpcft.data.prepare.scan", None)  # nothing is left to be done
     answer = prepare(request(tmp_path / ".." / tmp_path.name / "a.jsonl", tokenizer=tokenizer()), store)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert len(list((store / "requests").iterdir())) == 2
     assert sorted(path.name for path in store.iterdir()) == sorted([answer.content, "locks", "requests"])

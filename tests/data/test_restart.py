@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -52,33 +53,64 @@ def results(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in store.glob("work/*/*.npz")}
 
 
-def slowly(data: DataPlan, store: Path, pause: float) -> None:
-    """``prepare`` in a process of its own, with a pause before every result."""
-    save = Work.save
+def haltingly(data: DataPlan, store: Path, results: int, tells: Any) -> None:
+    """``prepare`` in a process of its own that tells of its so-manieth result and makes no more than three others."""
+    save, made = Work.save, 0
 
-    def later(self: Work, name: str, result: Any) -> None:
-        time.sleep(pause)
+    def counted(self: Work, name: str, result: Any) -> None:
+        nonlocal made
+        made += 1
+        while made > results + 3:
+            signal.pause()
+        time.sleep(0.02)
         save(self, name, result)
+        if made == results:
+            tells.send_bytes(b"made")
 
-    Work.save = later  # type: ignore[method-assign]
+    Work.save = counted  # type: ignore[method-assign]
+    if not results:
+        tells.send_bytes(b"begun")
     prepare(data, store)
 
 
-def killed(data: DataPlan, store: Path, seconds: float, pause: float = 0.02) -> bool:
-    """Whether a prepare that was SIGKILLed after so many seconds had not ended by itself."""
-    process = multiprocessing.get_context("fork").Process(target=slowly, args=(data, store, pause))
+def killed(data: DataPlan, store: Path, results: int, seconds: float) -> bool:
+    """Whether a prepare that was SIGKILLed so many seconds after so many results had not ended by itself."""
+    context = multiprocessing.get_context("fork")
+    told, tells = context.Pipe(duplex=False)
+    process = context.Process(target=haltingly, args=(data, store, results, tells))
     process.start()
-    process.join(seconds)
-    process.kill()
+    tells.close()
+    with contextlib.suppress(EOFError):  # it ended before there were so many
+        told.recv_bytes()
+        process.join(seconds)
+        process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
 
+# A prepare that keeps no portion after its first tokenised one while the file ``held`` stands beside this program.
+HELD = """
+import runpy, time
+from pathlib import Path
+from hpcft.data.work import Work
+save = Work.save
+def held(work, name, result):
+    while name.startswith("read-") and list(work.folder.glob("read-*")) and Path(__file__).with_name("held").exists():
+        time.sleep(0.01)
+    save(work, name, result)
+Work.save = held  # in the workers too, which import this file
+if __name__ == "__main__":
+    runpy.run_module("hpcft.data.prepare", run_name="__main__")
+"""
+
+
 def started(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
-    """A prepare of two workers that has tokenised its first portion."""
+    """A prepare of two workers that has tokenised its first portion, and keeps no other while ``held`` is there."""
     (folder / "plan.json").write_text(plan(data=data).to_json())
+    (folder / "program.py").write_text(HELD)
+    (folder / "held").touch()
     words = ["--plan", str(folder / "plan.json"), "--store", str(store), "--workers", "2"]
-    command = [sys.executable, "-m", "hpcft.data.prepare", *words]
+    command = [sys.executable, str(folder / "program.py"), *words]
     environ = {**os.environ, "PYTHONPATH": os.getcwd()}
     process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
@@ -92,7 +124,7 @@ def started(data: DataPlan, folder: Path, store: Path) -> subprocess.Popen[str]:
 def test_kills_at_random_moments_cost_no_finished_portion_and_no_byte(data: DataPlan, tmp_path: Path) -> None:
     whole, store = files(prepare(data, tmp_path / "undisturbed").folder), tmp_path / "store"
     draw, landed, before = random.Random(4), 0, dict[str, int]()
-    while killed(data, store, draw.uniform(0.1, 0.9)):
+    while killed(data, store, draw.randrange(8), draw.uniform(0, 0.1)):
         now = results(store)
         assert now.items() >= before.items(), "a finished portion was lost or done again"
         landed += len(now) > len(before)
@@ -111,7 +143,7 @@ def test_a_killed_prepare_leaves_no_worker_and_another_number_of_workers_goes_on
     process.kill()
     process.communicate()
     assert len(tree) >= 3, "no workers were there to outlive it"
-    assert psutil.wait_procs(tree, timeout=10)[1] == []
+    assert psutil.wait_procs(tree, timeout=60)[1] == []
     done = len(results(store))
     assert main(["--plan", str(tmp_path / "plan.json"), "--store", str(store)]) == 0
     assert f"went on where an earlier prepare ended: {done} of" in capsys.readouterr().err
@@ -121,7 +153,7 @@ def test_a_killed_prepare_leaves_no_worker_and_another_number_of_workers_goes_on
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_result_is_noticed_and_done_again(damage: str, data: DataPlan, tmp_path: Path) -> None:
     whole, store = files(prepare(data, tmp_path / "undisturbed").folder), tmp_path / "store"
-    assert killed(data, store, 0.6, 0.1)
+    assert killed(data, store, 3, 0.0)
     torn = max(store.glob("work/*/*.npz"), key=lambda path: path.stat().st_size)
     content = bytearray(torn.read_bytes())
     content[len(content) // 2] ^= 1
@@ -133,7 +165,8 @@ def test_a_prepare_that_is_asked_to_end_gives_its_lock_back_and_keeps_its_work(d
     store = tmp_path / "store"
     process = started(data, tmp_path, store)
     process.terminate()
-    _, said = process.communicate(timeout=60)
+    (tmp_path / "held").unlink()
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     assert "what is finished is kept" in said
     assert "Traceback" not in said
@@ -165,7 +198,7 @@ def test_a_worker_killed_from_outside_is_told_as_such_and_its_work_is_kept(data:
     process = started(data, tmp_path, store)
     server = next(p for p in psutil.Process(process.pid).children() if p.children())
     server.children()[0].kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "a worker process was killed from outside" in said
     assert "Traceback" not in said

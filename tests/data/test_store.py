@@ -70,10 +70,15 @@ def test_the_lock_of_another_host_is_taken_over_when_nobody_touched_it_for_long(
 def test_a_live_writer_is_waited_for_and_named(tmp_path: Path) -> None:
     lock = lock_file(tmp_path, "elsewhere", 4711)
     said: list[str] = []
-    threading.Timer(0.5, lock.unlink).start()
-    start = time.monotonic()
-    with one_writer(tmp_path, data_key(DATA), said.append):
-        assert time.monotonic() - start >= 0.4
+
+    def ends(words: str) -> None:
+        said.append(words)
+        assert json.loads(lock.read_text())["pid"] == 4711
+        threading.Timer(0.5, lock.unlink).start()
+
+    with one_writer(tmp_path, data_key(DATA), ends):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    assert len(said) == 1
     assert "4711" in said[0]
 
 

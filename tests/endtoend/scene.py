@@ -64,7 +64,7 @@ class Scene:
         environ.pop("HPCFT_RUN", None)
         done = subprocess.run(
             [sys.executable, "-m", "hpcft.cli.main", *words],
-            cwd=self.folder, env=environ, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL,
+            cwd=self.folder, env=environ, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if check and done.returncode != 0:
             raise AssertionError(f"hpcft {' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
@@ -112,11 +112,11 @@ class Scene:
                 raise AssertionError(f"waited {seconds:g} s for {what}\n{self.words_of(name) if name else ''}")
             time.sleep(0.5)
 
-    def wait_for_step(self, name: str, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, name: str, step: int, seconds: float = 300) -> None:
         """Wait until the run has taken ``step``."""
         self.wait(lambda: self.step(name) >= step, seconds, f"step {step} of {name}", name)
 
-    def wait_for_save(self, name: str, step: int, seconds: float = 120) -> None:
+    def wait_for_save(self, name: str, step: int, seconds: float = 300) -> None:
         """Wait until the run has published a checkpoint of ``step`` or later."""
 
         def saved() -> bool:
@@ -124,7 +124,7 @@ class Scene:
 
         self.wait(saved, seconds, f"a checkpoint of {name} at step {step}", name)
 
-    def wait_for_attempt(self, name: str, number: int, seconds: float = 120) -> None:
+    def wait_for_attempt(self, name: str, number: int, seconds: float = 300) -> None:
         """Wait until attempt ``number`` of the run has begun."""
         self.wait(lambda: len(self.attempts(name)) >= number, seconds, f"attempt {number} of {name}", name)
 
@@ -133,7 +133,7 @@ class Scene:
         self.wait(lambda: self.slurm.state(job) in states, seconds, f"the end of job {job}", name)
         return self.slurm.state(job)
 
-    def wait_for_end(self, name: str, seconds: float = 240) -> str:
+    def wait_for_end(self, name: str, seconds: float = 600) -> str:
         """Wait until the run is finished, cancelled or stopped; returns which."""
 
         def ended() -> bool:
@@ -151,7 +151,7 @@ class Scene:
         started.unlink(missing_ok=True)
         body = f"touch {started}; sleep 1"
         self.slurm.submit(body, "-p", "high", "--exclusive", f"-N{nodes}", cwd=self.folder)
-        self.wait(started.exists, 90, "the job of higher priority to start")
+        self.wait(started.exists, 300, "the job of higher priority to start")
 
     def words_of(self, name: str) -> str:
         """What a person would look at: batch log, rank logs, events, the queue."""

@@ -14,7 +14,7 @@ from hpcft.plan.plan import Plan
 from hpcft.slurm.job import show_job
 from tests.endtoend.scene import ROOT, Scene, words
 
-STEPS = 60
+STEPS = 150  # the preemption, seconds after the fifth, must not find the run at its end
 # The last two are twins: the one is disturbed, the other is not. The last has the array's own number for its job id.
 RATES = {"fast": "4e-3", "calm": "2e-3", "preempted": "2e-3"}
 

@@ -29,7 +29,7 @@ def test_scancel_at_any_moment_ends_the_job_for_good(scene: Scene, group: int, t
             time.sleep(moments.uniform(0, 12))
         step = scene.step(name)
         scene.slurm.run(["scancel", job])
-        scene.wait_for_job(job, GONE, 60, name)
+        scene.wait_for_job(job, GONE, 180, name)
         time.sleep(7)  # a requeued job would be back by now
         assert scene.slurm.state(job) in GONE, scene.words_of(name)
         assert not any(event["event"] == "requeued" for event in scene.events(name))

@@ -54,8 +54,8 @@ def test_a_lost_node_leads_to_a_requeue_and_the_run_goes_on_elsewhere(scene: Sce
     node = scene.attempts("lost")[0].nodes[1]
     scene.slurm.kill_node(node)
     try:
-        scene.wait_for_attempt("lost", 2, 180)
-        scene.wait(lambda: scene.attempts("lost")[-1].first_step is not None, 90, "its steps", "lost")
+        scene.wait_for_attempt("lost", 2)
+        scene.wait(lambda: scene.attempts("lost")[-1].first_step is not None, 300, "its steps", "lost")
         last = scene.attempts("lost")[-1]
         assert node not in last.nodes
         assert last.first_step is not None

@@ -23,14 +23,14 @@ def test_the_committed_loopback_script_trains_with_plain_sbatch_and_again_says_i
 
     script = ROOT / "sbatch" / "loopback" / "tiny.sbatch"
     job = sbatch(scene, script)
-    scene.slurm.wait_for(job, State.COMPLETED, 180)
+    scene.slurm.wait_for(job, State.COMPLETED, 600)
     assert scene.wait_for_end("tiny") == "finished"
     assert scene.step("tiny") == 40
     losses = scene.losses("tiny")
     assert losses[40] < losses[1] / 1.5
 
     again = sbatch(scene, script)
-    scene.slurm.wait_for(again, State.COMPLETED, 60)
+    scene.slurm.wait_for(again, State.COMPLETED, 180)
     assert scene.losses("tiny") == losses
 
 

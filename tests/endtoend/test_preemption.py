@@ -57,10 +57,10 @@ def test_preemptions_leave_the_loss_curve_as_it_is_to_the_last_bit(
 def test_a_time_limit_is_survived_without_losing_a_step(scene: Scene) -> None:
     """The warning comes 90 s and up to a minute more before the limit of three minutes: the run is too long for it."""
     scene.submit("limit", partition="batch", time=3, max_steps=100_000, nodes=1, nproc_per_node=2, logging_steps=10)
-    scene.wait_for_attempt("limit", 2, 300)
+    scene.wait_for_attempt("limit", 2, 480)
     first = scene.attempts("limit")[0]
     assert first.ending == "time_limit"
-    scene.wait(lambda: scene.attempts("limit")[1].first_step is not None, 90, "its first step", "limit")
+    scene.wait(lambda: scene.attempts("limit")[1].first_step is not None, 300, "its first step", "limit")
     second = scene.attempts("limit")[1]
     assert second.first_step == first.last_saved
     assert second.first_step

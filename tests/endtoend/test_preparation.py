@@ -48,7 +48,7 @@ def test_a_failed_preparation_ends_the_run_and_says_why_and_where_it_is_written(
     broken.write_text(f"{good}\n{good}\n{{oops\n")
     said = _words(scene, dataset=["broken.jsonl"], split_dataset_ratio=0)
     job = scene.hpcft("submit", "--name", "broken", *said).stdout.split()[0]
-    assert scene.wait_for_end("broken", 90) == "stopped"
+    assert scene.wait_for_end("broken") == "stopped"
     page = scene.hpcft("status", "broken").stdout
     assert "preparing the data failed" in page
     assert "broken.jsonl:3: broken JSON" in page
@@ -59,7 +59,7 @@ def test_a_failed_preparation_ends_the_run_and_says_why_and_where_it_is_written(
     broken.write_text(f"{good}\n" * 40)
     assert scene.hpcft("submit", "--name", "broken", *said).stdout.split()[0] != job  # nothing old is in its way
     assert scene.wait_for_end("broken") == "finished"
-    scene.wait_for_job(job, GONE, 90, "broken")
+    scene.wait_for_job(job, GONE, 180, "broken")
 
 
 def test_cancelling_a_run_that_waits_for_its_data_ends_both_jobs_and_resume_starts_both(prepared_by_job: Scene) -> None:
@@ -70,13 +70,13 @@ def test_cancelling_a_run_that_waits_for_its_data_ends_both_jobs_and_resume_star
     assert f"preparing (job {before}, pending" in scene.hpcft("status", "held").stdout
     scene.hpcft("cancel", "held")
     for number in (job, before):
-        scene.wait_for_job(number, GONE, 60, "held")
-    assert scene.wait_for_end("held", 30) == "cancelled"
+        scene.wait_for_job(number, GONE, 180, "held")
+    assert scene.wait_for_end("held") == "cancelled"
     assert "prepares its data first" in scene.hpcft("resume", "held").stderr
     again = preparation_of(scene, "held")
     assert again != before
     scene.slurm.run(["scancel", again])  # by hand, and only the one that prepares
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while (now := scene.status("held")) is None or now.state != "stopped":
         assert time.monotonic() < end, now
         time.sleep(0.5)

@@ -50,7 +50,7 @@ def events(run: Path, name: str) -> list[Event]:
     return [event for event in read_events(RunPaths(run)) if event["event"] == name]
 
 
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -61,14 +61,14 @@ def test_a_file_of_the_project_is_not_taken_for_a_module_of_pythons(
     here: Callable[..., Submitted], tmp_path: Path
 ) -> None:
     (tmp_path / "inspect.py").write_text("raise SystemExit('a script of the project')\n")
-    assert watch.wait_until_ended(here(two_ranks()).run, 20).state == "finished"
+    assert watch.wait_until_ended(here(two_ranks()).run, 120).state == "finished"
 
 
 def test_a_run_finishes_here_and_its_log_can_be_followed(here: Callable[..., Submitted]) -> None:
     sent = here(two_ranks())
     lines = list(follow(RunPaths(sent.run), lambda: not watch.status(sent.run).alive))
     assert lines == ["== attempt 1", "rank 0 did its steps"]
-    now = watch.wait_until_ended(sent.run, 20)
+    now = watch.wait_until_ended(sent.run, 120)
     assert (now.state, now.step, now.saved, now.total) == ("finished", 10, 10, 4)
     assert now.batch_log == sent.run / f"jobs/{sent.job_id}_0_log.out"
     assert [(attempt.number, attempt.ending) for attempt in now.attempts] == [(1, "finished")]
@@ -76,7 +76,7 @@ def test_a_run_finishes_here_and_its_log_can_be_followed(here: Callable[..., Sub
 
 def test_a_killed_rank_is_named_and_the_run_goes_on(here: Callable[..., Submitted]) -> None:
     sent = here(two_ranks(), STANDIN_DIE="1:1:5")
-    now = watch.wait_until_ended(sent.run, 40)
+    now = watch.wait_until_ended(sent.run, 120)
     assert now.state == "finished"
     first, second = now.attempts
     assert first.why.startswith("rank 1 on this machine failed: was killed by SIGKILL")
@@ -85,7 +85,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(here: Callable[..., Submitte
 
 def test_a_run_that_always_dies_stops_and_says_so(here: Callable[..., Submitted]) -> None:
     sent = here(two_ranks(budgets={"failures": 0}), STANDIN_DIE="1:0:5")
-    now = watch.wait_until_ended(sent.run, 40)
+    now = watch.wait_until_ended(sent.run, 120)
     assert now.state == "stopped"
     assert "the budget is 0" in now.why
 
@@ -94,7 +94,7 @@ def test_cancel_lets_the_ranks_save_and_nothing_starts_again(here: Callable[...,
     sent = here(two_ranks(), STANDIN_STEPS="2000")
     until(lambda: events(sent.run, "saved"))
     watch.cancel(sent.run)
-    now = watch.wait_until_ended(sent.run, 30)
+    now = watch.wait_until_ended(sent.run, 120)
     until(lambda: lease.holder(RunPaths(sent.run)) is None)
     assert now.state == "cancelled"
     assert [event["reason"] for event in events(sent.run, "saved")][-1] == "stop"
@@ -130,14 +130,14 @@ def test_a_second_submission_of_a_live_run_is_refused_and_names_the_holder(here:
     with pytest.raises(Refusal, match=holder.job):
         here(two_ranks())
     os.kill(holder.pid, signal.SIGTERM)
-    watch.wait_until_ended(sent.run, 30)
+    watch.wait_until_ended(sent.run, 120)
 
 
 def test_the_run_lives_in_a_session_of_its_own(here: Callable[..., Submitted]) -> None:
     sent = here(two_ranks(), STANDIN_STEPS="200")
     assert os.getsid(int(sent.job_id)) != os.getsid(0)
     watch.cancel(sent.run)
-    watch.wait_until_ended(sent.run, 30)
+    watch.wait_until_ended(sent.run, 120)
 
 
 def test_a_run_that_another_submission_has_begun_is_not_taken_for_this_one(tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ def test_the_users_choice_of_devices_is_left_as_it_is(
 
 
 def test_the_first_rank_that_dies_is_blamed_and_takes_the_others_along(tmp_path: Path) -> None:
-    code = "time.sleep(0.3)\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)"
+    code = "time.sleep(0.3)\nif rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
     began = time.monotonic()
     assert ended(started(tmp_path, code)) == (137, [(1, 137)])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_rank_that_dies_of_a_full_disk_takes_the_others_along_though_nobody_can_write_it_down(

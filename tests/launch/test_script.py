@@ -16,6 +16,8 @@ from hpcft.launch.render import render
 from hpcft.slurm.nodes import expand_hostlist
 from tests.plans import plan
 
+UNTIL_TOLD = "touch running; until [ -e told ]; do sleep 0.05; done"
+
 
 class Shell:
     """The rendered script in ``folder``; ``python`` and ``srun`` write what they were asked to ``calls``."""
@@ -55,7 +57,7 @@ class Shell:
 
     def run(self, **environ: str) -> subprocess.CompletedProcess[str]:
         process = self.start(**environ)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def called(self) -> list[str]:
@@ -175,26 +177,28 @@ def test_the_ranks_do_not_start_when_the_preflight_fails(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", [0, 1, 75, 137, 143])
 def test_the_true_exit_code_of_srun_survives_signals(tmp_path: Path, code: int) -> None:
-    shell = Shell(tmp_path, srun=f"*train.main) touch running; sleep 0.7; exit {code} ;;\n")
+    shell = Shell(tmp_path, srun=f"*train.main) {UNTIL_TOLD}; exit {code} ;;\n")
     process = shell.start()
     while not (tmp_path / "running").exists():
         time.sleep(0.02)
     for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(number)
         time.sleep(0.03)
-    process.communicate(timeout=30)
+    (tmp_path / "told").touch()
+    process.communicate(timeout=60)
     assert shell.called()[-1] == f"after {code}"
 
 
 @pytest.mark.parametrize("helper", ["launch.begin", "launch.preflight --compare"])
 def test_after_a_term_no_job_step_starts_before_after_was_asked(tmp_path: Path, helper: str) -> None:
     line = f'echo "1 a 1 {tmp_path}/lo gs"' if "begin" in helper else "exit 0"
-    shell = Shell(tmp_path, python=f'*"{helper}"*) touch running; sleep 0.5; {line} ;;\n')
+    shell = Shell(tmp_path, python=f'*"{helper}"*) {UNTIL_TOLD}; {line} ;;\n')
     process = shell.start()
     while not (tmp_path / "running").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    (tmp_path / "told").touch()
+    process.communicate(timeout=60)
     assert "srun main" not in shell.called()
     assert shell.called()[-1].startswith("after")
 

@@ -37,7 +37,7 @@ RUN = "--model ./model --from_scratch true --torch_dtype float32 --dataset ./row
 def hpcft(line: str, folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hpcft.cli.main", *line.split()]
     return subprocess.run(
-        command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True, timeout=120
+        command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True, timeout=300
     )
 
 
@@ -50,7 +50,7 @@ def test_without_slurm_submit_prepares_what_the_profile_leaves_to_the_job(
     (tmp_path / "here.yaml").write_text(HERE)
     sent = hpcft(f"submit {RUN} --cluster ./here.yaml --name mine --nproc_per_node 1 --max_steps 2", tmp_path, standin)
     assert sent.returncode == 0, sent.stderr
-    assert watch.wait_until_ended(tmp_path / "runs/mine", 30).state == "finished"
+    assert watch.wait_until_ended(tmp_path / "runs/mine", 300).state == "finished"
 
 
 def ended(folder: Path, plan: Plan) -> RunPaths:

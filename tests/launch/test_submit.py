@@ -45,7 +45,7 @@ def test_a_run_is_submitted_queued_finished_and_its_status_known(
     sent = send(plan())
     assert sent.run == tmp_path / "runs/tiny"
     assert watch.status(sent.run).job == sent.job_id
-    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    assert watch.wait_until_ended(sent.run, 180).state == "finished"
     slurm.wait_for(sent.job_id, State.COMPLETED)
     assert (sent.run / f"jobs/{sent.job_id}_submission.sh").read_text() == render(plan())
     assert not list(sent.run.rglob("*.pkl"))
@@ -61,7 +61,7 @@ def test_a_job_that_dies_before_its_first_attempt_leaves_its_log_and_a_reason(
 ) -> None:
     monkeypatch.setenv("HPCFT_PYTHON", "false")
     sent = send(plan())
-    now = watch.wait_until_ended(sent.run, 60)
+    now = watch.wait_until_ended(sent.run, 180)
     log = tmp_path / f"tiny-{sent.job_id}.log"
     assert (now.state, now.batch_log) == ("stopped", log)
     assert now.why == f"the job ended before an attempt began; its log: {log}"
@@ -151,7 +151,7 @@ def test_jobs_that_the_ledger_knows_to_have_ended_are_not_asked_about(tmp_path: 
 
 def test_a_run_folder_elsewhere_is_told_to_the_job(send: Callable[..., Submitted], tmp_path: Path) -> None:
     sent = send(plan(), run=tmp_path / "else where")
-    assert watch.wait_until_ended(tmp_path / "else where", 60).state == "finished"
+    assert watch.wait_until_ended(tmp_path / "else where", 180).state == "finished"
     assert sent.run == tmp_path / "else where"
     assert not (tmp_path / "runs").exists()
 
@@ -170,7 +170,7 @@ def test_nothing_of_the_job_we_are_in_reaches_the_new_one(
     }.items():
         monkeypatch.setenv(name, value)
     sent = send(plan(resources={"partition": "low"}))
-    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    assert watch.wait_until_ended(sent.run, 180).state == "finished"
     (log,) = tmp_path.glob("tiny-*.log")
     assert "warning" not in log.read_text()
     assert watch.status(sent.run).attempts[0].number == 1
@@ -214,7 +214,7 @@ def test_a_submission_that_is_interrupted_when_the_job_is_queued_leaves_what_fin
     with pytest.raises(KeyboardInterrupt):
         send(plan())
     (run,) = watch.runs(tmp_path / "runs")
-    assert watch.wait_until_ended(tmp_path / "runs" / run.name, 60).state == "finished"
+    assert watch.wait_until_ended(tmp_path / "runs" / run.name, 180).state == "finished"
 
 
 def loses_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, before: str = "", takes: bool = True) -> None:
@@ -341,7 +341,7 @@ def test_an_unfinished_run_may_be_submitted_again_with_other_resources(
     paths.plan.write_text(plan().to_json())
     Ledger(paths, "batch", {"SLURM_JOB_ID": "1"}).write("saved", step=2)
     sent = send(plan(resources={"time_minutes": 30}))
-    assert watch.wait_until_ended(sent.run, 60).state == "finished"
+    assert watch.wait_until_ended(sent.run, 180).state == "finished"
     assert [path.name for path in paths.plans.iterdir()] == ["001.json"]
     assert Plan.from_json(paths.plan.read_text()).resources.time_minutes == 30
 

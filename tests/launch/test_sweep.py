@@ -54,7 +54,7 @@ def events(folder: Path, number: int, name: str = "") -> list[Event]:
     return [event for event in found if not name or event["event"] == name]
 
 
-def until(true: Callable[[], Any], seconds: float = 60) -> None:
+def until(true: Callable[[], Any], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -68,7 +68,7 @@ def test_every_run_of_a_sweep_finishes_in_its_own_folder_and_again_nothing_is_le
     array = sent.submitted[0].job_id.partition("_")[0]
     assert [one.job_id for one in sent.submitted] == [f"{array}_{i}" for i in range(3)]
     for number, one in enumerate(sent.submitted):
-        now = watch.wait_until_ended(one.run, 60)
+        now = watch.wait_until_ended(one.run, 180)
         assert (now.name, now.state, now.job, now.step) == (f"run-{number}", "finished", f"{array}_{number}", 10)
         assert now.batch_log is not None
         assert now.batch_log.is_file()
@@ -100,7 +100,7 @@ def test_a_sweep_submitted_again_takes_only_runs_that_nobody_has(
         f"run-{i}": f"job {first.submitted[i].job_id} has it already" for i in (0, 2, 3)
     }
     for one in again.submitted:
-        assert watch.wait_until_ended(one.run, 60).state == "finished"
+        assert watch.wait_until_ended(one.run, 180).state == "finished"
     states = job_states([one.job_id for one in first.submitted])
     assert [state.name for state in states.values()] == ["PENDING", "CANCELLED", "PENDING", "PENDING"]
 
@@ -118,11 +118,11 @@ def test_a_preempted_element_comes_back_as_itself_and_the_others_never_notice(
     last = show_job(ids[2])
     assert last.job_id == ids[2].partition("_")[0]
     slurm.submit("sleep 1", "--partition=high", f"--nodelist={last.node_list}", "--exclusive")
-    until(lambda: len(events(tmp_path, 2, "started")) == 2, 90)
+    until(lambda: len(events(tmp_path, 2, "started")) == 2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "enough").touch()
     for one in sent.submitted:
-        assert watch.wait_until_ended(one.run, 60).state == "finished"
+        assert watch.wait_until_ended(one.run, 180).state == "finished"
     assert [event["by"] for event in events(tmp_path, 2, "requeued")] == ["rank 0"]
     stopped, again = events(tmp_path, 2, "stopping")[0], events(tmp_path, 2, "started")[1]
     assert (stopped["cause"], again["step"]) == ("preempted", stopped["step"])
@@ -147,7 +147,7 @@ def test_one_element_is_cancelled_for_good_and_the_others_run_on(
     assert [watch.status(one.run).state for one in sent.submitted[:2]] == ["running", "running"]
     (tmp_path / "enough").touch()
     for one in sent.submitted[:2]:
-        assert watch.wait_until_ended(one.run, 60).state == "finished"
+        assert watch.wait_until_ended(one.run, 180).state == "finished"
     assert len(events(tmp_path, 2, "attempt_began")) == 1
 
 

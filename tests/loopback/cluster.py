@@ -43,6 +43,7 @@ class LoopbackSlurm:
         self.folder = (folder or Path(tempfile.mkdtemp(prefix="hpcft-slurm-"))).resolve()
         self.nodes = tuple(f"n{number + 1}" for number in range(nodes))
         self._own_folder = folder is None
+        self._claim: socket.socket | None = None  # on its ports
         self._gpus = _devices(self.folder, nodes, gpus, real_gpus)
         clean = {name: value for name, value in scrubbed(os.environ).items() if not name.startswith("SLURM_")}
         self._environ = clean | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _path()}
@@ -82,7 +83,7 @@ class LoopbackSlurm:
             self._start("slurmctld", "slurmctld", ["slurmctld", "-f", str(self.folder / "slurm.conf")])
             for node in self.nodes:
                 self.start_node(node)
-            self._until(self._all_idle, 30, "every node idle")
+            self._until(self._all_idle, 120, "every node idle")
         except BaseException:
             self.down(keep=True)
             raise
@@ -96,6 +97,8 @@ class LoopbackSlurm:
             processes.stop(self.folder / f"{name}.pid", self._mark(name.removeprefix("slurmd-")))
         for name in daemons:
             self._kill_all_of(name.removeprefix("slurmd-"))
+        if self._claim is not None:
+            self._claim.close()
         if self._own_folder and not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -103,7 +106,7 @@ class LoopbackSlurm:
         self,
         args: Sequence[str],
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 180,
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
@@ -133,21 +136,21 @@ class LoopbackSlurm:
         done = self.run(["squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T"], check=False)
         return State.parse(done.stdout) if done.stdout.strip() else State.FORGOTTEN
 
-    def wait_for(self, job_id: str, states: State | Collection[State], seconds: float = 60) -> State:
+    def wait_for(self, job_id: str, states: State | Collection[State], seconds: float = 180) -> State:
         """Wait until the job is in one of ``states``; returns it. Raises TimeoutError with the controller's log."""
         wanted = {states} if isinstance(states, State) else set(states)
         names = ", ".join(sorted(state.name for state in wanted))
         self._until(lambda: self.state(job_id) in wanted, seconds, f"job {job_id} to be {names}", job_id)
         return self.state(job_id)
 
-    def cancel_all(self, seconds: float = 25) -> None:
+    def cancel_all(self, seconds: float = 90) -> None:
         """End every job now, its ranks without grace, and wait until none is left."""
-        jobs = self.run(["squeue", "-h", "-o", "%A"], check=False, timeout=10).stdout.split() if self.is_up else []
+        jobs = self.run(["squeue", "-h", "-o", "%A"], check=False, timeout=60).stdout.split() if self.is_up else []
         if not jobs:
             return
         for job_id in set(jobs):
-            self.run(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], check=False, timeout=10)
-        self.run(["scancel", *set(jobs)], check=False, timeout=10)
+            self.run(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], check=False, timeout=60)
+        self.run(["scancel", *set(jobs)], check=False, timeout=60)
         for node in self.nodes:
             processes.kill(processes.ranks_of(self.folder, node))
         self._until(lambda: not self.run(["squeue", "-h"], check=False).stdout.strip(), seconds, "an empty queue")
@@ -174,7 +177,7 @@ class LoopbackSlurm:
     def start_controller(self) -> None:
         """Bring slurmctld back with its saved state."""
         self._start("slurmctld", "slurmctld", ["slurmctld", "-f", str(self.folder / "slurm.conf")])
-        self._until(lambda: "is UP" in self.run(["scontrol", "ping"], check=False).stdout, 30, "slurmctld to answer")
+        self._until(lambda: "is UP" in self.run(["scontrol", "ping"], check=False).stdout, 120, "slurmctld to answer")
 
     def _clear(self) -> None:
         """Nothing is deleted but what an earlier private Slurm left."""
@@ -195,7 +198,7 @@ class LoopbackSlurm:
             processes.kill(left)
             return not left
 
-        self._until(gone, 15, f"the processes of {node} to end")
+        self._until(gone, 60, f"the processes of {node} to end")
 
     def _runs(self, name: str, mark: str) -> bool:
         pid = processes.pid_in(self.folder / f"{name}.pid")
@@ -203,13 +206,14 @@ class LoopbackSlurm:
 
     def _write_configuration(self) -> None:
         (self.folder / "state").mkdir(parents=True, exist_ok=True)
+        ports, self._claim = _ports(1 + len(self.nodes))
         layout = Layout(
             folder=self.folder,
             devices=self._gpus,
             host=socket.gethostname(),
             user=getpass.getuser(),
             nodes=self.nodes,
-            ports=_ports(1 + len(self.nodes)),
+            ports=ports,
             socket=str(self.folder / "munge.socket"),
         )
         for name, text in {
@@ -242,10 +246,10 @@ class LoopbackSlurm:
         pid_file.unlink(missing_ok=True)
         environ = self.environment | {processes.MARK: self._mark(mark)}
         with (self.folder / f"{name}.out").open("w") as output:
-            done = subprocess.run(args, env=environ, cwd=self.folder, stdout=output, stderr=output, timeout=30)
+            done = subprocess.run(args, env=environ, cwd=self.folder, stdout=output, stderr=output, timeout=120)
         if done.returncode != 0:
             raise RuntimeError(f"{name} did not start:\n{self._tail(name)}")
-        self._until(lambda: processes.pid_in(pid_file) is not None, 15, f"{name}'s pid file")
+        self._until(lambda: processes.pid_in(pid_file) is not None, 60, f"{name}'s pid file")
 
     def _all_idle(self) -> bool:
         states = self.run(["sinfo", "-h", "-N", "-p", "batch", "-o", "%T"], check=False).stdout.split()
@@ -286,14 +290,31 @@ def _devices(folder: Path, nodes: int, gpus: int, real: bool) -> tuple[tuple[str
     )
 
 
-def _ports(count: int) -> range:
-    """A block of free ports below the ephemeral range and above those that runs take for their rendezvous."""
+def _ports(count: int) -> tuple[range, socket.socket]:
+    """A block of free ports below the ephemeral range and above those that runs take for their rendezvous.
+
+    It is ours until the socket is closed: another cluster that looks before our daemons listen would find it free.
+    """
     starts = list(range(30100, 32700 - count, 16))
     first = os.getpid() % len(starts)
     for start in starts[first:] + starts[:first]:
+        if (claim := _claimed(start)) is None:
+            continue
         if all(_free(port) for port in range(start, start + count)):
-            return range(start, start + count)
+            return range(start, start + count), claim
+        claim.close()
     raise RuntimeError("no block of free ports between 30100 and 32700")
+
+
+def _claimed(start: int) -> socket.socket | None:
+    """A name in the kernel that one process has at a time, and none once that has ended; None where another has it."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0hpcft-loopback-{start}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
 
 
 def _free(port: int) -> bool:

@@ -37,9 +37,9 @@ def ranks_of(folder: Path, node: str) -> list[int]:
 
 
 def stop(pid_file: Path, mark: str) -> None:
-    """TERM to the daemon that wrote the file, KILL after ten seconds; never another process with its number."""
+    """TERM to the daemon that wrote the file, KILL after a minute; never another process with its number."""
     pid = pid_in(pid_file)
-    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+    for number, seconds in ((signal.SIGTERM, 60.0), (signal.SIGKILL, 10.0)):
         if pid is None or not carries(pid, mark):
             break
         kill([pid], number)

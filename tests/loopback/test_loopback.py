@@ -54,7 +54,7 @@ def test_pretend_gpus_are_given_to_tasks(slurm: LoopbackSlurm) -> None:
 def test_people_start_it_ask_after_it_and_stop_it(slurm: LoopbackSlurm, short: Path) -> None:
     def loopback(verb: str) -> subprocess.CompletedProcess[str]:
         args = [sys.executable, "-m", "tests.loopback", verb, "--folder", str(short), "--nodes=1"]
-        return subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     try:
         up = loopback("up")

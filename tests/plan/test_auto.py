@@ -283,9 +283,9 @@ def test_hub_names_have_no_shape_and_local_folders_do(tmp_path: Path, monkeypatc
 
 
 def test_choosing_takes_a_moment() -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # what the neighbours on the machine take does not count
     planned("--strategy auto --tuner_type full --nodes 2", "Qwen2.5-72B")
-    assert time.perf_counter() - started < 0.3
+    assert time.process_time() - started < 0.3
 
 
 def test_as_little_is_recomputed_as_the_card_allows() -> None:

@@ -1,10 +1,10 @@
 """One command: its answer, its absence, its silence."""
 
-import time
-
 import pytest
 
+from hpcft.slurm import commands
 from hpcft.slurm.commands import SlurmAway, SlurmMissing, available, call, pauses
+from tests.clock import Clock
 from tests.loopback import LoopbackSlurm
 
 
@@ -41,13 +41,13 @@ def test_a_dead_command_shows_its_signal() -> None:
     assert call(["sh", "-c", "kill -TERM $$"]).rc == -15
 
 
-def test_tries_become_rarer_and_stop_when_the_time_is_up() -> None:
-    begin = time.monotonic()
-    left = list(pauses(0.5, first=0.1))
-    assert 3 <= len(left) <= 5
-    assert left == sorted(left, reverse=True)
-    assert 0.5 <= time.monotonic() - begin < 2
-    assert len(list(pauses(0))) == 1
+def test_tries_become_rarer_and_stop_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(commands, "time", clock)
+    assert list(pauses(4, first=0.5)) == [4, 3.5, 2.5, 0.5, 0]
+    assert clock.now == 4
+    assert list(pauses(20, first=4, longest=8)) == [20, 16, 8, 0]
+    assert list(pauses(0)) == [0]
 
 
 def test_a_cluster_is_here_or_not_and_one_that_is_down_is_not_taken_for_a_laptop(

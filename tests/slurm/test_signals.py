@@ -19,7 +19,7 @@ RANK = f"env PYTHONPATH={REPOSITORY} {sys.executable} {REPOSITORY}/tests/slurm/r
 ONE_NODE = ("--nodes=1", "--exclusive", "--open-mode=append")
 
 
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds} s"
@@ -35,7 +35,7 @@ class Job:
         self.id = slurm.submit(body, *ONE_NODE, *options, cwd=folder)
         self.started(0)
 
-    def started(self, restart: int, seconds: float = 40) -> None:
+    def started(self, restart: int, seconds: float = 120) -> None:
         """Wait until the rank of this start has its handlers."""
         until(self.notes.with_name(f"notes.ready-{restart}").exists, seconds)
 
@@ -106,7 +106,7 @@ def test_the_teardown_after_a_peers_death_is_known(slurm: LoopbackSlurm, tmp_pat
 def test_the_warning_before_the_time_limit_is_known_and_requeued(slurm: LoopbackSlurm, tmp_path: Path) -> None:
     # Slurm looks every 30 s and warns up to 30 s early: here from 20 s on, when the rank has its handlers.
     job = Job(slurm, tmp_path, "--time=2", "--signal=USR2@70", lead=70)
-    until(job.notes.exists, 60)
+    until(job.notes.exists)
     assert job.wrote() == ["0 SIGUSR2 TIME_LIMIT True"]
     job.started(1)
 
@@ -116,7 +116,7 @@ def test_an_array_element_is_requeued_alone(slurm: LoopbackSlurm, tmp_path: Path
     for element in "12":
         slurm.wait_for(f"{array}_{element}", State.RUNNING)
     environ = {"SLURM_JOB_ID": "0", "SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": "2"}
-    assert requeue(environ, seconds=10)
+    assert requeue(environ, seconds=60)
     assert show_job(f"{array}_2").restarts == 1
     assert (show_job(f"{array}_1").restarts, slurm.state(f"{array}_1")) == (0, State.RUNNING)
 
@@ -129,16 +129,16 @@ def test_a_requeue_waits_for_a_controller_that_is_away(slurm: LoopbackSlurm, tmp
         assert not requeue({"SLURM_JOB_ID": job}, seconds=0.5)
     finally:
         slurm.start_controller()
-    assert requeue({"SLURM_JOB_ID": job}, seconds=20)
-    assert requeue({"SLURM_JOB_ID": job}, seconds=5), "it is in the queue, whoever put it there"
+    assert requeue({"SLURM_JOB_ID": job}, seconds=60)
+    assert requeue({"SLURM_JOB_ID": job}, seconds=60), "it is in the queue, whoever put it there"
 
 
 def test_a_job_that_may_not_be_requeued_says_no_at_once(slurm: LoopbackSlurm) -> None:
     job = slurm.submit("sleep 300", "--no-requeue")
     slurm.wait_for(job, State.RUNNING)
     begin = time.monotonic()
-    assert not requeue({"SLURM_JOB_ID": job}, seconds=30)
-    assert time.monotonic() - begin < 5
+    assert not requeue({"SLURM_JOB_ID": job}, seconds=300)
+    assert time.monotonic() - begin < 60
 
 
 def test_outside_slurm_nothing_is_requeued() -> None:

@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,25 +100,28 @@ def environment(rank: int, size: int, port: int, attempt: int = 1) -> dict[str, 
     }
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port to meet at. It stays bound, so that the system gives it to nobody else before the ranks listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store has it: they share it
+        holder.bind(("", 0))
+        yield int(holder.getsockname()[1])
 
 
 def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, attempt: int = 1) -> list[Any]:
     """``work(*arguments)`` on ``size`` forked ranks; what each returned, or raises with its traceback."""
-    port = free_port()
     receivers, processes = [], []
-    for rank in range(size):
-        receiver, sender = FORK.Pipe(duplex=False)
-        environ = environment(rank, size, port, attempt)
-        process = FORK.Process(target=_rank, args=(sender, work, arguments, environ), daemon=True)
-        process.start()
-        sender.close()
-        receivers.append(receiver)
-        processes.append(process)
-    answers = [_answer(receiver) for receiver in receivers]
+    with held_port() as port:
+        for rank in range(size):
+            receiver, sender = FORK.Pipe(duplex=False)
+            environ = environment(rank, size, port, attempt)
+            process = FORK.Process(target=_rank, args=(sender, work, arguments, environ), daemon=True)
+            process.start()
+            sender.close()
+            receivers.append(receiver)
+            processes.append(process)
+        answers = [_answer(receiver) for receiver in receivers]
     for process in processes:
         process.join(10)
     if errors := [a["error"] for a in answers if "error" in a]:

@@ -72,15 +72,15 @@ def test_a_package_is_absent_only_meanwhile_and_only_where_it_was_not_there() ->
 
 def test_the_phases_of_a_start_add_up_to_its_time(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    before, began = age(), time.perf_counter()
+    before = age()
     clock = Timeline(Ledger(paths, "rank-0003", {}), 3)
     time.sleep(0.2)
     clock("weights", 0.15)
     clock("strategy")
-    whole = before + time.perf_counter() - began
+    after = age()
     assert list(clock.phases) == ["python", "weights", "strategy"]
     assert clock.phases["weights"] == 0.15
-    assert sum(clock.phases.values()) == pytest.approx(whole, abs=0.1)
+    assert before + 0.18 < sum(clock.phases.values()) < after + 0.02
     assert clock.phases["strategy"] >= 0.04
     assert [(event["rank"], event["name"]) for event in read_events(paths)] == [
         (3, "python"), (3, "weights"), (3, "strategy")

@@ -150,7 +150,7 @@ def test_a_strategy_gives_the_losses_norms_and_metrics_of_one_process(
     here = trained(run(name, alone.model, *LAYOUTS[layout]), tmp_path, prepared(name))
     assert difference(here, alone.curve(name)) < TOLERANCE
     for ours, theirs in zip(metrics(tmp_path), metrics(alone.root(name)), strict=True):
-        if ours.get("loss") == pytest.approx(np.log(2), rel=1e-6):
+        if ours.get("loss") == pytest.approx(np.log(2), rel=1e-5):
             ours.pop("rewards/accuracies"), theirs.pop("rewards/accuracies")  # of equals, a matter of rounding
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 

@@ -52,15 +52,18 @@ def profiled(made: Any, here: Any) -> dict[str, Any]:
 
     from hpcft.train import loop
 
-    step = made.sharded.step
+    def named(part: Any) -> Any:
+        def inside(*arguments: Any) -> Any:
+            with record_function(kernels.OPTIMIZER):
+                return part(*arguments)
 
-    def named(*arguments: Any) -> Any:
-        with record_function(kernels.OPTIMIZER):
-            return step(*arguments)
+        return inside
 
     with ExitStack() as block:
-        made.sharded.step = named
-        block.callback(setattr, made.sharded, "step", step)
+        for name in ("step", "end_step"):  # DeepSpeed's engine steps in the second
+            part = getattr(made.sharded, name)
+            setattr(made.sharded, name, named(part))
+            block.callback(setattr, made.sharded, name, part)
         found = block.enter_context(kernels.profiling(here.device.type)) if here.first else None
         for _ in range(PROFILED):
             loop.optimizer_step(made, next(made.steps))

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import connection
@@ -117,14 +116,22 @@ class Workers:
             return None
         if self.pool is None:
             self.pool = ProcessPoolExecutor(self.desk.data.workers, _processes(), _start, (self.desk,))
-        with self._told():
+        try:
             return self.pool.submit(_perform, task)
+        except (BrokenProcessPool, EOFError, ConnectionError) as error:  # a worker is gone, or who forks them
+            raise _killed(self.desk.data.workers) from error
+        except OSError as error:  # a worker that is killed while others are being started breaks off their start
+            if not self.pool._broken:
+                raise
+            raise _killed(self.desk.data.workers) from error
 
     def _ended(self, task: T, future: Future[None] | None, made: bool) -> tuple[T, Result, bool]:
         if future is not None:
-            with self._told():
+            try:
                 self._wait_for(future)
                 future.result()
+            except BrokenProcessPool as error:
+                raise _killed(self.desk.data.workers) from error
         if (result := self.desk.work.load(task.name)) is None:  # damaged
             perform(self.desk, task)
             result = self.desk.work.load(task.name)
@@ -137,22 +144,6 @@ class Workers:
         while not wait([future], LOOK_SECONDS).done:
             if self.pool is None or self.pool._broken:
                 raise BrokenProcessPool
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """A killed worker fails whatever waits for it, and whatever is handed out after it.
-
-        So does a killed server that workers are forked from; and one that is killed while others are being started
-        breaks off their start.
-        """
-        try:
-            yield
-        except (BrokenProcessPool, EOFError, ConnectionError) as error:
-            raise _killed(self.desk.data.workers) from error
-        except OSError as error:
-            if self.pool is None or not self.pool._broken:
-                raise
-            raise _killed(self.desk.data.workers) from error
 
 
 def perform(desk: Desk, task: Task) -> None:

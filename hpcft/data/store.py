@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcft import disk
-from hpcft.alive import born
+from hpcft.alive import born, gone
 from hpcft.errors import Refusal, refuse
 from hpcft.plan.plan import DataPlan, data_key
 
@@ -260,31 +260,19 @@ def _stale(lock: Path, holder: dict[str, Any] | None) -> bool:
         return age > 10
     if holder.get("host") != socket.gethostname():
         return age > STALE_AFTER
-    pid, then = int(holder["pid"]), holder.get("born")  # which earlier releases did not write
-    return born(pid) != then if then else not _running(pid)
+    return gone(int(holder["pid"]), holder.get("born", ""))  # which earlier releases did not write
 
 
 def _left(folder: Path) -> bool:
     """Whether nobody writes a temporary folder any more: its process has ended, or another host's is long silent."""
     host, _, pid = folder.name.split(".", 2)[2].rpartition("-")
     if host == socket.gethostname():
-        return int(pid) == os.getpid() or not _running(int(pid))
+        return int(pid) == os.getpid() or gone(int(pid), "")
     try:
         last = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     except OSError:  # it goes away while it is looked at
         return False
     return time.time() - last > LEFT_AFTER
-
-
-def _running(pid: int) -> bool:
-    """Whether this host has a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _renewed(entry: Input) -> Input:

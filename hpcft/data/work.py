@@ -27,6 +27,7 @@ Arrays = dict[str, Any]
 Result = tuple[Arrays, dict[str, Any]]
 FACTS = "facts"
 FORGOTTEN = 14 * 86400.0  # seconds after which the work on a content that nobody goes on with is removed
+TRIES = 100  # to make a folder in one that others take away where they find it empty
 
 
 class Killed(Refusal):
@@ -71,13 +72,15 @@ class Work:
 
     def _make(self) -> None:
         """Another content's ``end`` takes the folder of all away where it is empty, between these two steps too."""
-        while True:
+        for left in reversed(range(TRIES)):
             common(self.store, self.all.name)
             try:
                 self.folder.mkdir(exist_ok=True)
             except FileNotFoundError:
-                continue
-            return
+                if not left:  # nobody takes it away: it is a link, say, to what is no more
+                    raise
+            else:
+                return
 
     def has(self, name: str) -> bool:
         """Whether there is a result of that name; whether it is whole, ``load`` says."""

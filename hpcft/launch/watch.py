@@ -90,7 +90,10 @@ def _settled(found: _Read, ask: Callable[[str], State]) -> RunStatus:
     now = _status(found, ask)
     if now.state not in ("stopped", "cancelled", "unknown"):
         return now
-    again = _Read.of(found.paths)
+    try:
+        again = _Read.of(found.paths)
+    except OSError:  # what was read before stands
+        return now
     return now if again.events == found.events else _status(again, ask)
 
 

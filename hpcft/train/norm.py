@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.distributed as dist
 
+from hpcft.plan.layout import Layout
 from hpcft.train.world import World
 
 
@@ -20,11 +23,15 @@ def global_norm(world: World, cut: torch.Tensor, whole: torch.Tensor, once: str)
         return mine.sum().sqrt().float()
     every = mine.new_empty(world.size * 2)
     dist.all_gather_into_tensor(every, mine)
-    return (every.view(world.size, 2) * _counted(world, once, mine.device)).sum().sqrt().float()
+    return (every.view(world.size, 2) * _counted(world.layout, once, mine.device)).sum().sqrt().float()
 
 
-def _counted(world: World, once: str, device: torch.device) -> torch.Tensor:
-    """float64 [ranks, 2]: 1 where a rank's squares count, those of what is not cut on one tensor rank only."""
-    places = [world.layout.place(rank).coordinates for rank in range(world.size)]
+@lru_cache
+def _counted(layout: Layout, once: str, device: torch.device) -> torch.Tensor:
+    """float64 [ranks, 2]: 1 where a rank's squares count, those of what is not cut on one tensor rank only.
+
+    Sent to the device once: the host would wait in every step until all is done that is queued before it.
+    """
+    places = [layout.place(rank).coordinates for rank in range(layout.world_size)]
     rows = [[float(not at.get(once, 0)), float(not at.get(once, 0) and not at.get("tp", 0))] for at in places]
     return torch.tensor(rows, dtype=torch.float64, device=device)

@@ -121,10 +121,14 @@ def _write(file: Path, numbers: np.ndarray, facts: dict[str, Any]) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _beside(file).unlink(missing_ok=True)
     aside = file.with_name(f".{socket.gethostname()}-{os.getpid()}.{file.name}")
-    np.save(aside, numbers)
-    aside.chmod(0o600)
-    disk.sync(aside)
-    os.replace(aside, file)
+    try:
+        np.save(aside, numbers)
+        aside.chmod(0o600)
+        disk.sync(aside)
+        os.replace(aside, file)
+    except OSError:  # every attempt on a full disk would leave another one
+        aside.unlink(missing_ok=True)
+        raise
     disk.replace(_beside(file), json.dumps(facts) + "\n")
 
 

@@ -225,6 +225,19 @@ class Empty:
         return {}, {}
 
 
+@dataclass(frozen=True)
+class Cut(Empty):
+    """A task whose file ends too early."""
+
+    def do(self, desk: Desk) -> Result:
+        raise EOFError("this file was cut off")
+
+
+def test_what_a_portion_meets_itself_is_not_taken_for_a_killed_worker(data: DataPlan, tmp_path: Path) -> None:
+    said = told_in_time([Cut("first")], data, tmp_path)
+    assert said == "EOFError: this file was cut off"
+
+
 def test_a_worker_killed_between_two_portions_is_told_when_the_next_one_is_handed_out(
     data: DataPlan, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcft import disk
+from hpcft import alive, disk
 from hpcft.data import store, work
 from hpcft.data.store import (
     SCHEMA,
@@ -86,10 +86,28 @@ def test_a_dead_writer_whose_number_another_process_has_by_now_is_not_waited_for
     lock = lock_file(tmp_path, socket.gethostname(), os.getppid())
     lock.write_text(json.dumps({**json.loads(lock.read_text()), "born": "1"}))
     said: list[str] = []
-    threading.Timer(20, lambda: lock.unlink(missing_ok=True)).start()
+    given_up = threading.Timer(20, lambda: lock.unlink(missing_ok=True))
+    given_up.start()
     with one_writer(tmp_path, data_key(DATA), said.append):
+        given_up.cancel()
         assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert said == []
+
+
+def test_a_live_writer_of_whom_the_system_shows_nothing_but_the_number_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = lock_file(tmp_path, socket.gethostname(), os.getppid())
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "born": "1"}))
+    monkeypatch.setattr(alive, "_facts", lambda pid: [])
+    found: list[int] = []
+
+    def told(_: str) -> None:
+        found.append(json.loads(lock.read_text())["pid"])
+        lock.unlink()
+
+    with one_writer(tmp_path, data_key(DATA), told):
+        assert found == [os.getppid()]
 
 
 @pytest.mark.parametrize("taken", ["away", "by another account"])
@@ -162,6 +180,12 @@ def test_work_begins_where_that_of_another_content_ends_at_the_same_moment(
     with Work(tmp_path, "c").kept():
         assert (tmp_path / "work/c").is_dir()
     assert len(times) == 2
+
+
+def test_work_whose_folder_cannot_be_made_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "work").symlink_to(tmp_path / "purged")
+    with pytest.raises(FileNotFoundError), Work(tmp_path, "c").kept():
+        pass
 
 
 def test_a_request_that_another_node_replaces_at_this_moment_is_read_all_the_same(

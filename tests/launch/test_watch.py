@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,27 @@ def test_a_run_that_finishes_between_the_look_into_its_ledger_and_the_question_t
     monkeypatch.setattr(watch, "job_states", lambda jobs: {job: ended(job) for job in jobs})
     (now,) = [watch.status(paths.root)] if looks == "status" else watch.runs(tmp_path)
     assert now.state == "finished"
+
+
+def test_a_run_that_cannot_be_read_a_second_time_is_what_it_was_and_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        paths = RunPaths(tmp_path / name)
+        paths.root.mkdir()
+        paths.script.write_text("")
+        Ledger(paths, "batch", {JOB_VARIABLE: "7"}).write("attempt_began", restart=0)
+    looks = dict[Path, int]()
+
+    def lost(paths: RunPaths) -> Any:
+        looks[paths.root] = looks.get(paths.root, 0) + 1
+        if paths.root.name == "one" and looks[paths.root] > 1:
+            raise OSError(errno.EIO, "Input/output error", str(paths.events))
+        return read_events(paths)
+
+    monkeypatch.setattr(watch, "read_events", lost)
+    monkeypatch.setattr(watch, "job_states", lambda jobs: dict.fromkeys(jobs, State.COMPLETED))
+    assert {run.name: run.state for run in watch.runs(tmp_path)} == {"one": "stopped", "other": "stopped"}
 
 
 def at(seconds: float, monkeypatch: pytest.MonkeyPatch, paths: RunPaths, job: str, event: str, **facts: Any) -> None:

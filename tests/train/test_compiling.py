@@ -47,6 +47,7 @@ def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("one process", "lora", "full", TRACED),
         ("FSDP2", "full", "none", TRACED),
+        ("FSDP2", "lora", "none", TRACED),  # its adapters share inputs
         ("TP", "lora", "none", TRACED),
         *(
             pytest.param(layout, kind, level, "inductor", marks=pytest.mark.campaign)

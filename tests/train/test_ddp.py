@@ -15,9 +15,10 @@ from hpcft.run.paths import RunPaths
 from hpcft.train import loop, totals
 from hpcft.train import model as models
 from hpcft.train.metrics import read_metrics
+from hpcft.train.norm import global_norm
 from hpcft.train.precision import LossScale
 from hpcft.train.strategies import ddp
-from hpcft.train.world import World
+from hpcft.train.world import World, join
 from tests import plans
 from tests.train import small
 
@@ -185,6 +186,25 @@ def order_of_a_step(plan: Plan, root: Path) -> list[str]:
         patch.setattr(ddp.DataParallel, "step", queued)
         small.train_here(plan, root, small.Prepared(small.windows(4)))
     return order
+
+
+def test_only_the_first_norm_sends_numbers_to_the_device_for_which_the_host_would_wait(model: Path) -> None:
+    assert small.on_ranks(2, sent_for_norms, small.tiny(model, 2)) == [[1, 1, 1]] * 2
+
+
+def sent_for_norms(plan: Plan) -> list[int]:
+    here, squares, tensor, sent, counts = join(plan), torch.ones(()), torch.tensor, list[Any](), list[int]()
+
+    def counted(what: Any, **how: Any) -> torch.Tensor:
+        sent.append(what)
+        return tensor(what, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "tensor", counted)
+        for _ in range(3):
+            assert float(global_norm(here, squares, squares, once="dp_replicate")) == 2.0
+            counts.append(len(sent))
+    return counts
 
 
 def test_a_scale_halves_on_overflow_and_doubles_after_good_steps() -> None:

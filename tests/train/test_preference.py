@@ -307,3 +307,4 @@ def test_numbers_that_the_ranks_read_are_not_touched_by_an_attempt_that_was_give
         reference._write(file, np.zeros((4, 2), np.float32), {"data": "a"})
     assert file.stat().st_size > read.nbytes, "what is mapped is no longer there"
     assert read.tolist() == [[1.0, 1.0]] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["train.npy"], "what found no room takes some"

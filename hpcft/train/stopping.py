@@ -44,6 +44,8 @@ class Stopping:
     lead: float  # seconds before the end at which Slurm warns
     _looked_at: float = field(default=float("-inf"), init=False)
     _stops: int = field(default=0, init=False)
+    _request: int = field(default=0, init=False)  # when the save-now file was written, the last that was seen
+    _served: int = field(default=0, init=False)  # … for which a save was made
 
     def flags(self) -> list[float]:
         """This rank's two numbers for the step's exchange: their maximum over ranks is the agreement."""
@@ -72,10 +74,14 @@ class Stopping:
         if not self.world.first or time.monotonic() - self._looked_at < LOOK_EVERY:
             return False
         self._looked_at = time.monotonic()
-        return os.path.exists(self.paths.save_now)  # Path's own raises where the file server fails for a moment
+        with suppress(OSError):  # it is not there, or the file server fails for a moment
+            self._request = os.stat(self.paths.save_now).st_mtime_ns
+            return self._request != self._served
+        return False
 
     def saved(self) -> None:
-        """A save that was asked for is done."""
+        """A save that was asked for is done. A file that cannot be removed asks for no other."""
+        self._served = self._request
         if self.world.first:
             with suppress(OSError):
                 self.paths.save_now.unlink()

@@ -76,11 +76,15 @@ def test_a_preempted_run_whose_ledger_is_full_saves_and_is_requeued_all_the_same
     assert requeues == ["0"]
 
 
+def on_rank_0(root: Path) -> stopping.Stopping:
+    first: Any = SimpleNamespace(first=True)
+    return stopping.Stopping(Signals(), first, RunPaths(root), ledger.Ledger(RunPaths(root), "x"), {}, 60)
+
+
 def test_a_file_server_that_fails_for_a_moment_asks_for_no_save_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first: Any = SimpleNamespace(first=True)
-    stops = stopping.Stopping(Signals(), first, RunPaths(tmp_path), ledger.Ledger(RunPaths(tmp_path), "x"), {}, 60)
+    stops = on_rank_0(tmp_path)
     look = os.stat
 
     def failing(path: Any, **words: Any) -> os.stat_result:
@@ -91,6 +95,25 @@ def test_a_file_server_that_fails_for_a_moment_asks_for_no_save_and_ends_no_run(
     monkeypatch.setattr(os, "stat", failing)
     assert stops.flags() == [0.0, 0.0]
     stops.saved()
+
+
+def test_a_save_now_that_cannot_be_removed_asks_for_one_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stops, asked = on_rank_0(tmp_path), list[float]()
+    stops.paths.save_now.touch()
+
+    def full(path: Path, **words: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", full)
+    for _ in range(3):
+        monkeypatch.setattr(stops, "_looked_at", float("-inf"))
+        asked.append(stops.flags()[1])
+        if asked[-1]:
+            stops.saved()
+    assert asked == [1.0, 0.0, 0.0]
+    os.utime(stops.paths.save_now, ns=(1, 1))  # asked for once more
+    monkeypatch.setattr(stops, "_looked_at", float("-inf"))
+    assert stops.flags()[1] == 1.0
 
 
 @pytest.mark.parametrize("cause", [Cause.CANCELLED, Cause.REQUEUED, Cause.UNKNOWN, Cause.NOT_SLURM])

@@ -124,7 +124,8 @@ def start_as_ours(task: Task, trainer: Any) -> None:
         return
     import torch
 
-    from hpcft.train.model import add_adapters, empty_model, load_config
+    from hpcft.train.adapters import add_adapters
+    from hpcft.train.model import empty_model, load_config
 
     plan = task.plan()
     ghost = add_adapters(empty_model(plan, load_config(plan.model), "sdpa"), plan.tuner, plan.train.seed)

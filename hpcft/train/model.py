@@ -10,7 +10,6 @@ import errno
 import hashlib
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal, refuse
 from hpcft.plan.basefiles import lacking, unusable
-from hpcft.plan.modules import unmatched
-from hpcft.plan.plan import QUANTISED, ModelPlan, Plan, TunerPlan
+from hpcft.plan.plan import QUANTISED, ModelPlan, Plan
 from hpcft.run.regions import Span
+from hpcft.train.adapters import FROM_WEIGHTS, add_adapters, is_adapter, refuse_unmatched
 from hpcft.train.attention import VARLEN, choose_attention, for_any_shape, register_varlen
-from hpcft.train.libraries import absent
 from hpcft.train.parameters import ghosts, without_memory
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise
@@ -40,11 +37,10 @@ from hpcft.train.score import (
     check_family,
     check_head,
     fresh,
-    head_of_score,
     said_of_scores,
 )
-from hpcft.train.shared_inputs import share_inputs
-from hpcft.train.skeleton import Skeleton, beyond_text, let_in, parts_beyond_text
+from hpcft.train.shared_inputs import share_inputs, shares_inputs
+from hpcft.train.skeleton import Skeleton, beyond_text, let_in
 from hpcft.train.sources import Files, FirstRank, Source, files_of, fits
 from hpcft.train.tensor_parallel import cut
 from hpcft.train.world import World
@@ -71,7 +67,7 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
         tuner = plan.tuner if isinstance(source, Files) else dataclasses.replace(plan.tuner, init_lora_weights="true")
         model = add_adapters(model, tuner, plan.train.seed)
         if isinstance(source, Files):
-            source.initial |= {n: p.detach().clone() for n, p in model.named_parameters() if _is_adapter(n)}
+            source.initial |= {n: p.detach().clone() for n, p in model.named_parameters() if is_adapter(n)}
         without_memory(model)
     read_buffers(model, source)
     pin_factors(model, plan.data.max_length, world.first)
@@ -90,12 +86,6 @@ def prepare_model(plan: Plan, world: World, notes: Path | None = None) -> Skelet
     model.train()
     let_in(model)
     return skeleton
-
-
-def shares_inputs(plan: Plan) -> bool:
-    """May an adapter meet the weights of another? Compiled layers that are recomputed know no memory between them."""
-    apart = STRATEGIES[plan.train.strategy].gathers_by_module or plan.layout.degree("tp") > 1
-    return plan.tuner.kind == "lora" and plan.train.recomputation == "none" and not apart
 
 
 def weights_dtype(plan: Plan) -> torch.dtype:
@@ -244,13 +234,6 @@ def unreadable_model(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def refuse_unmatched(model: nn.Module, tuner: TunerPlan) -> None:
-    """Raises Refusal for names of ``target_modules`` and ``modules_to_save`` that no module has."""
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    if problems := [problem for some in unmatched(tuner, names).values() for problem in some]:
-        raise Refusal(problems)
-
-
 def saved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """Buffers that are part of a model's state, such as a router's bias; others its configuration gives."""
     kept = model.state_dict().keys()
@@ -278,51 +261,6 @@ def _cached(plan: ModelPlan) -> Path:
 
     found = try_to_load_from_cache(plan.path, "config.json", revision=plan.revision)
     return Path(found).parent if isinstance(found, str) else Path("not-in-the-cache")
-
-
-def _is_adapter(name: str) -> bool:
-    return "lora_" in name
-
-
-def add_adapters(model: nn.Module, tuner: TunerPlan, seed: int) -> nn.Module:
-    """Freeze the model and add LoRA as peft makes it; adapters are float32 and the same for the same seed."""
-    with absent("bitsandbytes"):
-        from peft import LoraConfig, get_peft_model
-
-    targets = "all-linear" if tuner.target_modules == ("all-linear",) else list(tuner.target_modules)
-    unmet = parts_beyond_text(model) if targets == "all-linear" else []  # adapters there would be trained by nothing
-    initial = {"true": True, "false": False}.get(tuner.init_lora_weights, tuner.init_lora_weights)
-    config = LoraConfig(
-        task_type="CAUSAL_LM" if head_of_score(model) is None else "SEQ_CLS",
-        r=tuner.rank,
-        lora_alpha=tuner.alpha,
-        lora_dropout=tuner.dropout,
-        target_modules=targets,
-        exclude_modules=rf"(.*\.)?({'|'.join(unmet)})\..*" if unmet else None,
-        modules_to_save=list(tuner.modules_to_save) or None,
-        bias=tuner.bias,
-        use_rslora=tuner.use_rslora,
-        use_dora=tuner.use_dora,
-        init_lora_weights=initial,
-    )
-    if _touches_tied_weights(model, tuner):
-        config.ensure_weight_tying = True
-    torch.manual_seed(seed)
-    try:
-        with warnings.catch_warnings(), absent("bitsandbytes"):
-            warnings.simplefilter("ignore", FutureWarning)  # peft's use of names that transformers renames
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise refuse(
-            f"tuner: peft refuses these settings: {error}", hint="see target_modules and the other keys of tuner"
-        ) from error
-
-
-def _touches_tied_weights(model: nn.Module, tuner: TunerPlan) -> bool:
-    """Are embedding and head one weight, and is either adapted? Then both must be, or they come apart."""
-    named = {*tuner.target_modules, *tuner.modules_to_save}
-    tied = bool(model.config.tie_word_embeddings) and head_of_score(model) is None
-    return tied and bool(named & {"lm_head", "embed_tokens"})
 
 
 def recompute(model: nn.Module, policy: str) -> None:
@@ -358,7 +296,6 @@ def _say_quantised(skeleton: Skeleton, model: ModelPlan, world: World) -> None:
 
 DIGESTED = 2**24  # numbers at a time: in float64 they take eight bytes each
 SCORE = f"{HEAD}.weight"
-FROM_WEIGHTS = ("pissa", "olora")  # adapters that are taken out of the weights they sit on
 
 
 def check_same(model: nn.Module, world: World) -> None:

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from hpcft.catalog import STRATEGIES
+from hpcft.plan.plan import Plan
+
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -46,6 +49,12 @@ class Member(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.joined.product(self.place, x)
+
+
+def shares_inputs(plan: Plan) -> bool:
+    """May an adapter meet the weights of another? Compiled layers that are recomputed know no memory between them."""
+    apart = STRATEGIES[plan.train.strategy].gathers_by_module or plan.layout.degree("tp") > 1
+    return plan.tuner.kind == "lora" and plan.train.recomputation == "none" and not apart
 
 
 def share_inputs(model: nn.Module) -> None:

@@ -19,8 +19,9 @@ from torch import nn
 
 from hpcft.errors import refuse
 from hpcft.plan.plan import Plan
+from hpcft.train.adapters import add_adapters
 from hpcft.train.facts import same_tensors
-from hpcft.train.model import add_adapters, load_model, local_folder, own_config
+from hpcft.train.model import load_model, local_folder, own_config
 from hpcft.train.precision import DTYPES
 from hpcft.train.quantise import quantise_now
 from hpcft.train.reader import Reader

@@ -32,6 +32,15 @@ def held(tmp_path: Path) -> tuple[RunPaths, dict[str, str]]:
     return paths, environ
 
 
+def submitted(folder: Path, *names: str) -> list[RunPaths]:
+    """Runs beside each other, of which no more is there than the script."""
+    every = [RunPaths(folder / name) for name in names]
+    for paths in every:
+        paths.root.mkdir()
+        paths.script.write_text("")
+    return every
+
+
 def test_a_cancelled_run_is_being_cancelled_until_its_job_has_let_go(held: tuple[RunPaths, dict[str, str]]) -> None:
     paths, environ = held
     assert watch.status(paths.root).state == "running"
@@ -103,10 +112,7 @@ def test_a_run_that_finishes_between_the_look_into_its_ledger_and_the_question_t
 def test_a_run_that_cannot_be_read_a_second_time_is_what_it_was_and_does_not_hide_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("one", "other"):
-        paths = RunPaths(tmp_path / name)
-        paths.root.mkdir()
-        paths.script.write_text("")
+    for paths in submitted(tmp_path, "one", "other"):
         Ledger(paths, "batch", {JOB_VARIABLE: "7"}).write("attempt_began", restart=0)
     looks = dict[Path, int]()
 
@@ -157,10 +163,7 @@ def test_of_attempts_on_nodes_with_other_clocks_the_last_one_says_why_the_run_st
 def test_a_run_that_is_removed_while_the_runs_are_listed_does_not_hide_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("stays", "goes"):
-        paths = RunPaths(tmp_path / name)
-        paths.root.mkdir()
-        paths.script.write_text("")
+    submitted(tmp_path, "stays", "goes")
     found = is_run
 
     def removed(folder: Path) -> bool:

@@ -6,10 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 import torch.utils.tensorboard
 from transformers import Qwen2ForCausalLM  # noqa: F401
 
+from benchmarks.ranks import held_port
 from hpcft.plan.plan import Plan
 from hpcft.run.paths import RunPaths
 from hpcft.train import assemble, loop, world
@@ -98,15 +97,6 @@ def environment(rank: int, size: int, port: int, attempt: int = 1) -> dict[str, 
         "MASTER_PORT": str(port),
         "HPCFT_ATTEMPT": str(attempt),
     }
-
-
-@contextmanager
-def held_port() -> Iterator[int]:
-    """A port to meet at. It stays bound, so that the system gives it to nobody else before the ranks listen there."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store has it: they share it
-        holder.bind(("", 0))
-        yield int(holder.getsockname()[1])
 
 
 def on_ranks(size: int, work: Callable[..., Any], *arguments: Any, attempt: int = 1) -> list[Any]:

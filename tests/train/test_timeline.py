@@ -30,7 +30,7 @@ UNUSED = {
 IMPORTS = """
 import sys
 from hpcft.train import assemble, libraries, loop, world
-from hpcft.train.model import add_adapters
+from hpcft.train.adapters import add_adapters
 from hpcft.plan.plan import Plan
 plan = Plan.from_json(open(sys.argv[1]).read())
 libraries.import_libraries(plan)

@@ -120,6 +120,7 @@ def _tiny() -> Plan:
             recomputation="none",
             compiled=False,
             resharding=True,
+            loss_chunk=0,
             nonfinite="stop",
             logging_steps=1,
             eval_steps=0,

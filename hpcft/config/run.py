@@ -192,6 +192,11 @@ class Train(Section):
         description="Compile each decoder layer: a third faster after half a minute at the start. Windows are padded "
         "to max_length, so pack them. auto: on NVIDIA's GPUs, where it can be and packing is on.",
     )
+    loss_chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Trained tokens whose logits exist at a time. Where the head is trained its gradient is read and "
+        "written once a chunk. auto: half a GiB of logits; up to 2 GiB where the GPU has room and the head is trained.",
+    )
     seed: int = Field(42, ge=0, description="Data order, initial adapters and dropout follow from it.")
     deterministic: bool = Field(False, description="Bitwise repeatable on GPUs, at some cost of speed.")
     nonfinite: Literal["stop", "skip"] = Field(

@@ -127,11 +127,11 @@ def logit_rows(plan: Plan, shape: Shape) -> int:
     """Rows of logits that exist at a time; none where a text is scored at its last token."""
     if plan.scored:
         return 0
-    return min(micro_tokens(plan), chunk_rows(shape.vocabulary))
+    return min(micro_tokens(plan), plan.train.loss_chunk or chunk_rows(shape.vocabulary))
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits that exist at a time, in whole tiles; two, however large the vocabulary."""
+    """Rows of logits that exist at a time where a Plan names none, in whole tiles; two, however large the vocabulary."""
     return max(2 * TILE, CHUNK_LOGITS // vocabulary // TILE * TILE)
 
 

@@ -311,6 +311,7 @@ def _train(run: RunConfig, way: Way, accelerator: str) -> TrainPlan:
         deepspeed=(run.parallel.deepspeed or "") if strategy.startswith("zero") else "",
         seed=train.seed, deterministic=train.deterministic, recomputation=_recomputation(train),
         compiled=_compiled(run, way, accelerator), resharding=True,
+        loss_chunk=0 if train.loss_chunk == "auto" else train.loss_chunk,
         nonfinite=train.nonfinite, logging_steps=train.logging_steps, eval_steps=every if evaluates else -1,
         early_stopping_patience=train.early_stopping_patience,
         dataloader_workers=run.data.dataloader_num_workers, collective_timeout=train.ddp_timeout,

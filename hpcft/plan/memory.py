@@ -228,8 +228,12 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
 
 def _head(plan: Plan, shape: Shape) -> int:
     """Weights of the head whose gradient is computed."""
-    whole = plan.tuner.kind == "full" or {"lm_head"} & set(plan.tuner.modules_to_save)
-    return shape.embedding if whole and not plan.scored else 0
+    return shape.embedding if trains_head(plan) else 0
+
+
+def trains_head(plan: Plan) -> bool:
+    """Is the matrix that makes logits trained?"""
+    return not plan.scored and (plan.tuner.kind == "full" or "lm_head" in plan.tuner.modules_to_save)
 
 
 def _unpacked(plan: Plan, shape: Shape) -> int:

@@ -21,8 +21,8 @@ from hpcft.errors import refuse
 from hpcft.plan.layout import Axis, Layout
 from hpcft.plan.prediction import MemoryPlan
 
-SCHEMA = 2
-READABLE_SCHEMAS = (1, 2)
+SCHEMA = 3
+READABLE_SCHEMAS = (1, 2, 3)
 QUANTISED = {"nf4": "4 bits (NormalFloat, double quantisation)", "fp8": "8-bit floats (e4m3, a scale for each row)"}
 RECOMPUTATION = ("none", "selective", "full")  # of activations, the least first
 
@@ -149,6 +149,7 @@ class TrainPlan:
     recomputation: str  # one of RECOMPUTATION
     compiled: bool  # each decoder layer
     resharding: bool  # fsdp: layers let their gathered weights go between the forward and the backward pass
+    loss_chunk: int  # trained tokens whose logits exist at a time; 0: as many as make half a GiB of them
     nonfinite: str  # stop | skip
     logging_steps: int
     eval_steps: int  # 0: only at the end of each epoch; -1: never
@@ -339,7 +340,8 @@ _MEANT: dict[int, dict[str, dict[str, Any]]] = {
         "train": {"deepspeed": "", "compiled": False, "resharding": True},
         "data": {"num_labels": 0},
         "resources": {"prepare_job": None},
-    }
+    },
+    2: {"train": {"loss_chunk": 0}},
 }
 # The same of whole sections.
 _ABSENT: dict[int, dict[str, Any]] = {
@@ -357,9 +359,10 @@ _ABSENT: dict[int, dict[str, Any]] = {
 def _upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same Plan in this release's schema."""
     whole = {**_ABSENT.get(data["schema"], {}), **data}
-    for section, leaves in _MEANT.get(whole["schema"], {}).items():
-        if isinstance(whole.get(section), Mapping):
-            whole[section] = {**leaves, **whole[section]}
+    for schema in range(data["schema"], SCHEMA):
+        for section, leaves in _MEANT[schema].items():
+            if isinstance(whole.get(section), Mapping):
+                whole[section] = {**leaves, **whole[section]}
     return {**whole, "schema": SCHEMA}
 
 

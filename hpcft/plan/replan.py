@@ -10,6 +10,7 @@ import dataclasses
 from hpcft.catalog import STRATEGIES
 from hpcft.config.cluster import ClusterProfile
 from hpcft.errors import Refusal, near, refuse
+from hpcft.plan.activations import chunk_rows
 from hpcft.plan.batch import plan_batch
 from hpcft.plan.checks import clashes, uncompilable
 from hpcft.plan.layout import mesh
@@ -46,7 +47,8 @@ def replan(
     train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
     layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
     if layout != old or train.strategy != plan.train.strategy:
-        train = dataclasses.replace(train, resharding=True)  # what had room for gathered weights may have none now
+        # What had room for gathered weights, or for more logits than is usual, may have none now.
+        train = dataclasses.replace(train, resharding=True, loss_chunk=_usual_at_most(plan))
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
@@ -87,6 +89,12 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     return dataclasses.replace(
         plan.train, strategy=strategy, strategy_module=STRATEGIES[strategy].module, deepspeed=kept, compiled=compiled
     )
+
+
+def _usual_at_most(plan: Plan) -> int:
+    """Its ``loss_chunk``; 0 where that was more than usual, because a card had room."""
+    chunk, memory = plan.train.loss_chunk, plan.memory
+    return 0 if memory is not None and chunk > chunk_rows(memory.shape.vocabulary) else chunk
 
 
 def _held(plan: Plan, cluster: ClusterProfile | None) -> Plan:

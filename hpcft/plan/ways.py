@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from hpcft.catalog import STRATEGIES
 from hpcft.errors import Refusal
-from hpcft.plan.memory import memory_plan
+from hpcft.plan.activations import logit_rows, micro_tokens
+from hpcft.plan.memory import memory_plan, trains_head
 from hpcft.plan.plan import BatchPlan, Plan
 from hpcft.plan.prediction import Hardware, MemoryPlan, Option
 from hpcft.plan.shape import Shape
@@ -21,6 +22,7 @@ from hpcft.plan.speed import step_time
 
 HEADROOM = 0.95  # of a GPU that may be planned for: predictions err by some per cent
 SPENT = 0.9  # of a GPU that is planned for where more could be recomputed
+CHUNKS = (4, 2)  # times the usual logits at a time, where there is memory for them and something to be had
 MOST_TOKENS = 16384  # of one forward pass, where nobody says how many windows it has: more is no faster
 CLEARLY = 1.05  # of a GPU: a named strategy is refused only when predicted so far beyond it
 OFFLOADING = ("fsdp_offload", "zero2_offload", "zero3_offload")
@@ -64,7 +66,22 @@ class Question:
         kept = (False, True) if plan.train.strategy == "fsdp" and self.hardware.gpu_bytes is not None else (True,)
         levels = [self._filled(plan, level, again) for level in self.recomputation for again in kept]
         possible = [level for level in levels if fits(level, self._share(level))]
-        return min(possible, key=pace) if possible else levels[-1]
+        return self._larger_chunks(min(possible, key=pace)) if possible else levels[-1]
+
+    def _larger_chunks(self, plan: Plan) -> Plan:
+        """``plan`` with more logits at a time where the head is trained and they fit: each chunk reads and writes the
+        sum of its gradient, which is several GB.
+        """
+        usual = logit_rows(plan, self.shape)
+        if plan.train.loss_chunk or self.hardware.gpu_bytes is None or not trains_head(plan):
+            return plan
+        for times in CHUNKS:
+            if usual * times // 2 < micro_tokens(plan):
+                train = dataclasses.replace(plan.train, loss_chunk=usual * times)
+                larger = self._foretold(dataclasses.replace(plan, train=train))
+                if fits(larger, SPENT):
+                    return larger
+        return plan
 
     def _filled(self, plan: Plan, recomputation: str, resharding: bool) -> Plan:
         """``plan`` with so much recomputation, and with as many windows in a forward pass as fit, at least one."""

@@ -16,7 +16,7 @@ from hpcft.run.paths import RunPaths
 MAY_CHANGE = frozenset(
     {"hpcft", "resources", "budgets", "environment", "layout", "memory", "batch.micro_windows", "batch.accumulation",
      "train.strategy", "train.strategy_module", "train.deepspeed", "train.recomputation", "train.resharding",
-     "train.compiled"}
+     "train.compiled", "train.loss_chunk"}
 )  # fmt: skip
 
 

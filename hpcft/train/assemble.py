@@ -82,7 +82,8 @@ def assemble(
         dtype, config = DTYPES[plan.model.dtype], skeleton.model.config
         check_packing(sharded.model, config, world.device, dtype, plan.data.max_length)
     if not plan.scored:
-        head_of(sharded.model, world.device)  # found out by a few tokens, which compiled layers had better not meet
+        # Found out by a few tokens, which compiled layers had better not meet.
+        head_of(sharded.model, world.device, plan.train.loss_chunk)
     phase("strategy")
     refers = plan.train.compiled and plan.objective.reference != "none"
     alike = refers and repeats_itself(sharded.model, world)

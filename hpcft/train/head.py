@@ -67,10 +67,13 @@ class Head:
 HEADS: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
 
 
-def head_of(model: nn.Module, device: torch.device) -> Head | None:
-    """The model's head, tried once against the model's own logits; None where they differ."""
+def head_of(model: nn.Module, device: torch.device, chunk: int = 0) -> Head | None:
+    """The model's head, tried once against the model's own logits; None where they differ.
+
+    chunk: rows of scores that exist at a time; 0: as many as the vocabulary's size allows. It counts when first asked.
+    """
     if model not in HEADS:
-        head = _split(model)
+        head = _split(model, chunk)
         if head is not None and not _gives_own_logits(model, head, device):
             warnings.warn(
                 "the model's head does more than a matrix product: its logits are computed whole", stacklevel=2
@@ -80,7 +83,7 @@ def head_of(model: nn.Module, device: torch.device) -> Head | None:
     return HEADS[model]
 
 
-def _split(model: Any) -> Head | None:
+def _split(model: Any, chunk: int) -> Head | None:
     whole = plain(model)
     body, output = getattr(whole, whole.base_model_prefix, None), whole.get_output_embeddings()
     if body is None or body is whole or output is None:
@@ -89,7 +92,7 @@ def _split(model: Any) -> Head | None:
     multiplier = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     scaling = Scaling(multiplier, getattr(text, "final_logit_softcapping", None))
     columns = getattr(output, "columns", None)
-    return Head(body, output, scaling, chunk_rows(text.vocab_size), columns)
+    return Head(body, output, scaling, chunk or chunk_rows(text.vocab_size), columns)
 
 
 @torch.no_grad()

@@ -32,13 +32,13 @@ def test_the_fingerprint_changes_with_every_decision() -> None:
 
 
 def test_a_plan_of_another_schema_is_refused_with_the_command_that_renders_it_anew() -> None:
-    for schema in (0, 3, "2", None):
+    for schema in (0, 4, "2", None):
         with pytest.raises(Refusal) as caught:
             Plan.from_json(changed(schema=schema), "runs/x/plan.json")
         (problem,) = caught.value.problems
         assert problem.where == "runs/x/plan.json"
         assert "hpcft render" in problem.hint
-        assert problem.choices == ("1", "2")
+        assert problem.choices == ("1", "2", "3")
 
 
 def test_an_unknown_key_and_a_missing_one_are_refused_by_name() -> None:

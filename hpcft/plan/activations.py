@@ -131,7 +131,7 @@ def logit_rows(plan: Plan, shape: Shape) -> int:
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """Rows of logits that exist at a time where a Plan names none, in whole tiles; two, however large the vocabulary."""
+    """Rows of logits that exist at a time where a Plan does not say: whole tiles, two for the largest vocabulary."""
     return max(2 * TILE, CHUNK_LOGITS // vocabulary // TILE * TILE)
 
 

@@ -25,7 +25,7 @@ from hpcft.plan.hardware import PEAK_TFLOPS
 from hpcft.plan.plan import Plan
 from hpcft.plan.prediction import Hardware
 from hpcft.plan.shape import Shape
-from hpcft.plan.weights import COMPUTE_BYTES, SUMMED, all_weights, main_bytes
+from hpcft.plan.weights import COMPUTE_BYTES, SUMMED, all_weights, main_bytes, sent_bytes
 
 # Shares of the peak and factors beside the GPU's copying speed are measured on H100 (docs/benchmarks.md), the rest is
 # from data sheets.
@@ -137,7 +137,8 @@ def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
     """Seconds of traffic along the data axes in one step."""
     weights, row, layout = all_weights(plan, shape), STRATEGIES[plan.train.strategy], plan.layout
     tp, n, replicas = layout.degree("tp"), layout.degree("dp"), layout.degree("dp_replicate")
-    gathered, summed = weights.gathered_bytes / tp, (SUMMED if row.shards else main_bytes(plan)) * weights.trained / tp
+    gathered, summed = weights.gathered_bytes / tp, sent_bytes(plan) * weights.trained / tp
+    shared = (SUMMED if row.shards else main_bytes(plan)) * weights.trained / tp / n  # of one shard, by replicas
     passes = plan.batch.accumulation
     if "weights" in row.shards:
         gathers = 2 if plan.train.resharding else 1
@@ -151,7 +152,7 @@ def _data_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:
     sharing = _ring(volume, n, bandwidth(plan, hardware)) + (calls * LATENCY if n > 1 else 0.0)
     # Replicas of one shard are one GPU in each node: all GPUs of a node share its adapters.
     share = hardware.fabric_bandwidth / layout.ranks_per_node
-    return sharing + _ring(2 * summed / n, replicas, share if layout.nodes > 1 else hardware.node_bandwidth)
+    return sharing + _ring(2 * shared, replicas, share if layout.nodes > 1 else hardware.node_bandwidth)
 
 
 def _ring(volume: float, ranks: int, gigabytes: float) -> float:

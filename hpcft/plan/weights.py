@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpcft.catalog import STRATEGIES
 from hpcft.plan.plan import Plan, TunerPlan
 from hpcft.plan.shape import Shape
 
@@ -46,6 +47,22 @@ class Weights:
 def main_bytes(plan: Plan) -> int:
     """Of a trained weight as it is kept, of each of its two moments and of its gradient: they are of one type."""
     return COMPUTE_BYTES[plan.model.main_params_dtype]
+
+
+def sends_narrow(plan: Plan) -> bool:
+    """Are gradients sent in the compute type and added up in float32 where they arrive? FSDP's of a whole model, inside
+    a node. Those of adapters may have been summed over micro batches, in float32.
+    """
+    layout, full = plan.layout, plan.train.strategy.startswith("fsdp") and plan.tuner.kind == "full"
+    near = layout.degree("dp") * layout.degree("tp") <= layout.ranks_per_node
+    return full and near and layout.degree("dp") > 1 and COMPUTE_BYTES[plan.model.dtype] < SUMMED
+
+
+def sent_bytes(plan: Plan) -> int:
+    """Of a gradient on its way to the sum over the data ranks."""
+    if not STRATEGIES[plan.train.strategy].shards:
+        return main_bytes(plan)
+    return COMPUTE_BYTES[plan.model.dtype] if sends_narrow(plan) else SUMMED
 
 
 def layer_weights(plan: Plan, shape: Shape) -> Weights:

@@ -2,10 +2,10 @@
 
 A unit, one decoder layer or the embedding, is gathered just before it computes and freed after, or where the plan has
 memory left, after the backward pass; the rest (norm, head) is the root's unit. Sharded parameters are the masters; the
-gathered copies have the compute type, and gradients are summed in float32. Where the plan keeps weights in bfloat16
-(``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments are. With ``dp_replicate`` the
-shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each parameter is first cut for
-tensor parallelism, which FSDP does not see.
+gathered copies have the compute type, and gradients are summed in float32, inside a node by ``wide_sum``. Where the
+plan keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments
+are. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each
+parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.plan import Plan
+from hpcft.plan.weights import sends_narrow
 from hpcft.run.manifest import PARTS
 from hpcft.train import adamw
 from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
+from hpcft.train.wide_sum import WideSum
 from hpcft.train.world import World
 
 
@@ -54,6 +56,10 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
         fully_shard(embedding, **how)
     fully_shard(model, **how)
+    if sends_narrow(plan):
+        for unit in model.modules():
+            if hasattr(unit, "set_custom_reduce_scatter"):
+                unit.set_custom_reduce_scatter(WideSum(dtype))
 
 
 @torch.no_grad()

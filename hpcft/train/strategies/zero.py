@@ -105,11 +105,23 @@ def _matrix(parameter: Any) -> bool:
 def _fill_in_parts(skeleton: Skeleton, config: Mapping[str, Any], dtype: torch.dtype, world: World) -> None:
     """Stage 3: one layer whole at a time; the rest of the model last."""
     import deepspeed
+    from deepspeed.runtime.zero import stage3
 
+    stage3.defragment = _flattened
     move_buffers(skeleton.model, world.device)
     for part in (*layers_of(skeleton.model), skeleton.model):
         skeleton.fill_part(part, world.device, dtype)
         deepspeed.zero.Init(module=part, config_dict_or_path=dict(config), mem_efficient_linear=False, dtype=dtype)
+
+
+def _flattened(partitions: list[torch.Tensor]) -> torch.Tensor:
+    """They in one buffer, into which each is moved. DeepSpeed's own goes by way of the host's memory, which holds the
+    whole model then; on the device there is room: masters and gradients come later.
+    """
+    whole = torch.empty(sum(p.numel() for p in partitions), dtype=partitions[0].dtype, device=partitions[0].device)
+    for partition, into in zip(partitions, whole.split([p.numel() for p in partitions]), strict=True):
+        partition.data = into.copy_(partition.flatten()).view(partition.shape)
+    return whole
 
 
 @dataclass(frozen=True)

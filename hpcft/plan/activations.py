@@ -40,16 +40,17 @@ def attention_kind(plan: Plan, shape: Shape) -> str:
 
 
 def layer_token_bytes(plan: Plan, shape: Shape) -> int:
-    """Bytes per token that one decoder layer keeps when nothing is recomputed."""
+    """Bytes per token that a decoder layer keeps when nothing is recomputed, on all tensor-parallel ranks together."""
     c, h = COMPUTE_BYTES[plan.model.dtype], shape.hidden
+    whole = _whole_inputs(plan, shape, c)
     if plan.train.compiled:
         experts = c * h * shape.experts_per_token
         dropped = _adapted_inputs(plan, shape, c) if plan.tuner.drops_out else 0  # copies of them are kept instead
         kept = c * (4 * h + 3 * shape.feed_forward) + experts - dropped
-        return kept + _attention(plan, shape, c) + _adapters(plan, shape, c)
+        return kept + whole + _attention(plan, shape, c) + _adapters(plan, shape, c)
     norms = 2 * (4 * h + (c * h if plan.tuner.kind == "full" else 0))
     feed = 3 * c * shape.feed_forward + c * h * shape.experts_per_token
-    return norms + _attention(plan, shape, c) + feed + _inputs(plan, shape, c)
+    return norms + whole + _attention(plan, shape, c) + feed + _inputs(plan, shape, c)
 
 
 def _attention(plan: Plan, shape: Shape, c: int) -> int:
@@ -71,9 +72,20 @@ def _inputs(plan: Plan, shape: Shape, c: int) -> int:
 
 def _adapted_inputs(plan: Plan, shape: Shape, c: int) -> int:
     """What goes into adapted linears, o_proj's apart; each once, however many it goes into."""
+    down = "down_proj" in adapted(plan.tuner, shape)
+    return c * (shape.hidden * _norms_adapted(plan, shape) + shape.feed_forward * down)
+
+
+def _whole_inputs(plan: Plan, shape: Shape, c: int) -> int:
+    """What tensor-parallel ranks keep beside their own parts: behind each norm, all tokens are gathered on each."""
+    trained = 2 if plan.tuner.kind == "full" else _norms_adapted(plan, shape)
+    return c * shape.hidden * trained * (plan.layout.degree("tp") - 1)
+
+
+def _norms_adapted(plan: Plan, shape: Shape) -> int:
+    """How many of a layer's two norms have an adapted linear behind them."""
     modules = set(adapted(plan.tuner, shape))
-    norms = bool({"q_proj", "k_proj", "v_proj"} & modules) + bool({"gate_proj", "up_proj"} & modules)
-    return c * (shape.hidden * norms + (shape.feed_forward if "down_proj" in modules else 0))
+    return bool({"q_proj", "k_proj", "v_proj"} & modules) + bool({"gate_proj", "up_proj"} & modules)
 
 
 def _adapters(plan: Plan, shape: Shape, c: int) -> int:

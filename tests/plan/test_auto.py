@@ -13,9 +13,11 @@ import pytest
 
 from hpcft.catalog import STRATEGIES
 from hpcft.errors import Problem, Refusal
+from hpcft.plan.activations import LOSS, chunk_rows, logit_rows
 from hpcft.plan.auto import TIE
 from hpcft.plan.explain import explain
 from hpcft.plan.make import make_plan
+from hpcft.plan.memory import gpu_parts_at
 from hpcft.plan.plan import RECOMPUTATION, Plan
 from hpcft.plan.prediction import MemoryPlan, Option
 from hpcft.plan.replan import replan
@@ -257,6 +259,12 @@ def test_a_plan_with_memory_is_read_back_as_it_was() -> None:
     assert Plan.from_json(made.to_json()) == made
 
 
+def test_a_plan_of_the_second_schema_has_as_many_logits_at_a_time_as_is_usual() -> None:
+    old = json.loads(planned("--tuner_type full --strategy fsdp").to_json())
+    del old["train"]["loss_chunk"]
+    assert Plan.from_json(json.dumps({**old, "schema": 2})).train.loss_chunk == 0
+
+
 def test_a_plan_of_the_first_schema_has_no_memory() -> None:
     old = json.loads(planned("").to_json())
     del old["memory"], old["model"]["quantization"], old["train"]["deepspeed"]
@@ -304,6 +312,43 @@ def test_a_level_that_was_said_is_kept_whatever_the_card() -> None:
 def test_where_the_card_is_not_known_everything_is_recomputed_and_the_batch_is_the_usual_one() -> None:
     made = planned("--max_length 4096 --global_batch_size 64", gpu_type="unknown")
     assert (made.train.recomputation, made.batch.micro_windows) == ("full", 2)
+
+
+def test_more_logits_exist_at_a_time_where_the_head_is_trained_and_the_card_has_room() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --max_length 4096 --global_batch_size 64"
+    line += " --gradient_checkpointing full --per_device_train_batch_size 2"
+    usual = chunk_rows(152064)
+    roomy, close, tight = (planned(line, gpu_memory=gib) for gib in (60, 28, 25))
+    assert [plan.train.loss_chunk for plan in (roomy, close, tight)] == [4 * usual, 2 * usual, 0]
+    assert memory(close).total <= 0.9 * 28 * 2**30
+    assert f"{4 * usual:,} rows" in "\n".join(
+        part.arithmetic for part in gpu_parts_at(roomy, memory(roomy).shape, LOSS)
+    )
+
+
+@pytest.mark.parametrize(
+    "words", ["--tuner_type lora", "--tuner_type full --max_length 256 --per_device_train_batch_size 1"]
+)
+def test_more_logits_at_a_time_are_not_asked_for_where_nothing_comes_of_them(words: str) -> None:
+    line = f"{words} --strategy fsdp --nproc_per_node 8 --global_batch_size 64"
+    assert planned(line, gpu_memory=141).train.loss_chunk == 0
+
+
+@pytest.mark.parametrize("rows", [100, 5000])
+def test_as_many_logits_at_a_time_as_a_person_says(rows: int) -> None:
+    line = f"--tuner_type full --strategy fsdp --nproc_per_node 8 --max_length 4096 --loss_chunk {rows}"
+    made = planned(line, gpu_memory=141)
+    assert made.train.loss_chunk == rows
+    assert logit_rows(made, memory(made).shape) == rows
+    assert planned(line, gpu_type="unknown").train.loss_chunk == rows
+
+
+def test_on_another_layout_there_are_no_more_logits_at_a_time_than_usual() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --nodes 2 --max_length 4096 --global_batch_size 64"
+    more, fewer = planned(line, gpu_memory=141), planned(f"{line} --loss_chunk 100", gpu_memory=141)
+    assert more.train.loss_chunk > chunk_rows(152064)
+    assert [replan(plan, nodes=1).train.loss_chunk for plan in (more, fewer)] == [0, 100]
+    assert replan(more) == more
 
 
 def test_gathered_weights_stay_where_there_is_memory_for_them_and_a_network_to_spare() -> None:

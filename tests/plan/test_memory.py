@@ -213,8 +213,11 @@ def test_dropped_inputs_of_compiled_adapters_take_the_place_of_those_they_are_ma
     assert parts_at(made, BACKWARD)["activations"] == TOKENS * (4 * each + PASSING)
 
 
-def test_tensor_parallel_ranks_divide_activations() -> None:
-    assert on_gpu(on_gpus(ranks=2, dp=1, tp=2))["activations"] == on_gpu(on_gpus())["activations"] // 2
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tensor_parallel_ranks_divide_activations_but_for_what_each_gathers_behind_the_norms(kind: str) -> None:
+    gathered = TOKENS * 4 * 2 * 2 * 8  # in four layers, behind two norms, eight numbers of two bytes
+    one, two = (on_gpus(kind=kind, ranks=tp, dp=1, tp=tp) for tp in (1, 2))
+    assert parts_at(two, BACKWARD)["activations"] == (parts_at(one, BACKWARD)["activations"] + gathered) // 2
 
 
 def test_logits_exist_a_chunk_at_a_time_and_the_head_s_gradient_is_summed_beside_them() -> None:

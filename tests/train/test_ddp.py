@@ -110,6 +110,38 @@ def test_only_matrices_decay(model: Path) -> None:
         assert decay[id(slot.master)] == (0.1 if slot.master.dim() == 2 else 0.0), name
 
 
+@pytest.mark.parametrize(
+    ("nodes", "accelerator", "megabytes", "overlaps"),
+    [
+        (1, "cuda", 160, False),  # adapters: a message beside matrix products costs more than one after them
+        (1, "cuda", 640, True),
+        (2, "cuda", 160, True),
+        (1, "cpu", 1, True),
+    ],
+)
+def test_sums_of_few_bytes_inside_a_node_wait_for_the_end_of_the_backward_pass(
+    nodes: int, accelerator: str, megabytes: int, overlaps: bool
+) -> None:
+    plan = plans.plan(layout=plans.layout(nodes, 4), resources={"accelerator": accelerator})
+    buckets = [ddp.Bucket(torch.empty(megabytes * 2**18, device="meta"))]
+    assert ddp._overlaps(plan, buckets) is overlaps
+
+
+def test_sums_begun_at_the_end_are_those_begun_on_the_way(model: Path, tmp_path: Path, small_buckets: None) -> None:
+    plan, prepared = small.tiny(model, 2, optim={"max_steps": 3}), small.Prepared(small.windows(24))
+    found = []
+    for name, overlaps in (("way", True), ("end", False)):
+        small.on_ranks(2, train_with, overlaps, plan, tmp_path / name, prepared)
+        found.append(curve(tmp_path / name))
+    assert len(found[0]) == 3
+    assert found[0] == found[1]
+
+
+def train_with(overlaps: bool, plan: Plan, root: Path, prepared: Any) -> None:
+    ddp._overlaps = lambda *_: overlaps
+    small.train_here(plan, root, prepared)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_number_of_the_state_is_on_exactly_one_rank(size: int, model: Path) -> None:
     sharded = built(model)

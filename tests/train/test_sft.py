@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen2Config
 
+from hpcft.plan.activations import chunk_rows
 from hpcft.train import cross_entropy
 from hpcft.train import head as heads
 from hpcft.train.batches import collate, untrained
@@ -70,6 +71,15 @@ def test_the_chunked_loss_is_the_plain_loss(name: str, monkeypatch: pytest.Monke
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     for parameter, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[parameter], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_makes_as_many_scores_at_a_time_as_it_is_told_the_first_time() -> None:
+    model = made("tied")
+    asked = [heads.head_of(model, CPU, chunk) for chunk in (7, 0)]
+    assert [head.chunk for head in asked if head] == [7, 7]
+    usual = heads.head_of(made("tied"), CPU)
+    assert usual is not None
+    assert usual.chunk == chunk_rows(small.VOCABULARY)
 
 
 def test_an_evaluation_makes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

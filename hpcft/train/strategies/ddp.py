@@ -3,7 +3,8 @@
 torch's own DDP rebuilds its buckets after the first backward pass, which changes the order of summation, so a resumed
 run would differ from an undisturbed one. Here the buckets follow from the parameter list alone. Each is a few flat
 float32 buffers (gradient, master); its sum over the ranks starts as soon as its last gradient is there, while the
-backward pass goes on, and always in the same order on all ranks. Frozen weights cost nothing. One rank alone sums
+backward pass goes on, or where all are few after it, and always in the same order on all ranks. Frozen weights cost
+nothing. One rank alone sums
 nothing over ranks: gradients that have their masters' type stay where the backward pass made them.
 
 Where the plan keeps weights in bfloat16 (``main_params_dtype``), a master is the parameter itself, and gradients are of
@@ -35,6 +36,10 @@ from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
+# Gradients of so few bytes wait for the end of the backward pass where links are fast: they take a millisecond then.
+# A message beside it holds some of the GPU's processors until the last rank sends its own, and a matrix product that
+# finds one of them taken lasts twice as long.
+AT_ONCE_BYTES = 2**28
 BUCKET_BYTES = 25 * 2**20  # of gradients at most: enough to keep the network busy
 WIDENED = 2**22  # numbers made float32 at a time on their way to a sum: they stay in a GPU's cache
 Types = tuple[torch.dtype, torch.dtype]  # of masters and gradients; of what is computed with
@@ -120,6 +125,7 @@ class DataParallel:
         resting = [slot.master for slot in self.slots.values() if slot.name in skeleton.unread]
         self.optimizer = adamw.build([slot.master for slot in self.slots.values()], plan.optim, resting)
         self._last = False
+        self.overlaps = _overlaps(plan, self.buckets)
         for bucket in self.buckets:
             for slot in bucket.slots:
                 slot.parameter.register_post_accumulate_grad_hook(partial(self._collect, bucket, slot))
@@ -137,7 +143,7 @@ class DataParallel:
         slot.add(parameter.grad, self.scale.value)
         parameter.grad = None
         bucket.waiting -= 1
-        if self._last and bucket.waiting == 0:
+        if self._last and bucket.waiting == 0 and self.overlaps:
             self._launch(whole_only=True)
 
     def _launch(self, whole_only: bool) -> None:
@@ -227,6 +233,12 @@ class DataParallel:
                 moments[part].copy_(read(slot.name, part, 0, size, slot.region).view(shape))
             adamw.set_moments(self.optimizer, slot.master, moments, updates)
         self._refresh()
+
+
+def _overlaps(plan: Plan, buckets: Iterable[Bucket]) -> bool:
+    """Are sums over the ranks worth starting before the backward pass ends?"""
+    sent = sum(bucket.grad.nbytes for bucket in buckets if bucket.grad is not None)
+    return plan.resources.accelerator == "cpu" or plan.layout.nodes > 1 or sent > AT_ONCE_BYTES
 
 
 def _norms(buckets: Iterable[Bucket]) -> torch.Tensor:

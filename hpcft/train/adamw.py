@@ -2,6 +2,10 @@
 
 Moments have the masters' type. In bfloat16 an update that is smaller than half a step between two numbers (1/512 to
 1/256 of a weight) changes nothing.
+
+torch's fused kernel moves a master, its moments and its gradient at two thirds of the memory's speed, writes the
+gradient back, and knows nothing of working copies. Where layers are compiled, large masters are stepped with by a
+compiled program, which is as fast as memory and writes the copies too; small ones stay torch's, many to a kernel.
 """
 
 from __future__ import annotations
@@ -13,6 +17,11 @@ import torch
 
 from hpcft.plan.plan import OptimPlan
 from hpcft.run.manifest import PARTS
+
+MOMENTS = PARTS[1:]
+LARGE = 2**18  # numbers of a master that is worth a kernel of its own
+NO_COPIES: Mapping[torch.Tensor, torch.Tensor] = {}
+_compiled_for = ""  # the type of device whose masters ``_update`` has been compiled for
 
 
 def groups(
@@ -48,15 +57,97 @@ def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def step(optimizer: torch.optim.AdamW, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
+def step(
+    optimizer: torch.optim.AdamW,
+    learning_rate: float,
+    divisor: torch.Tensor,
+    good: torch.Tensor,
+    copies: Mapping[torch.Tensor, torch.Tensor] = NO_COPIES,
+) -> None:
     """One step with the gradients over ``divisor``; masters, moments and their count stay where ``good`` is 0.
 
     The kernel looks at both where it runs, so a device goes on while the host still waits for the step's numbers.
+    copies: master → what is computed with, in another type. Gradients are used up.
     """
     set_rate(optimizer, learning_rate)
     where = optimizer.param_groups[0]["params"][0].device
-    optimizer.grad_scale, optimizer.found_inf = divisor.to(where), (1 - good).to(where)  # type: ignore[attr-defined]
+    divisor, good = divisor.to(where), good.to(where)
+    stepped = _step_compiled(optimizer, divisor, good, copies) if where.type == _compiled_for else set()
+    optimizer.grad_scale, optimizer.found_inf = divisor, 1 - good  # type: ignore[attr-defined]
     optimizer.step()
+    follow({master: copy for master, copy in copies.items() if master not in stepped})
+
+
+@torch.no_grad()
+def follow(copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """Make working copies what their masters are."""
+    if copies:
+        torch._foreach_copy_(list(copies.values()), list(copies))
+
+
+def compile_arithmetic(device: torch.device) -> None:
+    """From now on large masters on such a device are stepped with by a compiled program, one for each size."""
+    global _compiled_for, _update
+    _compiled_for, _update = device.type, torch.compile(_update, dynamic=False)
+
+
+@torch.no_grad()
+def _step_compiled(
+    optimizer: torch.optim.AdamW, divisor: torch.Tensor, good: torch.Tensor, copies: Mapping[torch.Tensor, torch.Tensor]
+) -> set[torch.Tensor]:
+    """The large masters, after one step; their gradients are gone, so that torch's AdamW passes them by."""
+    stepped, counts = set[torch.Tensor](), []
+    for group in optimizer.param_groups:
+        large = [m for m in group["params"] if m.grad is not None and m.numel() >= LARGE and m.is_contiguous()]
+        if not large:
+            continue
+        for master in large:
+            if not optimizer.state[master]:
+                set_moments(optimizer, master, {part: torch.zeros_like(master) for part in MOMENTS}, 0)
+        # All of them have been stepped with equally often: what no gradient came for is stepped with by zeros.
+        numbers = _numbers(group, optimizer.state[large[0]]["step"], divisor, good)
+        for master in large:
+            state, copy = optimizer.state[master], copies.get(master)
+            mean, square = (state[part].view(-1) for part in MOMENTS)
+            beside = None if copy is None else copy.detach().view(-1)
+            _update(master.view(-1), master.grad.reshape(-1), mean, square, numbers, group["betas"], beside)
+            master.grad = None
+        counts += [optimizer.state[master]["step"] for master in large]
+        stepped.update(large)
+    if counts:
+        torch._foreach_add_(counts, [good] * len(counts))
+    return stepped
+
+
+def _numbers(group: Mapping[str, Any], count: torch.Tensor, divisor: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+    """float32 [6], on the device: what a step multiplies with, from constants and the steps done before."""
+    rate, (beta1, beta2) = group["lr"], group["betas"]
+    done = count.double() + 1
+    pace, root = rate / (1 - beta1**done), (1 - beta2**done).sqrt()
+    decay, least = (torch.full_like(done, value) for value in (rate * group["weight_decay"], group["eps"]))
+    return torch.stack([decay, pace, root, least, divisor.double(), good.double()]).float()
+
+
+def _update(
+    master: torch.Tensor,
+    gradient: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    numbers: torch.Tensor,
+    betas: tuple[float, float],
+    copy: torch.Tensor | None,
+) -> None:
+    """AdamW's algorithm 2 (Loshchilov and Hutter, 2019) on flat tensors, in float32, in the order of torch's kernel."""
+    decay, pace, root, least, divisor, good = numbers.unbind()
+    old, slope = master.float(), gradient.float() / divisor
+    first = betas[0] * mean.float() + (1 - betas[0]) * slope
+    second = betas[1] * square.float() + (1 - betas[1]) * slope * slope
+    new = old - decay * old
+    new = new - pace * first / (second.sqrt() / root + least)
+    for into, value in ((mean, first), (square, second), (master, new)):
+        into.copy_(torch.where(good > 0, value, into.float()))
+    if copy is not None:
+        copy.copy_(master)
 
 
 def part_of(optimizer: torch.optim.Optimizer, master: torch.Tensor, part: str) -> torch.Tensor:
@@ -70,14 +161,11 @@ def part_of(optimizer: torch.optim.Optimizer, master: torch.Tensor, part: str) -
 def set_moments(
     optimizer: torch.optim.AdamW, master: torch.Tensor, moments: Mapping[str, torch.Tensor], updates: int
 ) -> None:
-    """Moments after ``updates`` steps. A state that AdamW has not made yet is left for it to make."""
-    if updates:
+    """Moments after ``updates`` steps. Without moments, a state that AdamW has not made yet is left for it to make."""
+    if moments:
         optimizer.state[master] = {**moments, "step": count(updates, master.device)}
 
 
 def count(updates: int, device: torch.device) -> torch.Tensor:
     """The steps done, as the fused AdamW keeps them: a tensor beside the masters."""
     return torch.tensor(float(updates), device=device)
-
-
-MOMENTS = PARTS[1:]

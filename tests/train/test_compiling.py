@@ -13,7 +13,7 @@ from torch import library
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AttentionInterface
 
-from hpcft.train import compiling
+from hpcft.train import adamw, compiling, cross_entropy
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
 from hpcft.train.compiling import compile_layers
@@ -34,11 +34,11 @@ TRACED = "aot_eager"  # everything but the kernels that need a C++ compiler
 
 @pytest.fixture(autouse=True)
 def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing stays compiled for other tests."""
-    from hpcft.train import cross_entropy
-
-    for function in ("_numbers", "_gradient"):
-        monkeypatch.setattr(cross_entropy, function, getattr(cross_entropy, function))
+    """Nothing stays compiled for other tests; some masters of these small models are large."""
+    for module, names in ((cross_entropy, ("_numbers", "_gradient")), (adamw, ("_update", "_compiled_for"))):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(adamw, "LARGE", 512)
     torch._dynamo.reset()
 
 

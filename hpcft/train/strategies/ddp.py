@@ -122,6 +122,8 @@ class DataParallel:
         self.apart = world.size == 1 and types[0] is types[1]  # gradients lie where they were made
         self.buckets = _buckets(skeleton, types, world.group("dp") if skeleton.regions else None, self.apart)
         self.slots = {slot.name: slot for bucket in self.buckets for slot in bucket.slots}
+        # Of the compute type; where the masters have that too, they are what is computed with.
+        self.copies = {slot.master: slot.parameter for slot in self.slots.values() if types[0] is not types[1]}
         resting = [slot.master for slot in self.slots.values() if slot.name in skeleton.unread]
         self.optimizer = adamw.build([slot.master for slot in self.slots.values()], plan.optim, resting)
         self._last = False
@@ -187,8 +189,7 @@ class DataParallel:
 
     def step(self, learning_rate: float, divisor: torch.Tensor, good: torch.Tensor) -> None:
         """Queue one AdamW step on the masters; the working copies follow."""
-        adamw.step(self.optimizer, learning_rate, divisor, good)
-        self._refresh()
+        adamw.step(self.optimizer, learning_rate, divisor, good, self.copies)
 
     def end_step(self, good: bool) -> None:
         """Count the step; the next gradients take the place of these."""
@@ -197,13 +198,6 @@ class DataParallel:
             slot.fresh = True
             if self.apart:
                 slot.grad = slot.master.grad = None
-
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        """Working copies of the compute type from the masters; of one type they are the same memory."""
-        apart = [slot for slot in self.slots.values() if slot.parameter.data_ptr() != slot.master.data_ptr()]
-        if apart:
-            torch._foreach_copy_([slot.parameter for slot in apart], [slot.master for slot in apart])
 
     def shards(self) -> Iterator[Shard]:
         """The rank's even share of the whole state laid end to end, so that saving is spread over the ranks."""
@@ -232,7 +226,7 @@ class DataParallel:
                 moments[part] = torch.empty_like(slot.master)
                 moments[part].copy_(read(slot.name, part, 0, size, slot.region).view(shape))
             adamw.set_moments(self.optimizer, slot.master, moments, updates)
-        self._refresh()
+        adamw.follow(self.copies)
 
 
 def _overlaps(plan: Plan, buckets: Iterable[Bucket]) -> bool:

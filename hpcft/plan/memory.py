@@ -176,7 +176,8 @@ def _come(plan: Plan, shape: Shape, weights: Weights, moment: str) -> int:
     """How many weights have a gradient; those that FSDP keeps come one by one in a step's only backward pass."""
     if not _is_fsdp(plan) or plan.batch.accumulation > 1 or moment == ENDS:
         return weights.trained
-    return shape.layers * layer_weights(plan, shape).trained if moment == FIRST else 0
+    layers = shape.layers * layer_weights(plan, shape).trained
+    return layers + _head_unit(plan, shape) if moment == FIRST else 0
 
 
 def _gradients(plan: Plan, weights: Weights, come: int) -> Part:
@@ -198,9 +199,12 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
     if _is_fsdp(plan):
         ends = root.gathered_bytes - (0 if shape.tied else c * shape.embedding)  # an untied embedding is let go
         layers = 0 if moment == ENDS else shape.layers if not plan.train.resharding and moment != FIRST else 2
-        one = (c + SUMMED) * layer.trained + c * head
-        last = c * root.trained + SUMMED * min(root.trained, shape.embedding)
-        sums = {LOSS: 0, BACKWARD: one, FIRST: one, ENDS: last}[moment]
+        one, last = (c + SUMMED) * layer.trained, c * root.trained + SUMMED * min(root.trained, shape.embedding)
+        if unit := _head_unit(plan, shape):  # let go, and its gradient sent, before the last layer's
+            ends -= 0 if moment == LOSS else c * unit
+            sums = {LOSS: 0, BACKWARD: max(one, (c + SUMMED) * unit), FIRST: one, ENDS: last - c * unit}[moment]
+        else:
+            sums = {LOSS: 0, BACKWARD: one + c * head, FIRST: one + c * head, ENDS: last}[moment]
         size = layers * layer.gathered_bytes + ends + sums
         text = (
             f"{layers} layers of {_size(layer.gathered_bytes)}, {_size(ends)} of the ends, {_size(sums)} of gradients"
@@ -229,6 +233,11 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
 def _head(plan: Plan, shape: Shape) -> int:
     """Weights of the head whose gradient is computed."""
     return shape.embedding if trains_head(plan) else 0
+
+
+def _head_unit(plan: Plan, shape: Shape) -> int:
+    """The same where the head is a unit of FSDP's and not in the root's."""
+    return 0 if shape.tied or plan.layout.degree("tp") > 1 else _head(plan, shape)
 
 
 def trains_head(plan: Plan) -> bool:

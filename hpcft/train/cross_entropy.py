@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 
 Scores = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,9 +80,13 @@ def summed_in_chunks(
 
 
 def _matrix_of(head: nn.Module, columns: Columns | None) -> torch.Tensor | None:
-    """The weight of a linear module that is nothing else; its gradient is one product. columns: hooks are passed by."""
-    hooked = columns is None and (head._forward_hooks or head._forward_pre_hooks)
-    return head.weight if type(head) is nn.Linear and not hooked else None
+    """The weight of a linear module that is nothing else; its gradient is one product. Where it is cut into columns or
+    a unit of FSDP, its hooks are passed by.
+    """
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
+        return None
+    hooked = not isinstance(head, FSDPModule) and columns is None and (head._forward_hooks or head._forward_pre_hooks)
+    return None if hooked else head.weight
 
 
 def add_product(whole: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

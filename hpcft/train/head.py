@@ -8,12 +8,14 @@ with its own logits, and gets them whole.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from hpcft.plan.activations import chunk_rows
@@ -42,22 +44,44 @@ class Head:
 
     def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """float32 [n]. hidden: [n, width]; targets: int64 [n]. Each chunk is computed again in the backward pass."""
+        return self._entered(self._in_chunks, hidden, targets)
 
+    def summed(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Their sum, float32; each chunk is computed once where that can be."""
+        if not torch.is_grad_enabled() or not self._at_once(hidden):
+            return self.log_probabilities(hidden, targets).sum()
+        return self._entered(self._summed_in_chunks, hidden, targets)
+
+    def _in_chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         def of(rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return log_probabilities(self._scores(rows), labels, self.scaling, self.columns)
 
         parts = zip(hidden.split(self.chunk), targets.split(self.chunk), strict=True)
         return torch.cat([checkpoint(of, *part, use_reentrant=False) for part in parts])
 
-    def summed(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Their sum, float32; each chunk is computed once where that can be."""
-        if not torch.is_grad_enabled() or not self._at_once(hidden):
-            return self.log_probabilities(hidden, targets).sum()
+    def _summed_in_chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return summed_in_chunks(hidden, targets, self.output, self._scores, self.scaling, self.columns, self.chunk)
+
+    def _entered(self, chunks: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+        """``chunks(*inputs)`` as one forward pass of ``output`` where FSDP gathers its weights around that: in a pass
+        for each chunk, it would send their gradients after each.
+        """
+        if not self._is_unit():
+            return chunks(*inputs)
+        self.output.forward = chunks
+        try:
+            return self.output(*inputs)
+        finally:
+            del self.output.forward  # its class's is there again
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, columns of this rank]: tensor parallelism's hook, which gathers the others', is passed by."""
+        if self._is_unit():
+            return type(self.output).forward(self.output, hidden)
         return self.output(hidden) if self.columns is None else self.output.forward(hidden)
+
+    def _is_unit(self) -> bool:
+        return isinstance(self.output, FSDPModule)
 
     def _at_once(self, hidden: torch.Tensor) -> bool:
         """Not where DeepSpeed takes the weights away after each use; nor in float16, before its scale is applied."""

@@ -64,16 +64,24 @@ def test_zero_divides_optimizer_then_gradients_then_weights() -> None:
 def test_fsdp_shards_the_masters_and_gathers_two_layers_and_the_rest() -> None:
     made = on_gpus("fsdp", ranks=4)
     assert static(made) == (0, 2888, 3 * 2888)
-    gathered = 2 * (2 * LAYER) + 2 * (ROOT - HEAD)  # the untied embedding is let go
+    norm = ROOT - 2 * HEAD  # embedding and head are units: let go after use
+    sums = (2 + 4) * max(LAYER, HEAD)
+    assert parts_at(made, LOSS)["gathered"] == 2 * (2 * LAYER) + 2 * (norm + HEAD)
+    assert parts_at(made, BACKWARD)["gathered"] == 2 * (2 * LAYER) + 2 * norm + sums, "in compute type and float32"
+    assert parts_at(made, ENDS)["gathered"] == 2 * norm + 2 * (norm + HEAD) + 4 * HEAD
+
+
+def test_beside_tensor_parallelism_the_head_is_gathered_until_the_end() -> None:
+    made = on_gpus("fsdp", ranks=4, dp=2, tp=2)
     sums = (2 + 4) * LAYER + 2 * HEAD
-    assert parts_at(made, BACKWARD)["gathered"] == gathered + sums, "gradients in compute type and float32"
-    assert parts_at(made, ENDS)["gathered"] == 2 * (ROOT - HEAD) + 2 * ROOT + 4 * HEAD
+    assert parts_at(made, BACKWARD)["gathered"] == (2 * (2 * LAYER) + 2 * (ROOT - HEAD) + sums) // 2
+    assert parts_at(made, ENDS)["gathered"] == (2 * (ROOT - HEAD) + 2 * ROOT + 4 * HEAD) // 2
 
 
 def test_gradients_that_fsdp_shards_come_in_the_only_backward_pass_of_a_step() -> None:
     made = on_gpus("fsdp", ranks=4)
     once = dataclasses.replace(made, batch=dataclasses.replace(made.batch, accumulation=1))
-    assert [parts_at(once, moment)["gradients"] for moment in MOMENTS] == [0, 0, 4 * LAYER, 2888]
+    assert [parts_at(once, moment)["gradients"] for moment in MOMENTS] == [0, 0, 4 * LAYER + HEAD, 2888]
     assert [parts_at(made, moment)["gradients"] for moment in MOMENTS] == [2888] * 4
     assert [parts_at(on_gpus("ddp"), moment)["gradients"] for moment in MOMENTS] == [4 * 2888] * 4
 

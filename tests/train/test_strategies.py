@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hpcft.errors import Refusal
 from hpcft.run.paths import RunPaths
 from hpcft.train.head import Head
+from hpcft.train.wide_sum import WideSum
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
 from tests.train.resume_matrix import Matrix
@@ -110,6 +112,28 @@ def test_weights_that_stay_gathered_change_nothing_and_are_new_after_a_step_and_
         checkpoint={"resume": str(RunPaths(tmp_path).checkpoint(1))},
     )  # fmt: skip
     assert difference(trained(goes_on, tmp_path / "on", PREPARED), whole[1:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["each chunk once", "again in the backward pass"])
+def test_a_head_that_is_gone_through_in_chunks_sends_its_gradient_once(
+    alone: Alone, tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, send = tmp_path / "calls", WideSum.__call__
+
+    def counted(unit: WideSum, *given: Any, **named: Any) -> None:
+        with calls.open("a") as file:
+            file.write(".")
+        send(unit, *given, **named)
+
+    monkeypatch.setattr(WideSum, "__call__", counted)
+    monkeypatch.setattr(Head, "_at_once", lambda head, hidden: at_once)
+    plan = families.plan_with(
+        alone.model("llama"), "fsdp", {"dp": 2}, model={"dtype": "bfloat16"}, train={"loss_chunk": 3},
+        optim={"max_steps": 1},
+    )  # fmt: skip
+    trained(plan, tmp_path / "run", PREPARED)
+    units = 2 + 1 + 1 + 1  # layers, embedding, head, norm
+    assert len(calls.read_text()) == 2 * plan.batch.accumulation * units
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])

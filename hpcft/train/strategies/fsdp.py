@@ -1,7 +1,7 @@
 """Fully sharded data parallel (torch's FSDP2): each rank keeps a part of every parameter, its gradient and its moments.
 
-A unit, one decoder layer or the embedding, is gathered just before it computes and freed after, or where the plan has
-memory left, after the backward pass; the rest (norm, head) is the root's unit. Sharded parameters are the masters; the
+A unit, one decoder layer, the embedding or the head, is gathered just before it computes and freed after, or where the
+plan has memory left, after the backward pass; the rest is the root's unit. Sharded parameters are the masters; the
 gathered copies have the compute type, and gradients are summed in float32, inside a node by ``wide_sum``. Where the
 plan keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments
 are. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from hpcft.catalog import STRATEGIES
+from hpcft.plan.memory import trains_head
 from hpcft.plan.plan import Plan
 from hpcft.plan.weights import sends_narrow
 from hpcft.run.manifest import PARTS
@@ -39,7 +40,10 @@ def build(skeleton: Skeleton, plan: Plan, world: World) -> FullyShardedDataParal
 
 
 def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
-    """One unit per decoder layer, one for the embedding, the rest in the root's."""
+    """One unit per decoder layer, one for the embedding, one for a head that is trained, the rest in the root's.
+
+    In the root's, a head would be waited for before the first layer, and its gradient would be sent after the last one.
+    """
     dtype = DTYPES[plan.model.dtype]
     axes = ("dp_replicate", "dp") if plan.layout.degree("dp_replicate") > 1 else ("dp",)
     how: dict[str, Any] = {
@@ -55,6 +59,8 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
         fully_shard(embedding, **how)
+        if trains_head(plan) and plan.layout.degree("tp") == 1:  # tensor parallelism has hooks of its own around it
+            fully_shard(head, reshard_after_forward=False, **how)
     fully_shard(model, **how)
     if sends_narrow(plan):
         for unit in model.modules():

@@ -20,6 +20,7 @@ OURS: dict[str, tuple[str, float]] = {
     "us-bf16": ("--gradient_checkpointing none --main_params_dtype bfloat16", 0.9),
     "us-dropout": ("--gradient_checkpointing none --lora_dropout 0.05", 0.75),
 }
+LIKE_THEM = {"trl-varlen-bf16": "us-bf16"}  # a peer of another precision → the row of ours that has it
 OTHER_NUMBERS = ("us-fp8", "us-bf16", "us-dropout", "trl-varlen-bf16")  # these compute other numbers than the row says
 FULL = "--tuner_type full --learning_rate 1e-5"
 LORA = "--tuner_type lora --lora_dropout 0 --learning_rate 1e-4"

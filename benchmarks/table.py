@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import device, kernels
-from benchmarks.cases import EVERY, OTHER_NUMBERS
+from benchmarks.cases import EVERY, LIKE_THEM, OTHER_NUMBERS
 from benchmarks.numbers import COMPARED, OF_PAIRS, SAME, disagreement, mfu, percentile, roofline_speed
 from benchmarks.task import PROFILED
 
@@ -47,10 +47,11 @@ def reference(record: Record, records: Sequence[Record]) -> Record | None:
 
 def best(record: Record, records: Sequence[Record]) -> Record | None:
     """The fastest of ours on the same case and GPUs in the row's precision, among those that count."""
+    like = LIKE_THEM.get(record["contestant"])
     own = [
         r for r in records
         if r["ours"] and (r["case"], r["gpus"], r["run"]) == (record["case"], record["gpus"], record["run"])
-        and r["contestant"] not in OTHER_NUMBERS and not counted(r, records)
+        and (r["contestant"] == like if like else r["contestant"] not in OTHER_NUMBERS) and not counted(r, records)
     ]  # fmt: skip
     return max(own, key=speed, default=None)
 

@@ -257,6 +257,14 @@ def test_a_ratio_is_that_of_our_fastest_run_and_only_of_the_same_training() -> N
     assert table.clean("x\nImportError: no /home/me/lib/thing.so | here") == "ImportError: no thing.so / here"
 
 
+def test_a_peer_of_another_precision_is_compared_with_ours_of_that_precision() -> None:
+    records = [
+        record(who, wall, [12.0] * 5) for who, wall in (("us", 20.0), ("us-bf16", 10.0), ("trl-varlen-bf16", 11.0))
+    ]
+    assert table.row(records[2], records).endswith("| **1.10** |")
+    assert table.row(records[2], records[::2]).endswith("| – |")
+
+
 def test_several_gpus_are_compared_with_one() -> None:
     records = [record("us", 10.0, [12.0]), record("us", 10.5, [12.0], gpus=4, tokens=4 * 16384)]
     assert table.scaling(records) == ["8b-lora-4096, us: 4 GPUs, each 0.952 of one alone."]

@@ -75,6 +75,11 @@ class Layout:
         """Degree of the axis ``name``; an axis that is not there has degree 1."""
         return next((axis.degree for axis in self.axes if axis.name == name), 1)
 
+    @property
+    def data_inside_nodes(self) -> bool:
+        """Do all ranks that differ along ``dp`` alone share a node?"""
+        return self.ranks_per_node % (self.degree("dp") * self.degree("tp")) == 0
+
     def place(self, rank: int) -> Place:
         """The place of ``rank``; raises IndexError outside 0 … world_size - 1."""
         if not 0 <= rank < self.world_size:

@@ -11,9 +11,9 @@ zero1    as ddp, optimizer / d                               DeepSpeed keeps com
 zero2    gradients / d too, summed in buckets
 zero3    weights / d too; up to ZERO_LIVE of them are gathered at a time
 fsdp     sharded are the masters themselves, so there are no compute copies but of what is gathered: two layers (the
-         next is fetched while one runs), or all of them where they stay until the backward pass; and embedding, head
-         and last norm, which always do; beside them the gradients of one unit, in compute type and in float32 for
-         their sum
+         next is fetched while one runs), or all of them where they stay until the backward pass; the last norm, and
+         embedding or head where they are no units of their own, always stay; beside them the gradients of one unit, in
+         compute type and in float32 for their sum
 A step has four moments at one of which a GPU is fullest (``activations``): the parts are those of that moment.
 
 offload  optimizer and gradients, and with weights these too, lie in the node's memory instead
@@ -201,7 +201,8 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
         layers = 0 if moment == ENDS else shape.layers if not plan.train.resharding and moment != FIRST else 2
         one, last = (c + SUMMED) * layer.trained, c * root.trained + SUMMED * min(root.trained, shape.embedding)
         if unit := _head_unit(plan, shape):  # let go, and its gradient sent, before the last layer's
-            ends -= 0 if moment == LOSS else c * unit
+            copies = 1 if plan.tuner.kind == "full" else 2  # peft keeps the frozen one beside the trained one
+            ends -= 0 if moment == LOSS else copies * c * unit
             sums = {LOSS: 0, BACKWARD: max(one, (c + SUMMED) * unit), FIRST: one, ENDS: last - c * unit}[moment]
         else:
             sums = {LOSS: 0, BACKWARD: one + c * head, FIRST: one + c * head, ENDS: last}[moment]

@@ -18,7 +18,7 @@ from hpcft.plan.make import cpus_per_rank, hardware_of, memory_of, variables
 from hpcft.plan.memory import memory_plan
 from hpcft.plan.plan import RECOMPUTATION, Plan, TrainPlan
 from hpcft.plan.prediction import MemoryPlan
-from hpcft.plan.ways import clearly_too_large
+from hpcft.plan.ways import SPENT, clearly_too_large, fits
 
 
 def replan(
@@ -47,8 +47,7 @@ def replan(
     train = _respread(plan, strategy or plan.train.strategy, tp, dp_replicate)
     layout = mesh(nodes, per_node, tp=tp, dp_replicate=dp_replicate)
     if layout != old or train.strategy != plan.train.strategy:
-        # What had room for gathered weights, or for more logits than is usual, may have none now.
-        train = dataclasses.replace(train, resharding=True, loss_chunk=_usual_at_most(plan))
+        train = dataclasses.replace(train, resharding=True)  # what had room for gathered weights may have none now
     per_rank, rest = divmod(plan.batch.global_windows, layout.data_parallel)
     held = plan.resources
     own_memory = cluster is None or held.memory not in (cluster.mem, None)  # said by a person: it stays
@@ -91,14 +90,16 @@ def _respread(plan: Plan, strategy: str, tp: int, dp_replicate: int) -> TrainPla
     )
 
 
-def _usual_at_most(plan: Plan) -> int:
-    """Its ``loss_chunk``; 0 where that was more than usual, because a card had room."""
-    chunk, memory = plan.train.loss_chunk, plan.memory
-    return 0 if memory is not None and chunk > chunk_rows(memory.shape.vocabulary) else chunk
-
-
 def _held(plan: Plan, cluster: ClusterProfile | None) -> Plan:
-    """``plan`` with its prediction, and with more recomputed where the GPUs it has now would clearly not hold it."""
+    """``plan`` with its prediction, and with less that only needs room, or more recomputed, where the GPUs it has now
+    would not hold it.
+    """
+    foretold = _foretold(plan, cluster)
+    if foretold is not None and foretold != plan.memory:  # or it is the same run on the same GPUs
+        usual = chunk_rows(foretold.shape.vocabulary)
+        if not fits(dataclasses.replace(plan, memory=foretold), SPENT):
+            chunk = 0 if plan.train.loss_chunk > usual else plan.train.loss_chunk
+            plan = dataclasses.replace(plan, train=dataclasses.replace(plan.train, resharding=True, loss_chunk=chunk))
     for level in RECOMPUTATION[RECOMPUTATION.index(plan.train.recomputation) :]:
         new = dataclasses.replace(plan, train=dataclasses.replace(plan.train, recomputation=level))
         new = dataclasses.replace(new, memory=_foretold(new, cluster))

@@ -164,10 +164,9 @@ def bandwidth(plan: Plan, hardware: Hardware) -> float:
 
     There are as many such rings as tensor-parallel ranks, and they share a node's adapters.
     """
-    tp = plan.layout.degree("tp")
-    if plan.layout.degree("dp") * tp <= plan.layout.ranks_per_node:
+    if plan.layout.data_inside_nodes:
         return hardware.node_bandwidth
-    return min(hardware.node_bandwidth, hardware.fabric_bandwidth / tp)
+    return min(hardware.node_bandwidth, hardware.fabric_bandwidth / plan.layout.degree("tp"))
 
 
 def _tensor_traffic(plan: Plan, shape: Shape, hardware: Hardware) -> float:

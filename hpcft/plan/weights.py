@@ -54,8 +54,7 @@ def sends_narrow(plan: Plan) -> bool:
     a node. Those of adapters may have been summed over micro batches, in float32.
     """
     layout, full = plan.layout, plan.train.strategy.startswith("fsdp") and plan.tuner.kind == "full"
-    near = layout.degree("dp") * layout.degree("tp") <= layout.ranks_per_node
-    return full and near and layout.degree("dp") > 1 and COMPUTE_BYTES[plan.model.dtype] < SUMMED
+    return full and layout.data_inside_nodes and layout.degree("dp") > 1 and COMPUTE_BYTES[plan.model.dtype] < SUMMED
 
 
 def sent_bytes(plan: Plan) -> int:

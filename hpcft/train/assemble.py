@@ -27,7 +27,7 @@ from hpcft.train.checkpoint import Store
 from hpcft.train.compiling import compile_layers
 from hpcft.train.console import Console
 from hpcft.train.evaluate import Evaluation
-from hpcft.train.head import head_of
+from hpcft.train.head import fewer_at_a_time, head_of
 from hpcft.train.loop import Run
 from hpcft.train.metrics import Metrics
 from hpcft.train.model import prepare_model, recompute
@@ -119,13 +119,16 @@ def open_data(plan: Plan, environ: Mapping[str, str]) -> Any:
 
 
 def spare_memory(plan: Plan, model: Any, world: World) -> None:
-    """Recompute every layer where the Plan reckoned with compiled ones, and others would not fit."""
+    """Recompute every layer where the Plan reckoned with compiled ones, and others would not fit; no more logits at a
+    time than is usual.
+    """
     memory = plan.memory
     if memory is None or memory.hardware.gpu_bytes is None:
         return
     eager = dataclasses.replace(plan, train=dataclasses.replace(plan.train, compiled=False))
     if memory_plan(eager, memory.shape, memory.hardware).total > HEADROOM * memory.hardware.gpu_bytes:
         recompute(model, "full")
+        fewer_at_a_time(model)
         if world.first:
             print("WARNING: every layer is recomputed: not compiled, they would not fit", file=sys.stderr)
 

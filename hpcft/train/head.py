@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -105,6 +105,13 @@ def head_of(model: nn.Module, device: torch.device, chunk: int = 0) -> Head | No
             head = None
         HEADS[model] = head
     return HEADS[model]
+
+
+def fewer_at_a_time(model: nn.Module) -> None:
+    """From now on, as many rows of scores as the vocabulary's size allows, where there were more."""
+    if head := HEADS.get(model):
+        usual = chunk_rows(head.body.config.get_text_config().vocab_size)
+        HEADS[model] = replace(head, chunk=min(head.chunk, usual))
 
 
 def _split(model: Any, chunk: int) -> Head | None:

@@ -345,10 +345,23 @@ def test_as_many_logits_at_a_time_as_a_person_says(rows: int) -> None:
 
 def test_on_another_layout_there_are_no_more_logits_at_a_time_than_usual() -> None:
     line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --nodes 2 --max_length 4096 --global_batch_size 64"
-    more, fewer = planned(line, gpu_memory=141), planned(f"{line} --loss_chunk 100", gpu_memory=141)
+    more = planned(line, gpu_memory=80)
     assert more.train.loss_chunk > chunk_rows(152064)
-    assert [replan(plan, nodes=1).train.loss_chunk for plan in (more, fewer)] == [0, 100]
     assert replan(more) == more
+    assert replan(more, nodes=1, nproc_per_node=4).train.loss_chunk == 0, "masters of twice the GPUs are on each"
+    said = planned(f"{line} --loss_chunk 1000", gpu_memory=80)
+    assert replan(said, nodes=4).train.loss_chunk == 1000
+    few = planned(f"{line} --loss_chunk 100", gpu_memory=80)
+    assert replan(few, nodes=1, nproc_per_node=4).train.loss_chunk == 100
+
+
+def test_on_smaller_cards_what_only_needs_room_goes_before_anything_is_recomputed() -> None:
+    line = "--tuner_type full --strategy fsdp --nproc_per_node 8 --max_length 4096 --global_batch_size 64"
+    roomy = planned(f"{line} --gradient_checkpointing full --per_device_train_batch_size 2", gpu_memory=60)
+    assert (roomy.train.loss_chunk, roomy.train.resharding) == (4 * chunk_rows(152064), False)
+    small = replan(roomy, cluster=profile("infiniband-h100").model_copy(update={"gpu_memory": 28}))
+    assert (small.train.loss_chunk, small.train.resharding) == (0, True)
+    assert fits(small)
 
 
 def test_gathered_weights_stay_where_there_is_memory_for_them_and_a_network_to_spare() -> None:

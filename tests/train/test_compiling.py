@@ -105,6 +105,14 @@ def test_compiled_layers_have_the_same_references(
                 assert ours[name] == pytest.approx(number, abs=1e-4), name
 
 
+def test_the_arithmetic_of_loss_and_optimizer_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = cross_entropy._numbers, cross_entropy._gradient, adamw._update
+    assert compile_layers(made(layers=1), ALONE)
+    now = cross_entropy._numbers, cross_entropy._gradient, adamw._update
+    assert not any(a is b for a, b in zip(plain, now, strict=True))
+    assert adamw._compiled_for == "cpu"
+
+
 def test_all_layers_share_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = CompileCounterWithBackend(TRACED)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))

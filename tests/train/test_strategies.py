@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from hpcft.errors import Refusal
 from hpcft.run.paths import RunPaths
+from hpcft.train import adamw
 from hpcft.train.head import Head
-from hpcft.train.wide_sum import WideSum
+from hpcft.train.reduce_scatter import AllToAllReduceScatter
+from hpcft.train.strategies import fsdp, zero
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
 from tests.train.resume_matrix import Matrix
@@ -118,22 +123,99 @@ def test_weights_that_stay_gathered_change_nothing_and_are_new_after_a_step_and_
 def test_a_head_that_is_gone_through_in_chunks_sends_its_gradient_once(
     alone: Alone, tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, send = tmp_path / "calls", WideSum.__call__
-
-    def counted(unit: WideSum, *given: Any, **named: Any) -> None:
-        with calls.open("a") as file:
-            file.write(".")
-        send(unit, *given, **named)
-
-    monkeypatch.setattr(WideSum, "__call__", counted)
+    sums = counted(monkeypatch, AllToAllReduceScatter, "__call__", tmp_path / "sums")
+    chunks = counted(monkeypatch, Head, "_scores", tmp_path / "chunks")
     monkeypatch.setattr(Head, "_at_once", lambda head, hidden: at_once)
     plan = families.plan_with(
         alone.model("llama"), "fsdp", {"dp": 2}, model={"dtype": "bfloat16"}, train={"loss_chunk": 3},
         optim={"max_steps": 1},
     )  # fmt: skip
     trained(plan, tmp_path / "run", PREPARED)
-    units = 2 + 1 + 1 + 1  # layers, embedding, head, norm
-    assert len(calls.read_text()) == 2 * plan.batch.accumulation * units
+    passes, units = 2 * plan.batch.accumulation, 2 + 1 + 1 + 1  # layers, embedding, head, norm
+    assert len(sums.read_text()) == passes * units
+    assert len(chunks.read_text()) > 4 * passes
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, file: Path) -> Path:
+    """``file`` gets a dot for each call, on whichever rank."""
+    function = getattr(owner, name)
+
+    def called(*given: Any, **named: Any) -> Any:
+        with file.open("a") as dots:
+            dots.write(".")
+        return function(*given, **named)
+
+    monkeypatch.setattr(owner, name, called)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("strategy", "degrees", "how"),
+    [
+        ("fsdp", {"dp_replicate": 2, "dp": 2}, {"dtype": "float16"}),
+        ("fsdp", {"dp": 2, "tp": 2}, {"dtype": "bfloat16"}),
+        ("fsdp", {"dp": 2}, {"dtype": "bfloat16", "main_params_dtype": "bfloat16"}),
+        ("fsdp_offload", {"dp": 2}, {"dtype": "bfloat16"}),
+    ],
+)
+def test_gradients_sent_in_two_bytes_give_the_curve_of_those_sent_in_four(
+    alone: Alone, tmp_path: Path, strategy: str, degrees: dict[str, int], how: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    sums = counted(monkeypatch, AllToAllReduceScatter, "__call__", tmp_path / "sums")
+    plan = families.plan_with(alone.model("llama"), strategy, degrees, model=how)
+    narrow = trained(plan, tmp_path / "narrow", PREPARED)
+    seen = sums.read_text()
+    monkeypatch.setattr(fsdp, "sends_narrow", lambda plan: False)
+    assert difference(trained(plan, tmp_path / "wide", PREPARED), narrow) < 1e-6
+    assert sums.read_text() == seen
+    assert seen
+
+
+def test_a_head_that_looks_at_its_weight_s_type_gets_what_it_computes_with(
+    alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def casting(model: Any, input_ids: torch.Tensor, **named: Any) -> CausalLMOutput:
+        """As some models do: outside of the head, its weight is the master."""
+        hidden = model.model(input_ids=input_ids, **named).last_hidden_state
+        return CausalLMOutput(logits=model.lm_head(hidden.to(model.lm_head.weight.dtype)))
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", casting)
+    plan = families.plan_with(alone.model("llama"), "fsdp", {"dp": 2}, model={"dtype": "bfloat16"})
+    plain = families.plan_with(alone.model("llama"), "ddp", {"dp": 2}, model={"dtype": "bfloat16"})
+    curves = [trained(one, tmp_path / one.train.strategy, PREPARED) for one in (plan, plain)]
+    assert difference(*curves) < 5e-3
+
+
+def test_zero_3_joins_its_partitions_on_the_device(
+    alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = counted(monkeypatch, zero, "_flattened", tmp_path / "joined")
+    trained(families.plan_for(alone.model("llama"), "ZeRO-3"), tmp_path / "run", PREPARED)
+    assert joined.read_text() == "." * 4
+
+
+def test_partitions_are_joined_as_deepspeed_joins_them() -> None:
+    from deepspeed.runtime.zero.utils import defragment
+
+    ours, theirs = ([torch.arange(n, dtype=torch.bfloat16) + n for n in (3, 5, 2)] for _ in range(2))
+    assert torch.equal(zero._flattened(ours), defragment(theirs))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+        assert a.untyped_storage().data_ptr() == ours[0].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_masters_stepped_with_by_our_arithmetic_are_as_those_by_torch_s(
+    alone: Alone, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = families.plan_with(alone.model("llama"), strategy, {"dp": 2}, model={"dtype": "bfloat16"})
+    theirs = trained(plan, tmp_path / "theirs", PREPARED)
+    monkeypatch.setattr(adamw, "LARGE", 512)
+    monkeypatch.setattr(adamw, "_compiled_for", "cpu")
+    updates = counted(monkeypatch, adamw, "_update", tmp_path / "updates")
+    assert difference(trained(plan, tmp_path / "ours", PREPARED), theirs) < 1e-4
+    assert updates.read_text()
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "fsdp"])

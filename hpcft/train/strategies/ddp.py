@@ -3,9 +3,9 @@
 torch's own DDP rebuilds its buckets after the first backward pass, which changes the order of summation, so a resumed
 run would differ from an undisturbed one. Here the buckets follow from the parameter list alone. Each is a few flat
 float32 buffers (gradient, master); its sum over the ranks starts as soon as its last gradient is there, while the
-backward pass goes on, or where all are few after it, and always in the same order on all ranks. Frozen weights cost
-nothing. One rank alone sums
-nothing over ranks: gradients that have their masters' type stay where the backward pass made them.
+backward pass goes on, or after it where all sums are short, and always in the same order on all ranks. Frozen weights
+cost nothing. One rank alone sums nothing over ranks: gradients that have their masters' type stay where the backward
+pass made them.
 
 Where the plan keeps weights in bfloat16 (``main_params_dtype``), a master is the parameter itself, and gradients are of
 its type too, since torch's fused AdamW knows one type only: each sum, over micro batches and over ranks, is rounded to
@@ -36,10 +36,9 @@ from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.skeleton import Skeleton
 from hpcft.train.world import World
 
-# Gradients of so few bytes wait for the end of the backward pass where links are fast: they take a millisecond then.
-# A message beside it holds some of the GPU's processors until the last rank sends its own, and a matrix product that
-# finds one of them taken lasts twice as long.
-AT_ONCE_BYTES = 2**28
+# Sums that take so few seconds are made after the backward pass: a message beside it holds some of the GPU's processors
+# until the last rank sends its own, and a matrix product that finds one of them taken lasts twice as long.
+SHORT = 1.5e-3
 BUCKET_BYTES = 25 * 2**20  # of gradients at most: enough to keep the network busy
 WIDENED = 2**22  # numbers made float32 at a time on their way to a sum: they stay in a GPU's cache
 Types = tuple[torch.dtype, torch.dtype]  # of masters and gradients; of what is computed with
@@ -231,8 +230,10 @@ class DataParallel:
 
 def _overlaps(plan: Plan, buckets: Iterable[Bucket]) -> bool:
     """Are sums over the ranks worth starting before the backward pass ends?"""
+    if plan.memory is None or plan.layout.nodes > 1:  # links are not known, or slow
+        return True
     sent = sum(bucket.grad.nbytes for bucket in buckets if bucket.grad is not None)
-    return plan.resources.accelerator == "cpu" or plan.layout.nodes > 1 or sent > AT_ONCE_BYTES
+    return 2 * sent / (plan.memory.hardware.node_bandwidth * 1e9) > SHORT
 
 
 def _norms(buckets: Iterable[Bucket]) -> torch.Tensor:

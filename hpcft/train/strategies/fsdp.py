@@ -2,14 +2,15 @@
 
 A unit, one decoder layer, the embedding or the head, is gathered just before it computes and freed after, or where the
 plan has memory left, after the backward pass; the rest is the root's unit. Sharded parameters are the masters; the
-gathered copies have the compute type, and gradients are summed in float32, inside a node by ``wide_sum``. Where the
-plan keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments
-are. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each
-parameter is first cut for tensor parallelism, which FSDP does not see.
+gathered copies have the compute type, and gradients are summed in float32, those of a whole model inside a node by our
+own ``reduce_scatter``. Where the plan keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded
+after each sum, as its moments are. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are
+replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,8 @@ from hpcft.train import adamw
 from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
+from hpcft.train.reduce_scatter import AllToAllReduceScatter
 from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
-from hpcft.train.wide_sum import WideSum
 from hpcft.train.world import World
 
 
@@ -60,12 +61,14 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
         fully_shard(embedding, **how)
         if trains_head(plan) and plan.layout.degree("tp") == 1:  # tensor parallelism has hooks of its own around it
-            fully_shard(head, reshard_after_forward=False, **how)
+            # Some models cast what goes into it to its weight's type, which is that of the masters outside of it.
+            policy = dataclasses.replace(how["mp_policy"], cast_forward_inputs=True)
+            fully_shard(head, reshard_after_forward=False, **{**how, "mp_policy": policy})
     fully_shard(model, **how)
     if sends_narrow(plan):
         for unit in model.modules():
-            if hasattr(unit, "set_custom_reduce_scatter"):
-                unit.set_custom_reduce_scatter(WideSum(dtype))
+            if isinstance(unit, FSDPModule):
+                unit.set_custom_reduce_scatter(AllToAllReduceScatter(dtype))  # type: ignore[arg-type]  # a private class
 
 
 @torch.no_grad()

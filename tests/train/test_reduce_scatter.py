@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from hpcft.plan.layout import mesh
 from hpcft.plan.weights import sends_narrow
-from hpcft.train.wide_sum import WideSum
+from hpcft.train.reduce_scatter import AllToAllReduceScatter
 from tests.plans import plan
 from tests.train import small
 
@@ -27,7 +27,7 @@ def gradients(narrow: bool) -> list[torch.Tensor]:
     for unit in (*model, model):
         fully_shard(unit, **how)
         if narrow:
-            unit.set_custom_reduce_scatter(WideSum(torch.bfloat16))
+            unit.set_custom_reduce_scatter(AllToAllReduceScatter(torch.bfloat16))
     torch.manual_seed(1 + dist.get_rank())
     found = []
     for _ in range(2):
@@ -59,10 +59,19 @@ def test_the_sum_of_two_byte_messages_is_that_of_four_byte_ones(ranks: int) -> N
         assert found["types"] == ["torch.float32"]
 
 
+def test_after_an_error_between_two_allocations_nothing_is_summed_in_few_digits() -> None:
+    half_made, nobody = AllToAllReduceScatter(torch.bfloat16), None
+    half_made.allocate([2], dtype=torch.float32, device=torch.device("cpu"))  # and then an error
+    taken = [half_made.allocate([n], dtype=torch.float32, device=torch.device("cpu")) for n in (2, 1)]
+    group: Any = nobody
+    with pytest.raises(RuntimeError, match="left half made"):
+        half_made(taken[1], taken[0], group, dist.ReduceOp.SUM)
+
+
 def test_another_reduction_than_a_sum_or_a_mean_is_refused() -> None:
     nobody: Any = None
     with pytest.raises(ValueError, match="summed or averaged"):
-        WideSum(torch.bfloat16)(torch.zeros(1), torch.zeros(2), nobody, dist.ReduceOp.MAX)
+        AllToAllReduceScatter(torch.bfloat16)(torch.zeros(1), torch.zeros(2), nobody, dist.ReduceOp.MAX)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +80,7 @@ def test_another_reduction_than_a_sum_or_a_mean_is_refused() -> None:
         (1, 4, {}, "full", "bfloat16", True),
         (1, 4, {"tp": 2}, "full", "float16", True),
         (2, 4, {"dp_replicate": 2}, "full", "bfloat16", True),
+        (3, 4, {"dp_replicate": 4}, "full", "bfloat16", False),  # three ranks each, some on two nodes
         (2, 4, {}, "full", "bfloat16", False),  # a ring sends one sum from node to node
         (1, 4, {}, "lora", "bfloat16", False),  # may have been added up before, in float32
         (1, 4, {}, "full", "float32", False),

@@ -5,7 +5,7 @@ Moments have the masters' type. In bfloat16 an update that is smaller than half 
 
 torch's fused kernel moves a master, its moments and its gradient at two thirds of the memory's speed, writes the
 gradient back, and knows nothing of working copies. Where layers are compiled, large masters are stepped with by a
-compiled program, which is as fast as memory and writes the copies too; small ones stay torch's, many to a kernel.
+compiled program, a single pass that writes the copies too; small ones stay torch's, many to a kernel.
 """
 
 from __future__ import annotations

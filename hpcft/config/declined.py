@@ -67,6 +67,10 @@ SET_ASIDE: dict[str, str] = {
         ("logging_first_step", "include_num_input_tokens_seen", "log_level", "disable_tqdm"),
         "the log has it, every logging_steps",
     ),
+    **dict.fromkeys(
+        ("chunked_cross_entropy", "chunked_cross_entropy_num_chunks", "cut_cross_entropy", "num_output_chunks"),
+        "logits are always gone through chunk by chunk; loss_chunk says how many tokens at a time",
+    ),
     "use_cache": "training never uses the cache",
     "bnb_4bit_quant_storage": "the strategy decides how the quantised base is stored",
     **dict.fromkeys(

@@ -31,9 +31,10 @@ def _run_ranks(
     module: str, words: Sequence[str], ranks: int, place: Path, limit: float, extra: Mapping[str, str]
 ) -> str | None:
     logs = [place / f"rank-{n}.log" for n in range(ranks)]
+    threads = max(1, min(4, (os.cpu_count() or 1) // ranks))  # more than there are cores wait for each other
     environ = {
         **os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-        "PYTORCH_ALLOC_CONF": ALLOCATOR, "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": "4",
+        "PYTORCH_ALLOC_CONF": ALLOCATOR, "NCCL_NVLS_ENABLE": "0", "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", STARTED: repr(time.time()), **extra,
     }  # fmt: skip
     processes = [

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 OPTIMIZER = "optimizer step"  # the name under which its kernels are recorded
 # The first that matches a kernel's name, or on a CPU an operation's, is its group.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|c10d|gloo"),
+    ("communication", r"nccl|all_?reduce|all_?gather|reduce_?scatter|c10d|gloo|memcpy ptop"),
     ("CE", r"log_?softmax|cunn_softmax|nll_loss|cross_entropy|crossentropy|logsumexp"),
     ("elementwise", r"triton_(poi|red|per)_"),  # compiled blocks, whatever they were fused of
     ("attention", r"flash|fmha|scaled_dot_product|attention"),

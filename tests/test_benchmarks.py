@@ -197,6 +197,9 @@ def test_a_slow_contestant_is_timed_over_fewer_steps() -> None:
         ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", "copies and casts"),
         ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
         ("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
+        ("Memcpy PtoP (Device -> Device)", "communication"),
+        ("Memcpy DtoD (Device -> Device)", "copies and casts"),
+        ("c10d::symmetric_memory::barrier_kernel(unsigned int**, int, int, int, unsigned long)", "communication"),
     ],
 )
 def test_a_kernel_is_known_by_its_name(name: str, group: str) -> None:

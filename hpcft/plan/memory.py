@@ -43,12 +43,16 @@ from hpcft.plan.shape import Shape
 from hpcft.plan.weights import (
     BYTES,
     COMPUTE_BYTES,
+    GATHERS,
     SUMMED,
+    SUMS,
     Weights,
     all_weights,
     layer_weights,
     main_bytes,
+    reads_peers,
     root_weights,
+    sends_narrow,
 )
 
 SAVED = 12  # bytes of a trained weight in a checkpoint, and on the host before: master and moments, float32
@@ -97,13 +101,12 @@ def gpu_parts_at(plan: Plan, shape: Shape, moment: str) -> tuple[Part, ...]:
         _gathered(plan, shape, moment), _activations(plan, shape, moment), _logits(plan, shape, moment)
     ]  # fmt: skip
     fragments = int(FRAGMENTATION * sum(part.bytes for part in comes_and_goes))
-    axes = [axis.name for axis in plan.layout.axes if axis.degree > 1]
     return (
         _on_gpu(_weights(plan, weights), "weights", plan),
         _on_gpu(_gradients(plan, weights, _come(plan, shape, weights, moment)), "optimizer", plan),
         _on_gpu(_optimizer(plan, weights), "optimizer", plan),
         *comes_and_goes,
-        Part("communication", NCCL * len(axes), f"{NCCL / GIB:g} GiB for each of: {', '.join(axes) or 'no axis'}"),
+        _communication(plan, shape),
         Part("reserve", CONTEXT + fragments, f"{CONTEXT // GIB} GiB of the driver, {FRAGMENTATION:.0%} for gaps"),
     )
 
@@ -229,6 +232,18 @@ def _gathered(plan: Plan, shape: Shape, moment: str) -> Part:
     return Part(
         "gathered", _divided(size, tp) + unpacked, text + (", what is multiplied in other bits" if unpacked else "")
     )
+
+
+def _communication(plan: Plan, shape: Shape) -> Part:
+    """NCCL's own, and the buffers out of which ranks copy FSDP's layers; torch's allocator sees neither."""
+    axes = [axis.name for axis in plan.layout.axes if axis.degree > 1]
+    size, text = NCCL * len(axes), f"{NCCL / GIB:g} GiB for each of: {', '.join(axes) or 'no axis'}"
+    if reads_peers(plan):
+        layer, tp = layer_weights(plan, shape), plan.layout.degree("tp")
+        number = GATHERS + (SUMS if sends_narrow(plan) else 0)
+        read = _divided(number * layer.gathered_bytes, tp)
+        size, text = size + read, f"{text}; {_size(read)} of {number} layers that ranks copy from each other"
+    return Part("communication", size, text)
 
 
 def _head(plan: Plan, shape: Shape) -> int:

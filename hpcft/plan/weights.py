@@ -10,6 +10,9 @@ from hpcft.plan.shape import Shape
 
 COMPUTE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SUMMED = 4  # bytes of a gradient while it is summed over ranks, but under ddp: float32
+# Buffers of a layer's size that its peers read: of two layers' weights, the next beside the one in use, and of the one
+# layer's gradients that are sent at a time.
+GATHERS, SUMS = 2, 1
 # NF4 (Dettmers et al. 2023, arXiv 2305.14314, section 3): 4 bits a weight, and for each block of 64 a constant of 8
 # bits, whose own constant of 32 bits serves 256 blocks: 4 + 8/64 + 32/(64·256) = 4.127 bits.
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
@@ -55,6 +58,19 @@ def sends_narrow(plan: Plan) -> bool:
     """
     layout, full = plan.layout, plan.train.strategy.startswith("fsdp") and plan.tuner.kind == "full"
     return full and layout.data_inside_nodes and layout.degree("dp") > 1 and COMPUTE_BYTES[plan.model.dtype] < SUMMED
+
+
+def reads_peers(plan: Plan) -> bool:
+    """May ranks copy FSDP's layers from each other, since those that share them share a node? Whether their GPUs can is
+    found out there.
+    """
+    layout, row = plan.layout, STRATEGIES[plan.train.strategy]
+    return (
+        plan.train.strategy.startswith("fsdp")
+        and not row.offload
+        and layout.data_inside_nodes
+        and layout.degree("dp") > 1
+    )
 
 
 def sent_bytes(plan: Plan) -> int:

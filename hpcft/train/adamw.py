@@ -20,6 +20,7 @@ from hpcft.run.manifest import PARTS
 
 MOMENTS = PARTS[1:]
 LARGE = 2**21  # numbers of a master that is worth a kernel of its own: to call it takes the host some 40 µs
+Large = tuple[Mapping[str, Any], dict[torch.Tensor, torch.Tensor]]  # a group, and gradients by its large masters
 NO_COPIES: Mapping[torch.Tensor, torch.Tensor] = {}
 _compiled_for = ""  # the type of device whose masters ``_update`` has been compiled for
 
@@ -63,19 +64,24 @@ def step(
     divisor: torch.Tensor,
     good: torch.Tensor,
     copies: Mapping[torch.Tensor, torch.Tensor] = NO_COPIES,
+    done: Callable[[torch.Tensor], None] | None = None,
 ) -> None:
     """One step with the gradients over ``divisor``; masters, moments and their count stay where ``good`` is 0.
 
     The kernel looks at both where it runs, so a device goes on while the host still waits for the step's numbers.
-    copies: master → what is computed with, in another type. Gradients are used up.
+    copies: master → what is computed with, in another type. Gradients are used up. done: told of each large master as
+    soon as its step is queued, in the optimizer's order; small ones come before.
     """
     set_rate(optimizer, learning_rate)
     where = optimizer.param_groups[0]["params"][0].device
     divisor, good = divisor.to(where), good.to(where)
-    stepped = _step_compiled(optimizer, divisor, good, copies) if where.type == _compiled_for else set()
+    large = _set_aside(optimizer) if where.type == _compiled_for else []
     optimizer.grad_scale, optimizer.found_inf = divisor, 1 - good  # type: ignore[attr-defined]
     optimizer.step()
-    follow({master: copy for master, copy in copies.items() if master not in stepped})
+    apart = {master for _, gradients in large for master in gradients}
+    follow({master: copy for master, copy in copies.items() if master not in apart})
+    for group, gradients in large:
+        _step_compiled(optimizer, group, gradients, divisor, good, copies, done)
 
 
 @torch.no_grad()
@@ -91,32 +97,43 @@ def compile_arithmetic(device: torch.device) -> None:
     _compiled_for, _update = device.type, torch.compile(_update, dynamic=False)
 
 
-@torch.no_grad()
-def _step_compiled(
-    optimizer: torch.optim.AdamW, divisor: torch.Tensor, good: torch.Tensor, copies: Mapping[torch.Tensor, torch.Tensor]
-) -> set[torch.Tensor]:
-    """The large masters, after one step; their gradients are gone, so that torch's AdamW passes them by."""
-    stepped, counts = set[torch.Tensor](), []
+def _set_aside(optimizer: torch.optim.AdamW) -> list[Large]:
+    """The large masters of each group, with the gradients that torch's AdamW then no longer sees."""
+    found: list[Large] = []
     for group in optimizer.param_groups:
         large = [m for m in group["params"] if m.grad is not None and m.numel() >= LARGE and m.is_contiguous()]
-        if not large:
-            continue
+        gradients = {master: master.grad for master in large}
         for master in large:
-            if not optimizer.state[master]:
-                set_moments(optimizer, master, {part: torch.zeros_like(master) for part in MOMENTS}, 0)
-        # All of them have been stepped with equally often: what no gradient came for is stepped with by zeros.
-        numbers = _numbers(group, optimizer.state[large[0]]["step"], divisor, good)
-        for master in large:
-            state, copy = optimizer.state[master], copies.get(master)
-            mean, square = (state[part].view(-1) for part in MOMENTS)
-            beside = None if copy is None else copy.detach().view(-1)
-            _update(master.view(-1), master.grad.reshape(-1), mean, square, numbers, group["betas"], beside)
             master.grad = None
-        counts += [optimizer.state[master]["step"] for master in large]
-        stepped.update(large)
-    if counts:
-        torch._foreach_add_(counts, [good] * len(counts))
-    return stepped
+        if gradients:
+            found.append((group, gradients))
+    return found
+
+
+@torch.no_grad()
+def _step_compiled(
+    optimizer: torch.optim.AdamW,
+    group: Mapping[str, Any],
+    gradients: Mapping[torch.Tensor, torch.Tensor],
+    divisor: torch.Tensor,
+    good: torch.Tensor,
+    copies: Mapping[torch.Tensor, torch.Tensor],
+    done: Callable[[torch.Tensor], None] | None,
+) -> None:
+    """One step of a group's large masters, each with its gradient."""
+    for master in gradients:
+        if not optimizer.state[master]:
+            set_moments(optimizer, master, {part: torch.zeros_like(master) for part in MOMENTS}, 0)
+    states = [optimizer.state[master] for master in gradients]
+    # All of them have been stepped with equally often: what no gradient came for is stepped with by zeros.
+    numbers = _numbers(group, states[0]["step"], divisor, good)
+    torch._foreach_add_([state["step"] for state in states], [good] * len(states))
+    for (master, gradient), state in zip(gradients.items(), states, strict=True):
+        copy, (mean, square) = copies.get(master), (state[part].view(-1) for part in MOMENTS)
+        beside = None if copy is None else copy.detach().view(-1)
+        _update(master.view(-1), gradient.reshape(-1), mean, square, numbers, group["betas"], beside)
+        if done is not None:
+            done(master)
 
 
 def _numbers(group: Mapping[str, Any], count: torch.Tensor, divisor: torch.Tensor, good: torch.Tensor) -> torch.Tensor:

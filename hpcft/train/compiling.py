@@ -1,4 +1,4 @@
-"""Decoder layers and the arithmetic of loss and optimizer as compiled programs; everything around them stays as it is.
+"""Decoder layers and the arithmetic of loss, sums and optimizer as compiled programs; everything else stays as it is.
 
 A layer's ``forward`` is compiled, and not the module: hooks, by which strategies gather weights and transformers
 recomputes, run around it as before. Layers that differ only in their weights share a program. Each shape needs one of
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hpcft.train import adamw, cross_entropy
+from hpcft.train import adamw, cross_entropy, reduce_scatter
 from hpcft.train.skeleton import layers_of
 from hpcft.train.world import World
 
@@ -38,6 +38,7 @@ def compile_layers(model: Any, world: World) -> bool:
         layer.forward = torch.compile(layer.forward, dynamic=False)
     cross_entropy.compile_arithmetic()
     adamw.compile_arithmetic(world.device)
+    reduce_scatter.compile_arithmetic()
     return True
 
 

@@ -241,10 +241,24 @@ def test_the_parts_are_those_of_the_moment_at_which_the_gpu_is_fullest(strategy:
 
 
 def test_the_rest_is_communication_the_driver_and_gaps() -> None:
-    one, mesh = on_gpu(on_gpus()), on_gpu(on_gpus("fsdp", ranks=4, dp=2, tp=2))
+    one, mesh = on_gpu(on_gpus()), on_gpu(on_gpus("zero2", ranks=4, dp=2, tp=2))
     assert one["communication"] == 0
     assert mesh["communication"] == 2 * NCCL
     assert one["reserve"] == CONTEXT + int(FRAGMENTATION * (one["gathered"] + one["activations"] + one["logits"]))
+
+
+@pytest.mark.parametrize(
+    ("made", "layers"),
+    [
+        (on_gpus("fsdp", ranks=2), 3),  # the weights of two, one's gradients
+        (on_gpus("fsdp", ranks=4, dp=2, tp=2), 3 / 2),
+        (on_gpus("fsdp", ranks=2, dtype="float32"), 2 * 2),  # gradients are not read, numbers twice as long
+        (on_gpus("fsdp", nodes=2, ranks=1, dp=2), 0),
+    ],
+)
+def test_layers_that_ranks_read_from_each_other_are_communication_too(made: Plan, layers: float) -> None:
+    axes = sum(axis.degree > 1 for axis in made.layout.axes)
+    assert on_gpu(made)["communication"] == axes * NCCL + int(layers * 2 * LAYER)
 
 
 def test_the_parts_are_the_whole() -> None:

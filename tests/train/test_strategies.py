@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from hpcft.errors import Refusal
 from hpcft.run.paths import RunPaths
-from hpcft.train import adamw
+from hpcft.train import adamw, copy_engines
+from hpcft.train.copy_engines import Buffers
 from hpcft.train.head import Head
 from hpcft.train.reduce_scatter import AllToAllReduceScatter
 from hpcft.train.strategies import fsdp, zero
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
 from tests.train.resume_matrix import Matrix
+from tests.train.test_copy_engines import mapping
 
 LAYOUTS = [name for name in families.LAYOUTS if name != "one process"]
 PREPARED = small.Prepared(small.windows(22))
@@ -170,6 +173,43 @@ def test_gradients_sent_in_two_bytes_give_the_curve_of_those_sent_in_four(
     assert difference(trained(plan, tmp_path / "wide", PREPARED), narrow) < 1e-6
     assert sums.read_text() == seen
     assert seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "degrees", "resharding"),
+    [
+        ("full", {"dp": 2}, False),
+        ("full", {"dp": 3}, True),
+        ("full", {"dp_replicate": 2, "dp": 2}, True),
+        ("full", {"dp": 2, "tp": 2}, False),
+        ("lora", {"dp": 2}, True),
+    ],
+)
+def test_layers_that_ranks_copy_from_each_other_give_the_curve_of_those_sent(
+    alone: Alone, tmp_path: Path, kind: str, degrees: dict[str, int], resharding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = families.plan_with(
+        alone.model("llama"), "fsdp", degrees, kind, model={"dtype": "bfloat16"}, train={"resharding": resharding}
+    )
+    sent = trained(plan, tmp_path / "sent", PREPARED)
+    reads = counted(monkeypatch, Buffers, "read", tmp_path / "reads")
+    monkeypatch.setattr(copy_engines, "linked", lambda plan, world: True)
+    monkeypatch.setattr(copy_engines, "symmetric", mapping(tmp_path, []))
+    assert difference(trained(plan, tmp_path / "copied", PREPARED), sent) < 1e-6
+    assert reads.read_text()
+
+
+def test_what_a_forward_pass_begins_with_is_gathered_beside_the_update(
+    alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = families.plan_with(alone.model("llama"), "fsdp", {"dp": 2}, model={"dtype": "bfloat16"})
+    late = trained(plan, tmp_path / "late", PREPARED)
+    monkeypatch.setattr(adamw, "LARGE", 512)
+    monkeypatch.setattr(adamw, "_compiled_for", "cpu")
+    early = counted(monkeypatch, FSDPModule, "unshard", tmp_path / "early")
+    assert difference(trained(plan, tmp_path / "early run", PREPARED), late) < 1e-4
+    units, ranks = 2, 2  # the embedding and the first layer
+    assert len(early.read_text()) == units * ranks * plan.optim.max_steps
 
 
 def test_a_head_that_looks_at_its_weight_s_type_gets_what_it_computes_with(

@@ -11,19 +11,28 @@ replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism,
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    UnshardHandle,
+    fully_shard,
+)
 
 from hpcft.catalog import STRATEGIES
 from hpcft.plan.memory import trains_head
 from hpcft.plan.plan import Plan
-from hpcft.plan.weights import sends_narrow
+from hpcft.plan.weights import GATHERS, SUMS, reads_peers, sends_narrow
 from hpcft.run.manifest import PARTS
-from hpcft.train import adamw
+from hpcft.train import adamw, copy_engines
+from hpcft.train.copy_engines import Buffers, CopyingGather
 from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
@@ -56,7 +65,7 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     }
     for layer in layers_of(model):
         fully_shard(layer, reshard_after_forward=plan.train.resharding, **how)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
         fully_shard(embedding, **how)
@@ -65,10 +74,40 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
             policy = dataclasses.replace(how["mp_policy"], cast_forward_inputs=True)
             fully_shard(head, reshard_after_forward=False, **{**how, "mp_policy": policy})
     fully_shard(model, **how)
-    if sends_narrow(plan):
-        for unit in model.modules():
-            if isinstance(unit, FSDPModule):
-                unit.set_custom_reduce_scatter(AllToAllReduceScatter(dtype))  # type: ignore[arg-type]  # a private class
+    _set_messages(model, plan, world)
+
+
+def _set_messages(model: Any, plan: Plan, world: World) -> None:
+    """How weights and gradients come to their ranks, where that is not how torch sends them."""
+    gathers, sums = _shared_buffers(model, plan, world)
+    layers: list[Any] = layers_of(model)
+    for unit in model.modules() if sends_narrow(plan) else ():
+        if isinstance(unit, FSDPModule):
+            narrow = AllToAllReduceScatter(DTYPES[plan.model.dtype], sums if unit in layers else None)
+            unit.set_custom_reduce_scatter(narrow)  # type: ignore[arg-type]  # a private class
+    if gathers is not None:
+        for layer in layers:
+            layer.set_custom_all_gather(CopyingGather(gathers))
+
+
+def _shared_buffers(model: Any, plan: Plan, world: World) -> tuple[Buffers | None, Buffers | None]:
+    """For the weights and for the gradients of a layer at a time, where ranks can copy them from each other."""
+    if not (reads_peers(plan) and copy_engines.linked(plan, world)):
+        return None, None
+    ranks, narrow = plan.layout.degree("dp"), DTYPES[plan.model.dtype].itemsize
+
+    def size(p: torch.Tensor) -> int:  # FSDP pads rows to a multiple of the ranks
+        each = narrow if p.is_floating_point() else p.element_size()
+        return -(-p.shape[0] // ranks) * ranks * (p.numel() // max(p.shape[0], 1)) * each
+
+    largest = max(sum(size(p) for p in layer.parameters()) for layer in layers_of(model))
+    counts = [GATHERS, SUMS] if sends_narrow(plan) else [GATHERS]
+    made = copy_engines.buffers(world, world.group("dp"), largest, counts)
+    if isinstance(made, str):
+        if world.first:
+            print(f"NCCL sends layers, since GPUs do not read each other's memory: {made}", file=sys.stderr)
+        return None, None
+    return made[0], made[1] if len(made) > 1 else None
 
 
 @torch.no_grad()
@@ -82,6 +121,11 @@ def materialise(skeleton: Skeleton, device: torch.device, world: World) -> None:
     for name, parameter in skeleton.model.named_parameters():
         local = _local(parameter)
         skeleton.read(name, local, _offset(parameter, world))
+
+
+def _base(model: Any) -> Any:
+    """The model without what adapters have put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _local(parameter: Any) -> torch.Tensor:
@@ -111,6 +155,8 @@ class FullyShardedDataParallel:
         self.masters = {name: _local(p).detach() for name, p in self.trained.items()}
         resting = [master for name, master in self.masters.items() if name in skeleton.unread]
         self.optimizer = adamw.build(self.masters.values(), plan.optim, resting)
+        self.opening = self._opening_units()
+        self.gathering: list[UnshardHandle] = []
         self.tensor_group = world.group("tp") if skeleton.regions else None
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -164,7 +210,23 @@ class FullyShardedDataParallel:
         """Queue one AdamW step on the sharded masters; on the host, where they are offloaded, it is made now."""
         for name, parameter in self.trained.items():
             self.masters[name].data = _local(parameter)  # FSDP may have moved it, to memory that is locked
-        adamw.step(self.optimizer, learning_rate, divisor, good)
+        self.gathering.clear()
+        adamw.step(self.optimizer, learning_rate, divisor, good, done=self._gather_early)
+
+    def _gather_early(self, master: torch.Tensor) -> None:
+        """Begin to gather what the next forward pass begins with, which would wait for it, beside the other masters."""
+        if (unit := self.opening.get(master)) is not None:
+            self.gathering.append(unit.unshard(async_op=True))
+
+    def _opening_units(self) -> dict[torch.Tensor, Any]:
+        """The embedding's unit and the first layer's, by the last of its large masters that AdamW steps with."""
+        sharded: list[Any] = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
+        units = {p: unit for unit in sharded for p in unit.parameters()}  # an inner unit takes them from an outer one
+        of = {self.masters[name]: units[p] for name, p in self.trained.items()}
+        every = [master for group in self.optimizer.param_groups for master in group["params"]]
+        last = {of[master]: master for master in every if master.numel() >= adamw.LARGE}
+        first = {units[_base(self.model).get_input_embeddings().weight], layers_of(self.model)[0]}
+        return {master: unit for unit, master in last.items() if unit in first}
 
     def end_step(self, good: bool) -> None:
         """Count the step and empty the gradients."""
@@ -191,6 +253,8 @@ class FullyShardedDataParallel:
     def load(self, read: ReadShard, updates: int) -> None:
         """Fill the shards of masters and moments."""
         self.updates = updates
+        for handle in self.gathering:
+            handle.wait()
         for unit in self.model.modules():
             if isinstance(unit, FSDPModule):
                 unit.reshard()  # a forward pass without a backward pass has left its weights gathered

@@ -56,21 +56,18 @@ def sends_narrow(plan: Plan) -> bool:
     """Are gradients sent in the compute type and added up in float32 where they arrive? FSDP's of a whole model, inside
     a node. Those of adapters may have been summed over micro batches, in float32.
     """
-    layout, full = plan.layout, plan.train.strategy.startswith("fsdp") and plan.tuner.kind == "full"
-    return full and layout.data_inside_nodes and layout.degree("dp") > 1 and COMPUTE_BYTES[plan.model.dtype] < SUMMED
+    narrow = COMPUTE_BYTES[plan.model.dtype] < SUMMED
+    return _shards_inside_nodes(plan) and plan.tuner.kind == "full" and narrow
 
 
 def reads_peers(plan: Plan) -> bool:
-    """May ranks copy FSDP's layers from each other, since those that share them share a node? Whether their GPUs can is
-    found out there.
-    """
-    layout, row = plan.layout, STRATEGIES[plan.train.strategy]
-    return (
-        plan.train.strategy.startswith("fsdp")
-        and not row.offload
-        and layout.data_inside_nodes
-        and layout.degree("dp") > 1
-    )
+    """May ranks copy FSDP's layers from each other? Whether their GPUs can is found out there."""
+    return _shards_inside_nodes(plan) and not STRATEGIES[plan.train.strategy].offload
+
+
+def _shards_inside_nodes(plan: Plan) -> bool:
+    """Are there parts of FSDP's, and do all of one share a node?"""
+    return plan.train.strategy.startswith("fsdp") and plan.layout.data_inside_nodes and plan.layout.degree("dp") > 1
 
 
 def sent_bytes(plan: Plan) -> int:

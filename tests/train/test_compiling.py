@@ -13,7 +13,7 @@ from torch import library
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AttentionInterface
 
-from hpcft.train import adamw, compiling, cross_entropy
+from hpcft.train import adamw, compiling, cross_entropy, reduce_scatter
 from hpcft.train.attention import document_bounds
 from hpcft.train.batches import collate
 from hpcft.train.compiling import compile_layers
@@ -35,7 +35,9 @@ TRACED = "aot_eager"  # everything but the kernels that need a C++ compiler
 @pytest.fixture(autouse=True)
 def own_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing stays compiled for other tests; some masters of these small models are large."""
-    for module, names in ((cross_entropy, ("_numbers", "_gradient")), (adamw, ("_update", "_compiled_for"))):
+    for module, *names in (
+        (cross_entropy, "_numbers", "_gradient"), (adamw, "_update", "_compiled_for"), (reduce_scatter, "_add"),
+    ):  # fmt: skip
         for name in names:
             monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(adamw, "LARGE", 512)
@@ -106,9 +108,9 @@ def test_compiled_layers_have_the_same_references(
 
 
 def test_the_arithmetic_of_loss_and_optimizer_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = cross_entropy._numbers, cross_entropy._gradient, adamw._update
+    plain = cross_entropy._numbers, cross_entropy._gradient, adamw._update, reduce_scatter._add
     assert compile_layers(made(layers=1), ALONE)
-    now = cross_entropy._numbers, cross_entropy._gradient, adamw._update
+    now = cross_entropy._numbers, cross_entropy._gradient, adamw._update, reduce_scatter._add
     assert not any(a is b for a, b in zip(plain, now, strict=True))
     assert adamw._compiled_for == "cpu"
 

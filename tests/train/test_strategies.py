@@ -212,6 +212,19 @@ def test_what_a_forward_pass_begins_with_is_gathered_beside_the_update(
     assert len(early.read_text()) == units * ranks * plan.optim.max_steps
 
 
+def test_a_unit_whose_part_is_large_on_some_ranks_only_is_gathered_by_none_of_them_early(
+    alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = families.plan_with(alone.model("llama"), "fsdp", {"dp": 3}, model={"dtype": "bfloat16"})
+    late = trained(plan, tmp_path / "late", PREPARED)
+    monkeypatch.setattr(adamw, "LARGE", 22 * 64)  # of 64 rows a rank has 22, another 22, the last one 20
+    monkeypatch.setattr(adamw, "_compiled_for", "cpu")
+    early = counted(monkeypatch, FSDPModule, "unshard", tmp_path / "early")
+    assert difference(trained(plan, tmp_path / "early run", PREPARED), late) < 1e-4
+    units, ranks = 1, 3  # the embedding
+    assert len(early.read_text()) == units * ranks * plan.optim.max_steps
+
+
 def test_a_head_that_looks_at_its_weight_s_type_gets_what_it_computes_with(
     alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

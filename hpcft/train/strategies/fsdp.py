@@ -3,9 +3,10 @@
 A unit, one decoder layer, the embedding or the head, is gathered just before it computes and freed after, or where the
 plan has memory left, after the backward pass; the rest is the root's unit. Sharded parameters are the masters; the
 gathered copies have the compute type, and gradients are summed in float32, those of a whole model inside a node by our
-own ``reduce_scatter``. Where the plan keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded
-after each sum, as its moments are. With ``dp_replicate`` the shards lie inside a group of ranks and the groups are
-replicas (HSDP); with ``tp`` each parameter is first cut for tensor parallelism, which FSDP does not see.
+own ``reduce_scatter``. GPUs of a node copy layers from each other where they can (``copy_engines``). Where the plan
+keeps weights in bfloat16 (``main_params_dtype``), a shard's gradient is rounded after each sum, as its moments are.
+With ``dp_replicate`` the shards lie inside a group of ranks and the groups are replicas (HSDP); with ``tp`` each
+parameter is first cut for tensor parallelism, which FSDP does not see.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from hpcft.train.norm import global_norm
 from hpcft.train.precision import DTYPES, LossScale
 from hpcft.train.protocols import ReadShard, Shard
 from hpcft.train.reduce_scatter import AllToAllReduceScatter
-from hpcft.train.skeleton import Skeleton, layers_of, move_buffers
+from hpcft.train.skeleton import Skeleton, layers_of, move_buffers, plain
 from hpcft.train.world import World
 
 
@@ -65,7 +66,7 @@ def shard(model: Any, plan: Plan, world: World, offload: bool) -> None:
     }
     for layer in layers_of(model):
         fully_shard(layer, reshard_after_forward=plan.train.resharding, **how)
-    base = _base(model)
+    base = plain(model)
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is not None and head.weight is not embedding.weight:  # a tied one is needed until the end
         fully_shard(embedding, **how)
@@ -94,11 +95,11 @@ def _shared_buffers(model: Any, plan: Plan, world: World) -> tuple[Buffers | Non
     """For the weights and for the gradients of a layer at a time, where ranks can copy them from each other."""
     if not (reads_peers(plan) and copy_engines.linked(plan, world)):
         return None, None
-    ranks, narrow = plan.layout.degree("dp"), DTYPES[plan.model.dtype].itemsize
+    narrow = DTYPES[plan.model.dtype].itemsize
 
-    def size(p: torch.Tensor) -> int:  # FSDP pads rows to a multiple of the ranks
+    def size(p: torch.Tensor) -> int:  # FSDP pads every rank's part to the first one's
         each = narrow if p.is_floating_point() else p.element_size()
-        return -(-p.shape[0] // ranks) * ranks * (p.numel() // max(p.shape[0], 1)) * each
+        return _part_sizes(p, world)[0] * world.layout.degree("dp") * each
 
     largest = max(sum(size(p) for p in layer.parameters()) for layer in layers_of(model))
     counts = [GATHERS, SUMS] if sends_narrow(plan) else [GATHERS]
@@ -123,22 +124,21 @@ def materialise(skeleton: Skeleton, device: torch.device, world: World) -> None:
         skeleton.read(name, local, _offset(parameter, world))
 
 
-def _base(model: Any) -> Any:
-    """The model without what adapters have put around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _local(parameter: Any) -> torch.Tensor:
     """The rank's own numbers of a sharded parameter."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _offset(parameter: Any, world: World) -> int:
-    """Where they begin in the flattened parameter: FSDP2 cuts the first dimension as torch.chunk does."""
+    """Where they begin in the flattened parameter."""
+    return sum(_part_sizes(parameter, world)[: world.place.coordinates.get("dp", 0)])
+
+
+def _part_sizes(parameter: Any, world: World) -> list[int]:
+    """How many numbers of it each rank has: FSDP2 cuts the first dimension as torch.chunk does."""
     rows, ranks = parameter.shape[0], world.layout.degree("dp")
-    chunk = -(-rows // ranks)
-    start = min(world.place.coordinates.get("dp", 0) * chunk, rows)
-    return start * (parameter.numel() // max(rows, 1))
+    chunk, each = -(-rows // ranks), parameter.numel() // max(rows, 1)
+    return [(min((rank + 1) * chunk, rows) - min(rank * chunk, rows)) * each for rank in range(ranks)]
 
 
 class FullyShardedDataParallel:
@@ -219,14 +219,20 @@ class FullyShardedDataParallel:
             self.gathering.append(unit.unshard(async_op=True))
 
     def _opening_units(self) -> dict[torch.Tensor, Any]:
-        """The embedding's unit and the first layer's, by the last of its large masters that AdamW steps with."""
+        """The embedding's unit and the first layer's, by the last of its large masters that AdamW steps with.
+
+        One whose parts are large on some ranks only is none of them: all ranks must gather the same, in one order.
+        """
         sharded: list[Any] = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
         units = {p: unit for unit in sharded for p in unit.parameters()}  # an inner unit takes them from an outer one
-        of = {self.masters[name]: units[p] for name, p in self.trained.items()}
+        opening = {units[plain(self.model).get_input_embeddings().weight], layers_of(self.model)[0]}
+        owners = {self.masters[name]: units[p] for name, p in self.trained.items()}
+        for parameter in self.trained.values():
+            if len({part >= adamw.LARGE for part in _part_sizes(parameter, self.world)}) > 1:
+                opening.discard(units[parameter])
         every = [master for group in self.optimizer.param_groups for master in group["params"]]
-        last = {of[master]: master for master in every if master.numel() >= adamw.LARGE}
-        first = {units[_base(self.model).get_input_embeddings().weight], layers_of(self.model)[0]}
-        return {master: unit for unit, master in last.items() if unit in first}
+        last = {owners[master]: master for master in every if master.numel() >= adamw.LARGE}
+        return {master: unit for unit, master in last.items() if unit in opening}
 
     def end_step(self, good: bool) -> None:
         """Count the step and empty the gradients."""

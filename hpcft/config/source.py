@@ -22,6 +22,7 @@ DEEPEST = 5  # lists in maps in lists …: a run needs three
 # What YAML's reader says → what to do about it
 _YAML_HINTS = {
     "duplicate": "a key may stand once in its section",
+    "mapping values": 'the keys of a section are indented alike; a value that holds ": " wants quotes',
     "'\\t'": "lines are indented with spaces, not with tabs",
 }
 
@@ -80,6 +81,7 @@ def read_yaml(path: Path) -> tuple[Any, str]:
         raise refuse(
             f"not valid YAML: {error.problem or error.context}",
             where=f"{shown}:{mark.line + 1}" if mark else shown,
+            value=printable("".join(text.split("\n")[mark.line : mark.line + 1])[:80]) if mark else "",
             hint=hint,
         ) from error
     except ReaderError as error:

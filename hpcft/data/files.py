@@ -152,10 +152,11 @@ def _broken_json(error: Exception, text: str, shown: str, line: int, start: int 
     hint = broken.hint(error, text, start)
     if not isinstance(error, json.JSONDecodeError):
         return refuse(f"broken JSON: {error}", where=f"{shown}:{line}", value=text[start : start + 80], hint=hint)
-    at = error.pos
+    at = min(error.pos, len(text))  # json counts an end of line that ``text`` may be without
+    column = at - text.rfind("\n", 0, at)
     piece = text[max(start, at - 40) : at + 40].strip("\r\n")
     line += text.count("\n", start, at)
-    return refuse(f"broken JSON: {error.msg} (column {error.colno})", where=f"{shown}:{line}", value=piece, hint=hint)
+    return refuse(f"broken JSON: {error.msg} (column {column})", where=f"{shown}:{line}", value=piece, hint=hint)
 
 
 def _csv(path: Path, shown: str) -> Records:

@@ -191,6 +191,14 @@ def test_broken_yaml_is_refused_with_its_line(tmp_path: Path, text: str, line: i
     problem = only(complaints(write(tmp_path, text)))
     assert problem.what.startswith("not valid YAML")
     assert problem.where.endswith(f"run.yaml:{line}")
+    there = text.splitlines()[line - 1 : line]
+    assert str(problem.value or "") == (there[0].replace("\t", "\\t") if there else "")
+
+
+def test_a_second_colon_in_a_line_is_told_what_it_may_be(tmp_path: Path) -> None:
+    problem = only(complaints(write(tmp_path, "model:\n  model: m\n   dtype: bfloat16\n")))
+    assert (problem.value, problem.where.rpartition(":")[2]) == ("   dtype: bfloat16", "3")
+    assert "indented alike" in problem.hint
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "- a\n- list\n", "just words\n", "42\n"])

@@ -43,6 +43,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
 MALFORMED: dict[str, tuple[str, bytes, str, list[str]]] = {
     **{fault: (name, content, "chat", sentences) for fault, (name, content, sentences) in BROKEN.items()},
     "a BOM and a broken line": ("a.jsonl", b'\xef\xbb\xbf{"text": "a"}\n{"text"\n', "chat", ["a.jsonl:2: broken JSON"]),
+    "the end of a line": ("a.jsonl", b'{"text": "a"}\n{"text"\n', "chat", ["a.jsonl:2: broken JSON", "(column 8)"]),
     "a BOM alone": ("a.jsonl", b"\xef\xbb\xbf", "chat", ["a.jsonl: this file has no records"]),
     "blank lines alone": ("a.jsonl", b"\n \r\n\n", "chat", ["a.jsonl: this file has no records"]),
     "CRLF and a broken third line": ("a.jsonl", b'{"text": "a"}\r\n\r\n{"text"\r\n', "chat", ["a.jsonl:3: broken"]),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from itertools import count
-from typing import Any, Protocol
+from itertools import accumulate, count, pairwise
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -32,32 +32,34 @@ class Readable(Protocol):
         """Queued: what comes after it begins when every rank has come to it."""
 
 
-Shared = tuple[torch.Tensor, Readable]  # uint8 on the device, and the way to the other ranks' ones
-
-
 def linked(plan: Plan, world: World) -> bool:
     """Do GPUs of a node have links of their own, as far as the plan knows?"""
     return world.device.type == "cuda" and plan.memory is not None and plan.memory.hardware.node_bandwidth >= LINKED
 
 
-def symmetric(size: int, device: torch.device, group: dist.ProcessGroup) -> Shared:
-    """``size`` bytes of symmetric memory on every rank of ``group``. Raises RuntimeError where that cannot be had."""
+def symmetric(size: int, device: torch.device) -> torch.Tensor:
+    """uint8 [size]: memory that others may be given to read. Raises RuntimeError where there is none."""
     if os.environ.get("NCCL_P2P_DISABLE", "0") != "0":
         raise RuntimeError("NCCL_P2P_DISABLE is set")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # a switch has few groups, and none is used here
     import torch.distributed._symmetric_memory as symmetric_memory
 
-    buffer = symmetric_memory.empty(size, dtype=torch.uint8, device=device)
-    return buffer, symmetric_memory.rendezvous(buffer, group.group_name)
+    return symmetric_memory.empty(size, dtype=torch.uint8, device=device)
+
+
+def shared(memory: torch.Tensor, group: dist.ProcessGroup) -> Readable:
+    """Symmetric memory, after all ranks of ``group`` have come with theirs. Raises RuntimeError where that fails."""
+    import torch.distributed._symmetric_memory as symmetric_memory
+
+    return symmetric_memory.rendezvous(memory, group.group_name)
 
 
 class Buffers:
     """Buffers of one size that all ranks of a group can read. Every rank takes them in the same turn."""
 
-    def __init__(self, rank: int, ranks: int, shared: Sequence[Shared]) -> None:
-        self.rank, self.ranks, self.turn = rank, ranks, count()
-        self.memory = [memory for memory, _ in shared]
-        self.readable = {memory.data_ptr(): readable for memory, readable in shared}
+    def __init__(self, rank: int, ranks: int, memory: Sequence[torch.Tensor], readable: Sequence[Readable]) -> None:
+        self.rank, self.ranks, self.turn, self.memory = rank, ranks, count(), memory
+        self.readable = {one.data_ptr(): way for one, way in zip(memory, readable, strict=True)}
 
     def take(self, numbers: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The next buffer's beginning, [numbers]; memory of this rank alone where they are too many."""
@@ -87,23 +89,37 @@ class Buffers:
 def buffers(world: World, group: dist.ProcessGroup, size: int, counts: Sequence[int]) -> list[Buffers] | str:
     """As many of ``size`` bytes as each of ``counts`` says; or why some rank cannot read the others' memory.
 
-    All ranks of the world ask, and have the same answer.
+    All ranks of the world ask, and have the same answer. None waits for another's memory before all have their own.
     """
-    found, why = [], ""
+    memory = _together(world, lambda: [symmetric(size, world.device) for _ in range(sum(counts))])
+    if isinstance(memory, str):
+        return memory
+    readable = _together(world, lambda: [shared(one, group) for one in memory])
+    if isinstance(readable, str):
+        return readable
+    parts = [slice(*ends) for ends in pairwise(accumulate(counts, initial=0))]
+    return [Buffers(group.rank(), group.size(), memory[part], readable[part]) for part in parts]
+
+
+T = TypeVar("T")
+
+
+def _together(world: World, make: Callable[[], T]) -> T | str:
+    """What every rank has made; or the first one's reason why it could not, on all of them."""
+    made, why = None, ""
     try:
-        for number in counts:
-            shared = [symmetric(size, world.device, group) for _ in range(number)]
-            found.append(Buffers(group.rank(), group.size(), shared))
+        made = make()
     except (RuntimeError, ImportError, AttributeError) as error:  # of the driver, or of another torch
         why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    hindered = [f"rank {rank}: {text}" for rank, text in enumerate(world.gather_text(why)) if text]
-    return hindered[0] if hindered else found
+    hindered = (f"rank {rank}: {text}" for rank, text in enumerate(world.gather_text(why)) if text)
+    return next(hindered, cast("T", made))
 
 
 class CopyingGather:
     """FSDP's gather of a layer's weights; ``held`` has two buffers at least.
 
-    FSDP fills one while it takes the weights out of the one before, and before it fills a third it has done so.
+    FSDP fills one while it takes the weights out of the one before, and before it fills a third it has done so, but for
+    a layer that a backward pass fetches and never needs: it must be let go of at that pass's end.
     """
 
     def __init__(self, held: Buffers) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from hpcft.plan.plan import Plan
 from hpcft.plan.weights import GATHERS, SUMS, reads_peers
 from hpcft.train import copy_engines, world
-from hpcft.train.copy_engines import Buffers, CopyingGather, Shared
+from hpcft.train.copy_engines import Buffers, CopyingGather
 from hpcft.train.reduce_scatter import AllToAllReduceScatter
 from tests.plans import layout, plan
 from tests.train import small
@@ -29,41 +28,58 @@ CPU = torch.device("cpu")
 class Mapped:
     """A ``Readable`` of this host's processes: a file for each rank's buffer."""
 
-    def __init__(self, stem: Path, size: int, group: dist.ProcessGroup) -> None:
+    def __init__(self, stem: str, size: int, group: dist.ProcessGroup) -> None:
         self.size, self.group, self.barriers = size, group, 0
         self.files = [f"{stem}-{rank}" for rank in dist.get_process_group_ranks(group)]
 
-    def of(self, rank: int) -> torch.Tensor:
-        return torch.from_file(self.files[rank], shared=True, size=self.size, dtype=torch.uint8)
-
     def get_buffer(self, rank: int, sizes: torch.Size, dtype: torch.dtype, /) -> torch.Tensor:
-        return self.of(rank)[: sizes.numel() * dtype.itemsize].view(dtype).view(sizes)
+        whole = torch.from_file(self.files[rank], shared=True, size=self.size, dtype=torch.uint8)
+        return whole[: sizes.numel() * dtype.itemsize].view(dtype).view(sizes)
 
     def barrier(self, channel: int, /) -> None:
         self.barriers += 1
         dist.barrier(self.group)
 
 
-def mapping(folder: Path, made: list[Mapped]) -> Callable[[int, torch.device, dist.ProcessGroup], Shared]:
-    """What takes the place of symmetric memory; every buffer is added to ``made``."""
+class Files:
+    """What takes the place of symmetric memory, on one rank: files in a folder, mapped.
 
-    def mapped(size: int, device: torch.device, group: dist.ProcessGroup) -> Shared:
-        one = Mapped(folder / f"buffer-{len(made)}", size, group)
-        made.append(one)
-        mine = one.of(group.rank())
-        dist.barrier(group)  # nobody maps a file before it has its size
-        return mine, one
+    patient: one waits for all ranks to come with their memory, as for symmetric memory.
+    """
 
-    return mapped
+    def __init__(self, folder: Path, patient: bool = True) -> None:
+        self.patient, self.folder, self.mapped, self.stems = patient, folder, list[Mapped](), dict[int, str]()
+
+    def symmetric(self, size: int, device: torch.device) -> torch.Tensor:
+        stem = str(self.folder / f"buffer-{len(self.stems)}")
+        memory = torch.from_file(f"{stem}-{dist.get_rank()}", shared=True, size=size, dtype=torch.uint8)
+        self.stems[memory.data_ptr()] = stem
+        return memory
+
+    def shared(self, memory: torch.Tensor, group: dist.ProcessGroup) -> Mapped:
+        if self.patient:
+            dist.barrier(group)
+        self.mapped.append(Mapped(self.stems[memory.data_ptr()], memory.numel(), group))
+        return self.mapped[-1]
+
+
+def replace_symmetric_memory(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Ranks that are forked from now on copy layers from each other, through files in ``folder``."""
+    files = Files(folder)
+    monkeypatch.setattr(copy_engines, "linked", lambda plan, world: True)
+    monkeypatch.setattr(copy_engines, "symmetric", files.symmetric)
+    monkeypatch.setattr(copy_engines, "shared", files.shared)
 
 
 def outcomes(folder: Path, copied: bool, room: int) -> tuple[list[torch.Tensor], int]:
     """Outputs and gradients of two passes through units whose rows the ranks do not divide; how many barriers."""
-    kind, made = torch.bfloat16, list[Mapped]()
-    share, group = mapping(folder, made), dist.group.WORLD
+    kind, files, group = torch.bfloat16, Files(folder), dist.group.WORLD
     assert group is not None
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    held = [Buffers(rank, ranks, [share(room, CPU, group) for _ in range(n)]) for n in (GATHERS, SUMS) if copied]
+    held = []
+    for number in (GATHERS, SUMS) if copied else ():
+        memory = [files.symmetric(room, CPU) for _ in range(number)]
+        held.append(Buffers(rank, ranks, memory, [files.shared(one, group) for one in memory]))
     policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     how: dict[str, Any] = {"mesh": init_device_mesh("cpu", (ranks,)), "mp_policy": policy}
     torch.manual_seed(0)
@@ -79,7 +95,7 @@ def outcomes(folder: Path, copied: bool, room: int) -> tuple[list[torch.Tensor],
         output = model(torch.randn(4, 10, dtype=kind))
         output.float().square().sum().backward()
         found += [output.detach().clone(), *(p.grad.to_local().clone() for p in model.parameters())]
-    return found, sum(one.barriers for one in made)
+    return found, sum(one.barriers for one in files.mapped)
 
 
 def compared(folder: str, room: int) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def test_what_is_too_large_for_a_buffer_is_sent(tmp_path: Path) -> None:
 
 def test_buffers_are_taken_in_turn_and_those_of_one_kind_only_by_it() -> None:
     nobody: Any = None
-    held = Buffers(0, 2, [(torch.zeros(8, dtype=torch.uint8), nobody) for _ in range(2)])
+    held = Buffers(0, 2, [torch.zeros(8, dtype=torch.uint8) for _ in range(2)], [nobody] * 2)
     taken = [held.take(4, torch.bfloat16, CPU) for _ in range(3)]
     assert taken[0].data_ptr() == taken[2].data_ptr() != taken[1].data_ptr()
     assert all(held.hold(one) for one in taken)
@@ -112,31 +128,33 @@ def test_buffers_are_taken_in_turn_and_those_of_one_kind_only_by_it() -> None:
     assert not held.hold(large)
 
 
-def asked(folder: str, unable: int) -> dict[str, Any]:
-    """What a rank is told; ``unable`` is one that has no such memory."""
+def asked(folder: str, unable: int, at: str) -> dict[str, Any]:
+    """What a rank is told; the one that is ``unable`` fails ``at`` a place, the others do all they can."""
     here = world.join(plan(layout=layout(1, 2), train={"strategy": "fsdp"}), os.environ)
-    share, nobody = mapping(Path(folder), []), cast("Any", None)
+    files = Files(Path(folder), patient=at != "shared")
 
-    def symmetric(size: int, device: torch.device, group: dist.ProcessGroup) -> Shared:
-        if here.rank == unable:
-            raise RuntimeError("invalid device ordinal\nand where")
-        return (torch.empty(size, dtype=torch.uint8), nobody) if unable >= 0 else share(size, device, group)
+    def failing(*given: Any) -> Any:
+        raise RuntimeError("invalid device ordinal\nand where")
 
-    copy_engines.symmetric = symmetric
+    for name in ("symmetric", "shared"):
+        setattr(copy_engines, name, failing if (here.rank, name) == (unable, at) else getattr(files, name))
     found = copy_engines.buffers(here, here.group("dp"), 64, [2, 1])
     return {"found": found if isinstance(found, str) else [len(one.memory) for one in found]}
 
 
-def test_one_rank_that_cannot_share_its_memory_keeps_all_from_it(tmp_path: Path) -> None:
-    assert small.on_ranks(2, asked, str(tmp_path), 1) == [{"found": "rank 1: invalid device ordinal"}] * 2
-    assert small.on_ranks(2, asked, str(tmp_path), -1) == [{"found": [2, 1]}] * 2
+@pytest.mark.parametrize("at", ["symmetric", "shared"])
+def test_one_rank_that_cannot_share_its_memory_keeps_all_from_it_and_none_waits(tmp_path: Path, at: str) -> None:
+    assert small.on_ranks(2, asked, str(tmp_path), 1, at) == [{"found": "rank 1: invalid device ordinal"}] * 2
+
+
+def test_ranks_that_can_have_as_many_buffers_as_they_ask_for(tmp_path: Path) -> None:
+    assert small.on_ranks(2, asked, str(tmp_path), -1, "") == [{"found": [2, 1]}] * 2
 
 
 def test_who_forbids_nccl_to_read_peers_forbids_us(monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody: Any = None
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     with pytest.raises(RuntimeError, match="NCCL_P2P_DISABLE"):
-        copy_engines.symmetric(8, CPU, nobody)
+        copy_engines.symmetric(8, CPU)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from hpcft.train.model import prepare_model
 from tests import plans
 from tests.train import families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
+from tests.train.test_copy_engines import replace_symmetric_memory
 
 LAYOUTS: dict[str, tuple[str, dict[str, int]]] = {
     "DDP": ("ddp", {"dp": 2}),
@@ -332,3 +333,14 @@ def test_a_reference_of_other_data_is_computed_anew(alone: Alone, tmp_path: Path
     trained(plan, tmp_path, prepared("dpo full"), attempt=2)
     assert np.array_equal(np.load(file), numbers)
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["dpo lora", "kto lora"])
+def test_a_reference_made_beside_the_policy_is_the_same_where_layers_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(families.SIZES, "num_hidden_layers", 5)
+    plan = run(name, families.save(tmp_path / "model", "qwen2"), *LAYOUTS["FSDP2"], train={"resharding": True})
+    sent = trained(plan, tmp_path / "sent", prepared(name))
+    replace_symmetric_memory(monkeypatch, tmp_path)
+    assert difference(trained(plan, tmp_path / "copied", prepared(name)), sent) < 1e-6

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from hpcft.errors import Refusal
 from hpcft.run.paths import RunPaths
-from hpcft.train import adamw, copy_engines
+from hpcft.train import adamw
 from hpcft.train.copy_engines import Buffers
 from hpcft.train.head import Head
 from hpcft.train.reduce_scatter import AllToAllReduceScatter
@@ -24,7 +24,7 @@ from hpcft.train.strategies import fsdp, zero
 from tests.train import equivalence, families, small
 from tests.train.equivalence import TOLERANCE, Curve, difference, trained
 from tests.train.resume_matrix import Matrix
-from tests.train.test_copy_engines import mapping
+from tests.train.test_copy_engines import replace_symmetric_memory
 
 LAYOUTS = [name for name in families.LAYOUTS if name != "one process"]
 PREPARED = small.Prepared(small.windows(22))
@@ -193,20 +193,38 @@ def test_layers_that_ranks_copy_from_each_other_give_the_curve_of_those_sent(
     )
     sent = trained(plan, tmp_path / "sent", PREPARED)
     reads = counted(monkeypatch, Buffers, "read", tmp_path / "reads")
-    monkeypatch.setattr(copy_engines, "linked", lambda plan, world: True)
-    monkeypatch.setattr(copy_engines, "symmetric", mapping(tmp_path, []))
+    replace_symmetric_memory(monkeypatch, tmp_path)
     assert difference(trained(plan, tmp_path / "copied", PREPARED), sent) < 1e-6
     assert reads.read_text()
 
 
+def test_a_layer_that_was_fetched_and_not_used_is_not_taken_for_what_lies_in_its_buffer_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The backward pass ends at the last of five layers and has fetched the one below; the next micro batch needs it.
+    monkeypatch.setitem(families.SIZES, "num_hidden_layers", 5)
+    plan = families.plan_with(
+        families.save(tmp_path / "model", "llama"), "fsdp", {"dp": 2}, "lora", model={"dtype": "bfloat16"},
+        tuner={"target_modules": ("4.self_attn.q_proj",)}, train={"resharding": True},
+        batch={"global_windows": 8, "micro_windows": 1},
+    )  # fmt: skip
+    assert plan.batch.accumulation > 1
+    sent = trained(plan, tmp_path / "sent", PREPARED)
+    replace_symmetric_memory(monkeypatch, tmp_path)
+    assert difference(trained(plan, tmp_path / "copied", PREPARED), sent) < 1e-6
+
+
+@pytest.mark.parametrize("copied", [False, True])
 def test_what_a_forward_pass_begins_with_is_gathered_beside_the_update(
-    alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: bool, alone: Alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = families.plan_with(alone.model("llama"), "fsdp", {"dp": 2}, model={"dtype": "bfloat16"})
     late = trained(plan, tmp_path / "late", PREPARED)
     monkeypatch.setattr(adamw, "LARGE", 512)
     monkeypatch.setattr(adamw, "_compiled_for", "cpu")
     early = counted(monkeypatch, FSDPModule, "unshard", tmp_path / "early")
+    if copied:
+        replace_symmetric_memory(monkeypatch, tmp_path)
     assert difference(trained(plan, tmp_path / "early run", PREPARED), late) < 1e-4
     units, ranks = 2, 2  # the embedding and the first layer
     assert len(early.read_text()) == units * ranks * plan.optim.max_steps

@@ -163,10 +163,12 @@ class FullyShardedDataParallel:
         """Add the gradients of ``loss``, summed over the ranks: adapters' once a step, a whole model's every time.
 
         Unsummed gradients of a whole model would lie on every rank in full. Replicas are summed once a step.
+
+        To FSDP every backward pass is its last, and it then lets go of a layer that it fetched and did not need. Kept
+        until the next forward pass, it would be taken out of a buffer that other layers have used (``CopyingGather``).
         """
         self.model.set_requires_gradient_sync(last or self.whole)
         self.model.set_requires_all_reduce(last)
-        self.model.set_is_last_backward(last)
         # FSDP averages over the data ranks; ours is a sum.
         (loss * (self.world.data_size * self.scale.value)).backward()
 
